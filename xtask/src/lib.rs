@@ -1,0 +1,1 @@
+//! Private PostgreSQL and Kafka servers for the demo and the tests.
