@@ -1,0 +1,5 @@
+DROP VIEW payments;
+DROP VIEW deliveries;
+DROP TABLE order_items;
+DROP TABLE orders;
+DROP SEQUENCE order_version_seq;

@@ -1,0 +1,423 @@
+//! Configuration that both processes share, and the rules by which all of it is read.
+//!
+//! Flags win over the environment, the environment over a `.env` file in the working directory. Secrets may come from a
+//! file (`..._FILE`) and are never printed.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, ValueEnum};
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself; not for logs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Takes the secret from where it was given: directly or in a file, of which a final line break does not count.
+    ///
+    /// # Errors
+    /// Fails where both were given, or the file cannot be read; `name` is the variable's.
+    pub fn resolve(
+        name: &str,
+        direct: Option<Self>,
+        file: Option<PathBuf>,
+    ) -> anyhow::Result<Option<Self>> {
+        match (direct, file) {
+            (Some(_), Some(_)) => bail!("{name} and {name}_FILE are both set: keep one of them"),
+            (direct, None) => Ok(direct),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(&path)
+                    .with_context(|| format!("{name}_FILE: cannot read {}", path.display()))?;
+                Ok(Some(Self(text.trim_end_matches(['\r', '\n']).to_owned())))
+            }
+        }
+    }
+}
+
+impl FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0.is_empty() {
+            "(empty)"
+        } else {
+            "(set, not shown)"
+        })
+    }
+}
+
+/// Effective settings as people may see them: variable and value, secrets redacted.
+pub type ShownSettings = Vec<(&'static str, String)>;
+
+/// Reads a program's configuration, after `.env`.
+///
+/// # Errors
+/// Fails with one line that names the setting; `--help` and `--version` print and end the process.
+pub fn parse<T: Parser>() -> anyhow::Result<T> {
+    match dotenvy::from_path(".env") {
+        Ok(()) => {}
+        Err(error) if error.not_found() => {}
+        // The error quotes the line, which may hold a secret.
+        Err(dotenvy::Error::LineParse(_, position)) => {
+            bail!(".env: a line does not parse near its column {position}")
+        }
+        Err(error) => bail!(".env: {error}"),
+    }
+    T::try_parse().map_err(|error| {
+        if error.use_stderr() {
+            anyhow::anyhow!(one_line(&error))
+        } else {
+            error.exit()
+        }
+    })
+}
+
+/// Clap's message without its usage part.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or(&text);
+    let words: Vec<&str> = message
+        .trim_start_matches("error: ")
+        .split_whitespace()
+        .collect();
+    words.join(" ")
+}
+
+/// How to reach PostgreSQL, as given.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the doc comments are help texts for a terminal"
+)]
+pub struct DatabaseArgs {
+    /// Host name or address of PostgreSQL
+    #[arg(
+        long,
+        env = "DB_HOST",
+        default_value = "localhost",
+        value_name = "DB_HOST"
+    )]
+    db_host: String,
+    /// Port of PostgreSQL
+    #[arg(long, env = "DB_PORT", default_value_t = 5432, value_name = "DB_PORT")]
+    db_port: u16,
+    /// Role to log in as
+    #[arg(
+        long,
+        env = "DB_USER",
+        default_value = "myapp_user",
+        value_name = "DB_USER"
+    )]
+    db_user: String,
+    /// Password of the role [default: myapp_password]
+    #[arg(
+        long,
+        env = "DB_PASSWORD",
+        value_name = "DB_PASSWORD",
+        hide_env_values = true
+    )]
+    db_password: Option<Secret>,
+    /// File with the password, in place of DB_PASSWORD
+    #[arg(long, env = "DB_PASSWORD_FILE", value_name = "DB_PASSWORD_FILE")]
+    db_password_file: Option<PathBuf>,
+    /// Name of the database
+    #[arg(
+        long,
+        env = "DB_NAME",
+        default_value = "myapp_db",
+        value_name = "DB_NAME"
+    )]
+    db_name: String,
+    /// Whether to use TLS, and what to check of the server's certificate
+    #[arg(
+        long,
+        env = "DB_SSLMODE",
+        default_value = "disable",
+        value_name = "DB_SSLMODE"
+    )]
+    db_sslmode: SslMode,
+    /// PEM file with the certificates of the CAs that may have signed the server's
+    #[arg(long, env = "DB_SSLROOTCERT", value_name = "DB_SSLROOTCERT")]
+    db_sslrootcert: Option<PathBuf>,
+}
+
+/// libpq's `sslmode`, with its meanings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it, its certificate unchecked.
+    Prefer,
+    /// TLS; the certificate is checked only where `DB_SSLROOTCERT` is set, then as by `verify-ca`.
+    Require,
+    /// TLS, and the certificate is signed by a CA of `DB_SSLROOTCERT`.
+    VerifyCa,
+    /// As `verify-ca`, and the certificate names `DB_HOST`.
+    VerifyFull,
+}
+
+impl SslMode {
+    /// The name that libpq knows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+/// How to reach PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct DatabaseSettings {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Password of the role.
+    pub password: Secret,
+    /// Database.
+    pub name: String,
+    /// TLS mode.
+    pub sslmode: SslMode,
+    /// PEM file of the trusted CAs.
+    pub sslrootcert: Option<PathBuf>,
+}
+
+impl DatabaseArgs {
+    /// Checks the combination and reads the files.
+    ///
+    /// # Errors
+    /// Fails with one line that names the variable.
+    pub fn resolve(self) -> anyhow::Result<DatabaseSettings> {
+        let sslrootcert = self
+            .db_sslrootcert
+            .filter(|path| !path.as_os_str().is_empty());
+        if matches!(self.db_sslmode, SslMode::VerifyCa | SslMode::VerifyFull)
+            && sslrootcert.is_none()
+        {
+            bail!(
+                "DB_SSLMODE={} needs DB_SSLROOTCERT, the PEM file of the CA (Debian's public CAs are in \
+                 /etc/ssl/certs/ca-certificates.crt)",
+                self.db_sslmode.as_str()
+            );
+        }
+        let file = self
+            .db_password_file
+            .filter(|path| !path.as_os_str().is_empty());
+        let password = Secret::resolve("DB_PASSWORD", self.db_password, file)?;
+        Ok(DatabaseSettings {
+            host: self.db_host,
+            port: self.db_port,
+            user: self.db_user,
+            password: password.unwrap_or_else(|| Secret::new("myapp_password")),
+            name: self.db_name,
+            sslmode: self.db_sslmode,
+            sslrootcert,
+        })
+    }
+}
+
+impl DatabaseSettings {
+    /// The settings without the password.
+    pub fn shown(&self) -> ShownSettings {
+        vec![
+            ("DB_HOST", self.host.clone()),
+            ("DB_PORT", self.port.to_string()),
+            ("DB_USER", self.user.clone()),
+            ("DB_PASSWORD", format!("{:?}", self.password)),
+            ("DB_NAME", self.name.clone()),
+            ("DB_SSLMODE", self.sslmode.as_str().to_owned()),
+            (
+                "DB_SSLROOTCERT",
+                self.sslrootcert
+                    .as_ref()
+                    .map(|path| path.display().to_string())
+                    .unwrap_or_default(),
+            ),
+        ]
+    }
+}
+
+/// How to log.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logging")]
+pub struct LogSettings {
+    /// Form of the log's lines
+    #[arg(
+        id = "log_format",
+        long = "log-format",
+        env = "LOG_FORMAT",
+        default_value = "text",
+        value_name = "LOG_FORMAT"
+    )]
+    pub format: LogFormat,
+    /// What to log, by target and level
+    #[arg(
+        id = "log_filter",
+        long = "log-filter",
+        env = "RUST_LOG",
+        default_value = "info",
+        value_name = "RUST_LOG"
+    )]
+    pub filter: String,
+}
+
+/// Form of the log's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogSettings {
+    /// The settings as given.
+    pub fn shown(&self) -> ShownSettings {
+        let format = match self.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        vec![
+            ("LOG_FORMAT", format.to_owned()),
+            ("RUST_LOG", self.filter.clone()),
+        ]
+    }
+}
+
+/// How to stop.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Process")]
+pub struct ShutdownSettings {
+    /// Milliseconds to finish in after SIGTERM or SIGINT
+    #[arg(
+        long,
+        env = "SHUTDOWN_TIMEOUT_MS",
+        default_value_t = 10_000,
+        value_name = "SHUTDOWN_TIMEOUT_MS"
+    )]
+    shutdown_timeout_ms: u64,
+}
+
+impl ShutdownSettings {
+    /// For tests, which build their configuration directly.
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            shutdown_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Time to finish in after the first signal.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.shutdown_timeout_ms)
+    }
+
+    /// The settings as given.
+    pub fn shown(&self) -> ShownSettings {
+        vec![("SHUTDOWN_TIMEOUT_MS", self.shutdown_timeout_ms.to_string())]
+    }
+}
+
+/// Writes settings as `NAME=value` lines.
+pub fn to_lines(settings: &ShownSettings) -> String {
+    settings
+        .iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Program {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        #[command(flatten)]
+        log: LogSettings,
+        #[command(flatten)]
+        shutdown: ShutdownSettings,
+    }
+
+    fn database(arguments: &[&str]) -> anyhow::Result<DatabaseSettings> {
+        Program::try_parse_from([&["program"], arguments].concat())
+            .map_err(|error| anyhow::anyhow!(one_line(&error)))?
+            .database
+            .resolve()
+    }
+
+    #[test]
+    fn clap_accepts_the_groups() {
+        use clap::CommandFactory;
+        Program::command().debug_assert();
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let settings = database(&["--db-password", "canary"]).unwrap();
+        assert!(!format!("{settings:?} {:?}", settings.shown()).contains("canary"));
+        assert_eq!(settings.password.expose(), "canary");
+    }
+
+    #[test]
+    fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
+        let file = std::env::temp_dir().join(format!("orders-secret-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&file, "from file\n").unwrap();
+        let path = file.to_str().unwrap();
+        let settings = database(&["--db-password-file", path]).unwrap();
+        assert_eq!(settings.password.expose(), "from file");
+        let both = database(&["--db-password-file", path, "--db-password", "x"]).unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(
+            both.to_string(),
+            "DB_PASSWORD and DB_PASSWORD_FILE are both set: keep one of them"
+        );
+        let gone = database(&["--db-password-file", path]).unwrap_err();
+        assert!(
+            gone.to_string()
+                .starts_with("DB_PASSWORD_FILE: cannot read"),
+            "{gone}"
+        );
+    }
+
+    #[test]
+    fn faults_are_one_line_that_names_the_variable() {
+        for (arguments, name) in [
+            (["--db-port", "abc"], "DB_PORT"),
+            (["--db-sslmode", "maybe"], "DB_SSLMODE"),
+            (["--db-sslmode", "verify-full"], "DB_SSLROOTCERT"),
+        ] {
+            let message = database(&arguments).unwrap_err().to_string();
+            assert!(
+                message.contains(name) && !message.contains('\n'),
+                "{message}"
+            );
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The tables, as diesel knows them; the test `schema_matches_the_database` compares them with the migrations.
+
+#![expect(
+    missing_docs,
+    reason = "the columns are described by COMMENT in the migrations"
+)]
+
+diesel::table! {
+    /// One row an order.
+    orders (order_uid) {
+        order_uid -> Text,
+        track_number -> Text,
+        entry -> Text,
+        delivery_name -> Text,
+        delivery_phone -> Text,
+        delivery_zip -> Text,
+        delivery_city -> Text,
+        delivery_address -> Text,
+        delivery_region -> Text,
+        delivery_email -> Text,
+        payment_transaction -> Text,
+        payment_request_id -> Text,
+        payment_currency -> Text,
+        payment_provider -> Text,
+        payment_amount -> Int8,
+        payment_dt -> Int8,
+        payment_bank -> Text,
+        payment_delivery_cost -> Int8,
+        payment_goods_total -> Int8,
+        payment_custom_fee -> Int8,
+        locale -> Text,
+        internal_signature -> Text,
+        customer_id -> Text,
+        delivery_service -> Text,
+        shardkey -> Text,
+        sm_id -> Int8,
+        date_created -> Timestamptz,
+        oof_shard -> Text,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        source_partition -> Nullable<Int4>,
+        source_offset -> Nullable<Int8>,
+    }
+}
+
+diesel::table! {
+    /// The items of the orders.
+    order_items (order_uid, position) {
+        order_uid -> Text,
+        position -> Int4,
+        chrt_id -> Int8,
+        track_number -> Text,
+        price -> Int8,
+        rid -> Text,
+        name -> Text,
+        sale -> Int4,
+        size -> Text,
+        total_price -> Int8,
+        nm_id -> Int8,
+        brand -> Text,
+        status -> Int8,
+    }
+}
+
+diesel::table! {
+    /// Progress of each consumer group by partition.
+    consumer_offsets (group_id, topic, partition) {
+        group_id -> Text,
+        topic -> Text,
+        partition -> Int4,
+        next_offset -> Int8,
+        epoch -> Int8,
+        owner -> Nullable<Uuid>,
+        incarnation -> Int4,
+        last_offset -> Nullable<Int8>,
+        last_timestamp -> Nullable<Int8>,
+        consecutive_bad -> Int8,
+        halted -> Bool,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    /// Partitions stopped because the broker's offsets do not continue ours.
+    offset_incidents (id) {
+        id -> Int8,
+        group_id -> Text,
+        topic -> Text,
+        partition -> Int4,
+        incarnation -> Int4,
+        kind -> Text,
+        next_offset -> Int8,
+        low_watermark -> Int8,
+        high_watermark -> Int8,
+        detail -> Text,
+        detected_at -> Timestamptz,
+        resolved_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    /// Messages refused for ever.
+    dead_letters (id) {
+        id -> Int8,
+        group_id -> Text,
+        topic -> Text,
+        incarnation -> Int4,
+        partition -> Int4,
+        offset -> Int8,
+        key -> Nullable<Bytea>,
+        payload -> Nullable<Bytea>,
+        payload_size -> Int8,
+        headers -> Jsonb,
+        message_timestamp -> Nullable<Timestamptz>,
+        reason -> Text,
+        detail -> Text,
+        state -> Text,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        relayed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::joinable!(order_items -> orders (order_uid));
+diesel::allow_tables_to_appear_in_same_query!(orders, order_items);

@@ -1,0 +1,127 @@
+//! The first look at the database: what only a person can mend ends the process, what may heal is waited for.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::SimpleQueryMessage;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{describe, tls_connector, tokio_config};
+use crate::backoff::Backoff;
+use crate::config::DatabaseSettings;
+
+/// How often a wait says that it goes on.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why the database cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub enum StartupError {
+    /// The settings or the server must be changed: wrong password, no such database, wrong CA.
+    #[error("{0}")]
+    Fatal(String),
+    /// It may heal by itself: nobody answers, or the server is starting.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// Connects once and looks.
+///
+/// # Errors
+/// [`StartupError`] says whether waiting may help.
+pub async fn check(
+    settings: &DatabaseSettings,
+    application_name: &str,
+) -> Result<(), StartupError> {
+    let tls = tls_connector(settings).map_err(|error| StartupError::Fatal(format!("{error:#}")))?;
+    let at = format!(
+        "database {} at {}:{}",
+        settings.name, settings.host, settings.port
+    );
+    let classify = |error: &tokio_postgres::Error| {
+        let message = format!("{at}: {}", describe(error));
+        if needs_a_person(error) {
+            StartupError::Fatal(message)
+        } else {
+            StartupError::Unreachable(message)
+        }
+    };
+    let (client, connection) = tokio_config(settings, application_name)
+        .connect(tls)
+        .await
+        .map_err(|error| classify(&error))?;
+    let connection = tokio::spawn(connection);
+    let answer = client.simple_query("SELECT 1").await;
+    drop(client);
+    connection.await.ok();
+    match answer {
+        Ok(messages)
+            if messages
+                .iter()
+                .any(|message| matches!(message, SimpleQueryMessage::Row(_))) =>
+        {
+            Ok(())
+        }
+        Ok(_) => Err(StartupError::Unreachable(format!(
+            "{at}: SELECT 1 gave no row"
+        ))),
+        Err(error) => Err(classify(&error)),
+    }
+}
+
+/// Waits until the database can be used; says so once in a while. `false` means that the process is to stop.
+///
+/// # Errors
+/// Fails with one line where only a person can help.
+pub async fn wait_until_reachable(
+    settings: &DatabaseSettings,
+    application_name: &str,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<bool> {
+    let mut backoff = Backoff::for_database();
+    let mut last_report: Option<Instant> = None;
+    loop {
+        match check(settings, application_name).await {
+            Ok(()) => {
+                if last_report.is_some() {
+                    info!("database is reachable");
+                }
+                return Ok(!shutdown.is_cancelled());
+            }
+            Err(StartupError::Fatal(message)) => anyhow::bail!(message),
+            Err(StartupError::Unreachable(message)) => {
+                if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+                    warn!("waiting for the database: {message}");
+                    last_report = Some(Instant::now());
+                }
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(false),
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+        }
+    }
+}
+
+/// SQLSTATE classes 28 (authorisation), 3D (no such database), 42 (access rule, syntax), and every refusal of the
+/// server's certificate.
+fn needs_a_person(error: &tokio_postgres::Error) -> bool {
+    if let Some(code) = error.code() {
+        return ["28", "3D", "42"]
+            .iter()
+            .any(|class| code.code().starts_with(class));
+    }
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.into_iter().any(is_certificate_or_tls_refusal)
+}
+
+fn is_certificate_or_tls_refusal(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = cause
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    let rustls_error = cause
+        .downcast_ref::<rustls::Error>()
+        .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+    matches!(rustls_error, Some(rustls::Error::InvalidCertificate(_)))
+        // tokio-postgres has no type for a server without TLS.
+        || cause.to_string() == "server does not support TLS"
+}

@@ -1,0 +1,330 @@
+//! The rules of an order: fields in, an order or all its faults out. No I/O.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use chrono::{DateTime, Datelike, SubsecRound, Timelike, Utc};
+use serde::Serialize;
+
+use super::raw::{Field, Integer, RawDelivery, RawItem, RawOrder, RawPayment, Text};
+use super::{Delivery, Item, Order, OrderUid, Payment};
+
+/// Most items an order may have.
+pub const MAX_ITEMS: usize = 1000;
+
+/// Largest integer that every JSON reader keeps exactly (RFC 8259, section 6).
+const MAX_INTEGER: u64 = (1 << 53) - 1;
+const MAX_TEXT_CHARS: usize = 256;
+const MAX_ADDRESS_CHARS: usize = 512;
+const MAX_SALE_PERCENT: u64 = 100;
+/// 2100-01-01T00:00:00Z.
+const MAX_PAYMENT_DT: u64 = 4_102_444_800;
+
+/// One thing wrong with an order, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// JSON pointer (RFC 6901) to the field; empty for the whole document.
+    pub pointer: String,
+    /// What the field must be. Never quotes the value: orders hold personal data.
+    pub detail: Cow<'static, str>,
+}
+
+impl Fault {
+    pub(super) fn of_document(detail: String) -> Self {
+        Self {
+            pointer: String::new(),
+            detail: detail.into(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pointer = if self.pointer.is_empty() {
+            "the document"
+        } else {
+            &self.pointer
+        };
+        write!(formatter, "{pointer}: {}", self.detail)
+    }
+}
+
+/// All faults in one line.
+pub(super) fn list(faults: &[Fault]) -> String {
+    faults
+        .iter()
+        .map(Fault::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Checks every rule of the order; the order is given only where there is no fault.
+pub(super) fn validate(document: Field<RawOrder<'_>>) -> Result<Order, Vec<Fault>> {
+    let mut check = Check {
+        prefix: String::new(),
+        faults: Vec::new(),
+    };
+    let raw = match document {
+        Field::Value(raw) => raw,
+        Field::Absent => return Err(vec![Fault::of_document("must be an object".into())]),
+        Field::WrongType(wanted) => return Err(vec![Fault::of_document(wanted.into())]),
+    };
+    let order = Order {
+        order_uid: check.order_uid(raw.order_uid),
+        track_number: check.required_text("track_number", raw.track_number),
+        entry: check.optional_text("entry", raw.entry),
+        delivery: check.delivery(raw.delivery),
+        payment: check.payment(raw.payment),
+        items: check.items(raw.items),
+        locale: check.optional_text("locale", raw.locale),
+        internal_signature: check.optional_text("internal_signature", raw.internal_signature),
+        customer_id: check.required_text("customer_id", raw.customer_id),
+        delivery_service: check.optional_text("delivery_service", raw.delivery_service),
+        shardkey: check.optional_text("shardkey", raw.shardkey),
+        sm_id: check.optional_integer("sm_id", raw.sm_id, MAX_INTEGER),
+        date_created: check.date_created(raw.date_created),
+        oof_shard: check.optional_text("oof_shard", raw.oof_shard),
+    };
+    if check.faults.is_empty() {
+        Ok(order)
+    } else {
+        Err(check.faults)
+    }
+}
+
+/// Collects faults; a faulty field yields an empty value, which nobody sees.
+struct Check {
+    /// Pointer of the object whose fields are being checked.
+    prefix: String,
+    faults: Vec<Fault>,
+}
+
+impl Check {
+    fn fault(&mut self, field: &str, detail: impl Into<Cow<'static, str>>) {
+        self.faults.push(Fault {
+            pointer: format!("{}/{field}", self.prefix),
+            detail: detail.into(),
+        });
+    }
+
+    fn delivery(&mut self, field: Field<RawDelivery<'_>>) -> Delivery {
+        let raw = self.object("delivery", field);
+        let delivery = Delivery {
+            name: self.required_text("name", raw.name),
+            phone: self.phone(raw.phone),
+            zip: self.optional_text("zip", raw.zip),
+            city: self.required_text("city", raw.city),
+            address: self.text("address", raw.address, true, MAX_ADDRESS_CHARS),
+            region: self.required_text("region", raw.region),
+            email: self.email(raw.email),
+        };
+        self.prefix.clear();
+        delivery
+    }
+
+    fn payment(&mut self, field: Field<RawPayment<'_>>) -> Payment {
+        let raw = self.object("payment", field);
+        let payment = Payment {
+            transaction: self.required_text("transaction", raw.transaction),
+            request_id: self.optional_text("request_id", raw.request_id),
+            currency: self.currency(raw.currency),
+            provider: self.required_text("provider", raw.provider),
+            amount: self.required_integer("amount", raw.amount),
+            payment_dt: self.optional_integer("payment_dt", raw.payment_dt, MAX_PAYMENT_DT),
+            bank: self.optional_text("bank", raw.bank),
+            delivery_cost: self.optional_integer("delivery_cost", raw.delivery_cost, MAX_INTEGER),
+            goods_total: self.optional_integer("goods_total", raw.goods_total, MAX_INTEGER),
+            custom_fee: self.optional_integer("custom_fee", raw.custom_fee, MAX_INTEGER),
+        };
+        self.prefix.clear();
+        payment
+    }
+
+    fn items(&mut self, field: Field<Vec<Field<RawItem<'_>>>>) -> Vec<Item> {
+        let raw_items = match field {
+            Field::Value(items) if (1..=MAX_ITEMS).contains(&items.len()) => items,
+            Field::WrongType(wanted) => {
+                self.fault("items", wanted);
+                return Vec::new();
+            }
+            // Items beyond the limit are not looked at: a hostile body could yield faults without end.
+            _ => {
+                self.fault("items", format!("must have 1..={MAX_ITEMS} items"));
+                return Vec::new();
+            }
+        };
+        let items = raw_items
+            .into_iter()
+            .enumerate()
+            .map(|(index, item)| self.item(index, item))
+            .collect();
+        self.prefix.clear();
+        items
+    }
+
+    fn item(&mut self, index: usize, field: Field<RawItem<'_>>) -> Item {
+        self.prefix.clear();
+        let raw = self.object(&format!("items/{index}"), field);
+        Item {
+            chrt_id: self.required_integer("chrt_id", raw.chrt_id),
+            track_number: self.optional_text("track_number", raw.track_number),
+            price: self.required_integer("price", raw.price),
+            rid: self.optional_text("rid", raw.rid),
+            name: self.required_text("name", raw.name),
+            sale: i32::try_from(self.optional_integer("sale", raw.sale, MAX_SALE_PERCENT))
+                .unwrap_or_default(),
+            size: self.optional_text("size", raw.size),
+            total_price: self.required_integer("total_price", raw.total_price),
+            nm_id: self.optional_integer("nm_id", raw.nm_id, MAX_INTEGER),
+            brand: self.required_text("brand", raw.brand),
+            status: self.optional_integer("status", raw.status, MAX_INTEGER),
+        }
+    }
+
+    /// Goes into an object: what is checked next stands below its pointer.
+    ///
+    /// In place of an object that is not there stands an empty one, so that each of its required fields is named too.
+    fn object<T: Default>(&mut self, name: &str, field: Field<T>) -> T {
+        let object = match field {
+            Field::Value(object) => object,
+            Field::Absent => {
+                self.fault(name, "is required");
+                T::default()
+            }
+            Field::WrongType(wanted) => {
+                self.fault(name, wanted);
+                T::default()
+            }
+        };
+        self.prefix.push('/');
+        self.prefix.push_str(name);
+        object
+    }
+
+    fn required_text(&mut self, name: &str, field: Text<'_>) -> String {
+        self.text(name, field, true, MAX_TEXT_CHARS)
+    }
+
+    fn optional_text(&mut self, name: &str, field: Text<'_>) -> String {
+        self.text(name, field, false, MAX_TEXT_CHARS)
+    }
+
+    fn text(&mut self, name: &str, field: Text<'_>, required: bool, max_chars: usize) -> String {
+        let text = match field {
+            Field::Value(text) => text,
+            Field::Absent if required => {
+                self.fault(name, "is required");
+                return String::new();
+            }
+            Field::Absent => return String::new(),
+            Field::WrongType(wanted) => {
+                self.fault(name, wanted);
+                return String::new();
+            }
+        };
+        if required && text.is_empty() {
+            self.fault(name, "must not be empty");
+        }
+        // Characters are never more than bytes, so the count is needed only for a long text.
+        if text.len() > max_chars && text.chars().count() > max_chars {
+            self.fault(name, format!("must have at most {max_chars} characters"));
+        }
+        if text.chars().any(char::is_control) {
+            self.fault(name, "must have no control characters");
+        }
+        text.into_owned()
+    }
+
+    /// Checks a required text against one more rule; the rule is not asked where the text is faulty already.
+    fn ruled_text(
+        &mut self,
+        name: &str,
+        field: Text<'_>,
+        rule: fn(&str) -> bool,
+        detail: &'static str,
+    ) -> String {
+        let faults_before = self.faults.len();
+        let text = self.required_text(name, field);
+        if self.faults.len() == faults_before && !rule(&text) {
+            self.fault(name, detail);
+        }
+        text
+    }
+
+    fn order_uid(&mut self, field: Text<'_>) -> OrderUid {
+        const DETAIL: &str =
+            "must have 1 to 64 characters out of A-Z a-z 0-9 . _ -, the first a letter or a digit";
+        OrderUid(self.ruled_text("order_uid", field, OrderUid::is_valid, DETAIL))
+    }
+
+    fn phone(&mut self, field: Text<'_>) -> String {
+        const DETAIL: &str = "must have 5 to 32 characters out of digits, spaces and +()-./x#, at least 5 of them digits";
+        fn is_phone(text: &str) -> bool {
+            (5..=32).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_digit() || b" +()-./x#".contains(&byte))
+                && text.bytes().filter(u8::is_ascii_digit).count() >= 5
+        }
+        self.ruled_text("phone", field, is_phone, DETAIL)
+    }
+
+    fn email(&mut self, field: Text<'_>) -> String {
+        fn is_email(text: &str) -> bool {
+            let options = email_address::Options::default().without_display_text();
+            email_address::EmailAddress::parse_with_options(text, options).is_ok()
+        }
+        self.ruled_text("email", field, is_email, "must be an e-mail address")
+    }
+
+    fn currency(&mut self, field: Text<'_>) -> String {
+        fn is_currency(text: &str) -> bool {
+            text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase())
+        }
+        self.ruled_text(
+            "currency",
+            field,
+            is_currency,
+            "must be three upper-case letters",
+        )
+    }
+
+    fn date_created(&mut self, field: Text<'_>) -> DateTime<Utc> {
+        const DETAIL: &str = "must be an RFC 3339 time with a zone, year 2000..=2100, no second 60";
+        fn parse(text: &str) -> Option<DateTime<Utc>> {
+            let local = DateTime::parse_from_rfc3339(text).ok()?;
+            // chrono reads second 60 as a nanosecond beyond 999,999,999; PostgreSQL would answer another second.
+            let is_leap_second = local.nanosecond() >= 1_000_000_000;
+            let utc = local.with_timezone(&Utc).trunc_subsecs(6);
+            (!is_leap_second && (2000..=2100).contains(&utc.year())).then_some(utc)
+        }
+        let faults_before = self.faults.len();
+        let text = self.required_text("date_created", field);
+        let parsed = parse(&text);
+        if parsed.is_none() && self.faults.len() == faults_before {
+            self.fault("date_created", DETAIL);
+        }
+        parsed.unwrap_or_default()
+    }
+
+    fn required_integer(&mut self, name: &str, field: Integer) -> i64 {
+        if matches!(field, Field::Absent) {
+            self.fault(name, "is required");
+        }
+        self.optional_integer(name, field, MAX_INTEGER)
+    }
+
+    fn optional_integer(&mut self, name: &str, field: Integer, max: u64) -> i64 {
+        match field {
+            Field::Value(integer) if integer <= max => i64::try_from(integer).unwrap_or_default(),
+            Field::Absent => 0,
+            Field::Value(_) | Field::WrongType(_) => {
+                self.fault(name, format!("must be an integer in 0..={max}"));
+                0
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

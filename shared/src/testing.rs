@@ -1,0 +1,47 @@
+//! Helpers for tests: a database of their own, orders to send, a proxy that cuts connections. Panics are how they fail.
+
+#![expect(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+
+mod database;
+mod orders;
+mod proxy;
+
+pub use database::{TestDatabase, database_settings_from_environment};
+pub use orders::{InvalidKind, OrderGenerator, model_json};
+pub use proxy::TcpProxy;
+
+use std::time::{Duration, Instant};
+
+/// Waits until a condition holds.
+///
+/// # Panics
+/// Panics with the description where it does not hold in time.
+pub fn wait_until(description: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < timeout,
+            "not within {timeout:?}: {description}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// As [`wait_until`], for asynchronous conditions.
+///
+/// # Panics
+/// Panics with the description where the condition does not hold in time.
+pub async fn eventually(
+    description: &str,
+    timeout: Duration,
+    mut condition: impl AsyncFnMut() -> bool,
+) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(
+            start.elapsed() < timeout,
+            "not within {timeout:?}: {description}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

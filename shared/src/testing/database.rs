@@ -1,0 +1,190 @@
+//! One database a test, cloned from a migrated template: NOTIFY is per database and fires only on commit, so neither
+//! schemas nor rolled-back transactions would do.
+
+use diesel::migration::MigrationSource;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+
+use crate::config::{DatabaseSettings, Secret, SslMode};
+use crate::db;
+
+/// Serialises the making of the template over test processes.
+const TEMPLATE_LOCK: i64 = 0x7465_6d70;
+
+/// A migrated database of a test's own, dropped at its end.
+#[derive(Debug)]
+pub struct TestDatabase {
+    server: DatabaseSettings,
+    settings: DatabaseSettings,
+}
+
+/// The server that `DB_HOST` and the like name; `make test` and `cargo xtask stack` set them.
+///
+/// # Panics
+/// Panics where no server is named: a test never touches a server that nobody gave it.
+pub fn database_settings_from_environment() -> DatabaseSettings {
+    let variable = |name: &str| {
+        std::env::var(name).unwrap_or_else(|_| {
+            panic!("{name} is not set: run the tests by `make test`, or see README, Development")
+        })
+    };
+    DatabaseSettings {
+        host: variable("DB_HOST"),
+        port: variable("DB_PORT").parse().unwrap(),
+        user: variable("DB_USER"),
+        password: Secret::new(variable("DB_PASSWORD")),
+        name: variable("DB_NAME"),
+        sslmode: SslMode::Disable,
+        sslrootcert: None,
+    }
+}
+
+impl TestDatabase {
+    /// Makes a database with the whole schema.
+    pub fn create() -> Self {
+        Self::create_on(database_settings_from_environment())
+    }
+
+    /// Makes a database with the whole schema on a given server.
+    pub fn create_on(server: DatabaseSettings) -> Self {
+        let mut connection = connect(&server);
+        let template = template(&server, &mut connection);
+        Self::clone_of(&template, server, &mut connection)
+    }
+
+    /// Makes a database without any table.
+    pub fn create_empty() -> Self {
+        let server = database_settings_from_environment();
+        let mut connection = connect(&server);
+        Self::clone_of("template0", server, &mut connection)
+    }
+
+    fn clone_of(template: &str, server: DatabaseSettings, connection: &mut PgConnection) -> Self {
+        let name = format!("test_{}", uuid::Uuid::new_v4().simple());
+        execute(
+            connection,
+            &["CREATE DATABASE ", &name, " TEMPLATE ", template].concat(),
+        );
+        let settings = DatabaseSettings {
+            name,
+            ..server.clone()
+        };
+        Self { server, settings }
+    }
+
+    /// How to reach it.
+    pub fn settings(&self) -> DatabaseSettings {
+        self.settings.clone()
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> PgConnection {
+        connect(&self.settings)
+    }
+
+    /// The single integer that a query selects as `value`.
+    pub fn integer(&self, query: &str) -> i64 {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = BigInt)]
+            value: i64,
+        }
+        diesel::sql_query(query)
+            .get_result::<Row>(&mut self.connect())
+            .unwrap()
+            .value
+    }
+
+    /// The texts that a query selects as `value`.
+    pub fn texts(&self, query: &str) -> Vec<String> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Text)]
+            value: String,
+        }
+        let rows: Vec<Row> = diesel::sql_query(query).load(&mut self.connect()).unwrap();
+        rows.into_iter().map(|row| row.value).collect()
+    }
+
+    /// Runs statements.
+    pub fn execute(&self, statements: &str) {
+        execute(&mut self.connect(), statements);
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        // A test that failed may have taken the server away; its own message must stay the last one.
+        if let Ok(mut connection) = db::connect_blocking(&self.server, "orders-test") {
+            use diesel::connection::SimpleConnection;
+            let drop_database = [
+                "DROP DATABASE IF EXISTS ",
+                &self.settings.name,
+                " WITH (FORCE)",
+            ]
+            .concat();
+            connection.batch_execute(&drop_database).ok();
+        }
+    }
+}
+
+fn connect(settings: &DatabaseSettings) -> PgConnection {
+    db::connect_blocking(settings, "orders-test").unwrap()
+}
+
+fn execute(connection: &mut PgConnection, statements: &str) {
+    use diesel::connection::SimpleConnection;
+    connection.batch_execute(statements).unwrap();
+}
+
+/// The name of the migrated template, which is made where it is not there yet.
+fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String {
+    let name = format!("template_{}", schema_fingerprint());
+    diesel::sql_query("SELECT pg_advisory_lock($1)")
+        .bind::<BigInt, _>(TEMPLATE_LOCK)
+        .execute(connection)
+        .unwrap();
+    let exists = diesel::sql_query("SELECT 1 FROM pg_database WHERE datname = $1")
+        .bind::<Text, _>(&name)
+        .execute(connection)
+        .unwrap();
+    if exists == 0 {
+        // Migrated under another name: one that was left half-way is never taken for the template.
+        let unfinished = format!("{name}_unfinished");
+        execute(
+            connection,
+            &["DROP DATABASE IF EXISTS ", &unfinished].concat(),
+        );
+        execute(connection, &["CREATE DATABASE ", &unfinished].concat());
+        db::migrate(&mut connect(&DatabaseSettings {
+            name: unfinished.clone(),
+            ..server.clone()
+        }))
+        .unwrap();
+        execute(
+            connection,
+            &["ALTER DATABASE ", &unfinished, " RENAME TO ", &name].concat(),
+        );
+    }
+    diesel::sql_query("SELECT pg_advisory_unlock($1)")
+        .bind::<BigInt, _>(TEMPLATE_LOCK)
+        .execute(connection)
+        .unwrap();
+    name
+}
+
+/// A number that changes when a migration does.
+fn schema_fingerprint() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    include_str!("../../../migrations/2026-11-23-000001_create_orders/up.sql").hash(&mut hasher);
+    include_str!("../../../migrations/2026-11-23-000002_create_consumer_offsets/up.sql")
+        .hash(&mut hasher);
+    include_str!("../../../migrations/2026-11-23-000003_create_dead_letters/up.sql")
+        .hash(&mut hasher);
+    let migrations = MigrationSource::<diesel::pg::Pg>::migrations(&db::MIGRATIONS).unwrap();
+    for migration in migrations {
+        migration.name().to_string().hash(&mut hasher);
+    }
+    hasher.finish()
+}
