@@ -1,0 +1,72 @@
+//! The broker's `server.properties`.
+
+use std::path::Path;
+
+/// Renders the properties of a one-node cluster that starts in seconds.
+pub(super) fn render(
+    port: u16,
+    controller_port: u16,
+    data: &Path,
+    settings: &[(&str, &str)],
+) -> String {
+    let listener = format!("PLAINTEXT://127.0.0.1:{port}");
+    let listeners = format!("{listener},CONTROLLER://127.0.0.1:{controller_port}");
+    let voters = format!("1@127.0.0.1:{controller_port}");
+    let data = data.display().to_string();
+    let ours = [
+        ("process.roles", "broker,controller"),
+        ("node.id", "1"),
+        ("controller.quorum.voters", &voters),
+        ("controller.listener.names", "CONTROLLER"),
+        ("listeners", &listeners),
+        ("advertised.listeners", &listener),
+        ("inter.broker.listener.name", "PLAINTEXT"),
+        ("log.dirs", &data),
+        // One node can hold one replica.
+        ("offsets.topic.replication.factor", "1"),
+        ("transaction.state.log.replication.factor", "1"),
+        ("transaction.state.log.min.isr", "1"),
+        ("share.coordinator.state.topic.replication.factor", "1"),
+        ("share.coordinator.state.topic.min.isr", "1"),
+        // Internal topics of 50 partitions take longer to make than the broker takes to start.
+        ("offsets.topic.num.partitions", "4"),
+        ("transaction.state.log.num.partitions", "2"),
+        ("share.coordinator.state.topic.num.partitions", "1"),
+        // Tests wait for the first assignment, and for a dead member to be noticed.
+        ("group.initial.rebalance.delay.ms", "0"),
+        ("group.min.session.timeout.ms", "1000"),
+        // A mistyped topic must not come into being.
+        ("auto.create.topics.enable", "false"),
+    ];
+    ours.iter()
+        .chain(settings)
+        .map(|(name, value)| format!("{name}={}\n", escape(value)))
+        .collect()
+}
+
+/// In a properties file a backslash starts an escape.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_name_both_listeners_and_given_ones_come_last() {
+        let text = render(
+            1111,
+            2222,
+            Path::new("/some folder/data"),
+            &[("message.max.bytes", "5")],
+        );
+        assert!(
+            text.contains("\nlisteners=PLAINTEXT://127.0.0.1:1111,CONTROLLER://127.0.0.1:2222\n"),
+            "{text}"
+        );
+        assert!(text.contains("\ncontroller.quorum.voters=1@127.0.0.1:2222\n"));
+        assert!(text.contains("\nlog.dirs=/some folder/data\n"));
+        assert!(text.ends_with("\nmessage.max.bytes=5\n"));
+    }
+}

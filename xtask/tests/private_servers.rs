@@ -1,0 +1,117 @@
+//! The private servers survive what the tests of the other crates do to them.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+
+use xtask::kafka::PrivateKafka;
+use xtask::postgres::{Options, PrivatePostgres};
+use xtask::process::is_running;
+
+#[test]
+fn postgres_that_was_killed_comes_back_with_its_data() {
+    let mut postgres = PrivatePostgres::start(&Options::default()).unwrap();
+    let port = postgres.port();
+    let folder = postgres.folder().to_owned();
+    let first = postmaster(&postgres);
+    postgres
+        .psql("CREATE TABLE kept (value integer); INSERT INTO kept VALUES (42)")
+        .unwrap();
+
+    postgres.kill_nine().unwrap();
+    assert!(!is_running(first));
+    assert!(postgres.psql("SELECT 1").is_err());
+
+    postgres.restart().unwrap();
+    assert_eq!(postgres.port(), port);
+    assert_ne!(postmaster(&postgres), first);
+    assert_eq!(postgres.psql("SELECT value FROM kept").unwrap(), "42\n");
+
+    let second = postmaster(&postgres);
+    drop(postgres);
+    assert!(!is_running(second));
+    assert!(!folder.exists());
+}
+
+#[test]
+fn postgres_has_a_role_that_may_create_databases_and_a_password_that_counts() {
+    let postgres = PrivatePostgres::start(&Options {
+        password: "it's \"odd\"".to_owned(),
+        settings: vec![("work_mem".to_owned(), "5MB".to_owned())],
+        ..Options::default()
+    })
+    .unwrap();
+    assert_eq!(postgres.psql("SHOW work_mem").unwrap(), "5MB\n");
+    assert_eq!(
+        postgres
+            .psql(
+                "SELECT current_user, current_database(), rolsuper, rolcreatedb FROM pg_roles WHERE rolname = current_user"
+            )
+            .unwrap(),
+        "myapp_user|myapp_db|f|t\n"
+    );
+    postgres.psql("CREATE DATABASE another").unwrap();
+    let by_wrong_password = xtask::process::Launch::new("psql", "psql")
+        .args([
+            "--host",
+            postgres.host(),
+            "--port",
+            &postgres.port().to_string(),
+        ])
+        .args([
+            "--username",
+            postgres.user(),
+            "--dbname",
+            postgres.database(),
+        ])
+        .args(["--command", "SELECT 1"])
+        .env("PGPASSWORD", "wrong")
+        .output_of("");
+    let message = by_wrong_password.unwrap_err().to_string();
+    assert!(
+        message.contains("password authentication failed"),
+        "{message}"
+    );
+}
+
+#[test]
+fn kafka_that_was_killed_comes_back_with_its_records() {
+    let mut kafka = PrivateKafka::start(None).unwrap();
+    kafka.create_topic("kept", 4).unwrap();
+    kafka.create_topic("kept", 4).unwrap();
+    let described = kafka
+        .run_tool("org.apache.kafka.tools.TopicCommand", &["--list"], "")
+        .unwrap();
+    assert_eq!(described, "kept\n");
+    kafka
+        .run_tool(
+            "org.apache.kafka.tools.ConsoleProducer",
+            &["--topic", "kept"],
+            "an order\n",
+        )
+        .unwrap();
+
+    kafka.kill_nine();
+    kafka.restart().unwrap();
+    let consumed = kafka
+        .run_tool(
+            "org.apache.kafka.tools.consumer.ConsoleConsumer",
+            &["--topic", "kept", "--from-beginning", "--max-messages", "1"],
+            "",
+        )
+        .unwrap();
+    assert_eq!(consumed, "an order\n");
+
+    kafka.stop().unwrap();
+    kafka.restart().unwrap();
+    let folder = kafka.log().parent().unwrap().to_owned();
+    drop(kafka);
+    assert!(!folder.exists());
+}
+
+/// The process id of the running server.
+fn postmaster(postgres: &PrivatePostgres) -> u32 {
+    let lock_file = postgres.folder().join("data/postmaster.pid");
+    let text = fs::read_to_string(lock_file).unwrap();
+    text.lines().next().unwrap().parse().unwrap()
+}
