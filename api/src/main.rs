@@ -1,2 +1,55 @@
-//! stub
-fn main() {}
+//! The `api` program: configuration, logging, the first look at the database, the exit status.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use api::config::Cli;
+use shared::config::to_lines;
+use shared::db::{self, StartupError};
+use shared::{shutdown, telemetry};
+use tokio::net::TcpListener;
+use tracing::info;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match execute().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("api: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute() -> anyhow::Result<()> {
+    let cli: Cli = shared::config::parse()?;
+    let check_config = cli.check_config;
+    let config = cli.config()?;
+    let shown = config.shown();
+    // The CA's file is part of the configuration.
+    db::tls_connector(&config.database)?;
+    if check_config {
+        print!("{}", to_lines(&shown));
+        return Ok(());
+    }
+    telemetry::init(&config.log)?;
+    info!(
+        "settings: {}",
+        to_lines(&shown).trim_end().replace('\n', " ")
+    );
+    let shutdown = shutdown::on_signal()?;
+    // Before it binds: what only a person can mend ends the process. What may heal is waited for while it serves.
+    if let Err(StartupError::Fatal(message)) =
+        db::check(&config.database, api::app::APPLICATION_NAME).await
+    {
+        anyhow::bail!(message);
+    }
+    let (host, port) = &config.address;
+    let listener = TcpListener::bind((host.as_str(), *port))
+        .await
+        .with_context(|| format!("cannot listen on {host}:{port} (SERVER_HOST, SERVER_PORT)"))?;
+    api::run(config, listener, shutdown).await
+}

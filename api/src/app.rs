@@ -1,0 +1,97 @@
+//! What every handler may use.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrono::{DateTime, Utc};
+use shared::db::{self, PoolLimits};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::Authority;
+use crate::cache::OrderCache;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::problem::ApiError;
+use crate::repository::Repository;
+
+/// The name of the pool's sessions in `pg_stat_activity`.
+pub const APPLICATION_NAME: &str = "orders-api";
+
+/// The process's state, shared by all requests.
+#[derive(Debug)]
+pub struct App {
+    /// Who may write.
+    pub authority: Authority,
+    /// Orders in PostgreSQL.
+    pub repository: Repository,
+    /// Orders in memory.
+    pub cache: Arc<OrderCache>,
+    /// How many orders a warm-up loads where it is not told.
+    pub warmup_limit: usize,
+    /// What operators count.
+    pub metrics: Metrics,
+    /// When the process started.
+    pub started_at: DateTime<Utc>,
+    /// Cancelled when the process is to stop.
+    pub shutdown: CancellationToken,
+    has_schema: AtomicBool,
+}
+
+impl App {
+    /// Sets everything up; nothing connects yet.
+    ///
+    /// # Errors
+    /// Fails where the pool cannot be set up.
+    pub fn new(
+        config: &Config,
+        address: SocketAddr,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
+        let pool = db::pool(
+            &config.database,
+            APPLICATION_NAME,
+            PoolLimits {
+                size: config.pool.size,
+                wait: config.pool.wait,
+                statement_timeout: config.pool.statement_timeout,
+            },
+        )?;
+        let repository = Repository::new(pool, config.pool.statement_timeout);
+        let cache = Arc::new(OrderCache::new(&config.cache, repository.clone()));
+        Ok(Arc::new(Self {
+            authority: Authority::new(config, address),
+            repository,
+            metrics: Metrics::new(&cache),
+            cache,
+            warmup_limit: config.cache.warmup,
+            started_at: Utc::now(),
+            shutdown,
+            has_schema: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether the tables were seen.
+    pub fn has_schema(&self) -> bool {
+        self.has_schema.load(Ordering::Relaxed)
+    }
+
+    /// The tables were seen.
+    pub(crate) fn set_has_schema(&self) {
+        self.has_schema.store(true, Ordering::Relaxed);
+    }
+
+    /// Refuses what needs the tables before they were seen.
+    ///
+    /// # Errors
+    /// `DatabaseUnavailable`.
+    pub fn require_schema(&self) -> Result<(), ApiError> {
+        if self.has_schema() {
+            Ok(())
+        } else {
+            Err(ApiError::DatabaseUnavailable(
+                "waiting for the database and its schema, try again",
+            ))
+        }
+    }
+}

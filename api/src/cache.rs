@@ -1,0 +1,121 @@
+//! The cache of orders: ready-made answers that the database's events keep true.
+//!
+//! - [`core`]: who may store what; pure. [`counters`]: what happened.
+//! - [`loader`]: readers; one load a key at a time. [`warmup`]: loads that nobody asked for yet.
+//! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
+//!
+//! Nothing here knows HTTP but the ready-made `ETag`.
+
+pub mod core;
+pub mod counters;
+pub mod listener;
+pub mod loader;
+pub mod status;
+pub mod warmup;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shared::db::models::VersionedOrder;
+use shared::order::Order;
+use warp::http::HeaderValue;
+
+use crate::config::CacheSettings;
+use crate::repository::Repository;
+use core::Core;
+use loader::LoadWaiter;
+use status::ListenerStatus;
+use warmup::Warmup;
+
+/// What an entry takes beside its JSON: key, header value, list and map nodes.
+const ENTRY_OVERHEAD_BYTES: usize = 256;
+
+/// An order as it is answered.
+#[derive(Debug)]
+pub struct ReadyOrder {
+    /// Its JSON.
+    pub body: Bytes,
+    /// Its version, quoted.
+    pub etag: HeaderValue,
+    /// Its version.
+    pub version: i64,
+}
+
+impl ReadyOrder {
+    /// Makes the answer for an order.
+    pub fn new(order: &Order, version: i64) -> Self {
+        let mut json = serde_json::to_vec(order)
+            .expect("an order has string keys only and nothing that can fail to serialise");
+        json.push(b'\n');
+        Self {
+            body: json.into(),
+            etag: version_etag(version),
+            version,
+        }
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.body.len() + ENTRY_OVERHEAD_BYTES
+    }
+}
+
+impl From<VersionedOrder> for ReadyOrder {
+    fn from(versioned: VersionedOrder) -> Self {
+        Self::new(&versioned.order, versioned.version)
+    }
+}
+
+/// The `ETag` of a version.
+pub fn version_etag(version: i64) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{version}\""))
+        .expect("digits and quotes may stand in a header")
+}
+
+/// The cache with all that it needs to fill itself.
+#[derive(Debug)]
+pub struct OrderCache {
+    core: Core<Arc<ReadyOrder>, LoadWaiter>,
+    repository: Repository,
+    listener: ListenerStatus,
+    lease: Duration,
+    warmup: Warmup,
+}
+
+impl OrderCache {
+    /// Makes an empty cache, which serves nothing before its listener is live.
+    pub fn new(settings: &CacheSettings, repository: Repository) -> Self {
+        Self {
+            core: Core::new(settings.capacity),
+            repository,
+            listener: ListenerStatus::new(),
+            lease: settings.lease,
+            warmup: Warmup::default(),
+        }
+    }
+
+    /// An order may have changed: the next reader asks the database.
+    pub fn invalidate(&self, uid: &str) {
+        self.core.invalidate(uid);
+    }
+
+    /// Drops every entry.
+    pub fn clear(&self) {
+        self.core.clear();
+    }
+
+    /// The slots and their counters.
+    pub fn core(&self) -> &Core<Arc<ReadyOrder>, LoadWaiter> {
+        &self.core
+    }
+
+    /// The listener's state.
+    pub fn listener(&self) -> &ListenerStatus {
+        &self.listener
+    }
+
+    /// How old the listener's proof may be for hits to be served.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+}

@@ -1,0 +1,156 @@
+//! The listener's state, as every reader checks it and operators see it.
+//!
+//! Written by the listener alone. It keeps the clock, so that the core needs none.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::counters::Count;
+
+/// What the listener is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerState {
+    /// Waiting for the database or its schema.
+    Starting,
+    /// Connecting, or waiting to try again.
+    Connecting,
+    /// Connected, LISTEN not yet committed.
+    Subscribing,
+    /// Listening; fills are stored, the first proof is awaited.
+    Syncing,
+    /// Proven: hits are served.
+    Live,
+    /// Connected, but the proof has grown too old.
+    Suspect,
+}
+
+impl ListenerState {
+    /// Every state.
+    pub const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Connecting,
+        Self::Subscribing,
+        Self::Syncing,
+        Self::Live,
+        Self::Suspect,
+    ];
+
+    /// The name in statistics and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Connecting => "connecting",
+            Self::Subscribing => "subscribing",
+            Self::Syncing => "syncing",
+            Self::Live => "live",
+            Self::Suspect => "suspect",
+        }
+    }
+}
+
+/// State, proof and counters of the listener.
+#[derive(Debug)]
+pub struct ListenerStatus {
+    started: Instant,
+    state: AtomicU8,
+    /// Milliseconds from `started` to the newest proof, plus one; 0 is none.
+    proof: AtomicU64,
+    blind: Mutex<BlindTime>,
+    /// Connections that were lost and found again.
+    pub reconnects: Count,
+    /// Notifications of writers.
+    pub events: Count,
+    /// Notifications that were not understood.
+    pub malformed: Count,
+}
+
+/// How long nothing cached could be served.
+#[derive(Debug)]
+struct BlindTime {
+    since: Option<Instant>,
+    before: Duration,
+}
+
+impl ListenerStatus {
+    /// Starts the clock.
+    pub fn new() -> Self {
+        let started = Instant::now();
+        Self {
+            started,
+            state: AtomicU8::new(0),
+            proof: AtomicU64::new(0),
+            blind: Mutex::new(BlindTime {
+                since: Some(started),
+                before: Duration::ZERO,
+            }),
+            reconnects: Count::default(),
+            events: Count::default(),
+            malformed: Count::default(),
+        }
+    }
+
+    /// What the listener is doing.
+    pub fn state(&self) -> ListenerState {
+        ListenerState::ALL[usize::from(self.state.load(Ordering::SeqCst))]
+    }
+
+    pub(super) fn set_state(&self, state: ListenerState) {
+        let mut blind = self.blind.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = ListenerState::ALL.iter().position(|each| *each == state);
+        self.state
+            .store(index.unwrap_or_default() as u8, Ordering::SeqCst);
+        match (state, blind.since) {
+            (ListenerState::Live, Some(since)) => {
+                blind.before += since.elapsed();
+                blind.since = None;
+            }
+            (ListenerState::Live, None) | (_, Some(_)) => {}
+            (_, None) => blind.since = Some(Instant::now()),
+        }
+    }
+
+    /// Whether hits may be served: live, and proven within the lease.
+    pub fn is_fresh(&self, lease: Duration) -> bool {
+        self.state() == ListenerState::Live && self.proof_age().is_some_and(|age| age < lease)
+    }
+
+    /// Time since the last moment at which every earlier commit is known to have been seen.
+    pub fn proof_age(&self) -> Option<Duration> {
+        let proof_ms = self.proof.load(Ordering::SeqCst).checked_sub(1)?;
+        Some(
+            self.started
+                .elapsed()
+                .saturating_sub(Duration::from_millis(proof_ms)),
+        )
+    }
+
+    /// The present moment, for a heartbeat to carry; see [`Self::prove`].
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    /// A heartbeat sent at `sent_ms` came back: the queue of notifications is in the order of commits, so every commit
+    /// before it has been seen.
+    pub(super) fn prove(&self, sent_ms: u64) {
+        let sent_ms = sent_ms.min(self.now_ms());
+        self.proof.fetch_max(sent_ms + 1, Ordering::SeqCst);
+    }
+
+    /// The connection is lost, and with it the proof.
+    pub(super) fn forget_proof(&self) {
+        self.proof.store(0, Ordering::SeqCst);
+    }
+
+    /// How long nothing cached could be served, over all times.
+    pub fn blind_time(&self) -> Duration {
+        let blind = self.blind.lock().unwrap_or_else(PoisonError::into_inner);
+        blind.before + blind.since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+}
+
+impl Default for ListenerStatus {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,146 @@
+//! Warm-up: the newest orders into the cache before anybody asks.
+//!
+//! It follows the rules of every load: the slot is taken before the statement runs, an event takes it away. What it
+//! brings never pushes out or overtakes what readers asked for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::OrderCache;
+use super::core::Placement;
+use super::loader::{OwnedLoad, load_channel};
+use crate::cache::ReadyOrder;
+use crate::repository::StoreError;
+
+/// Orders a statement: some milliseconds of one connection, so that readers get between.
+const CHUNK_SIZE: usize = 500;
+
+/// What a warm-up did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarmedUp {
+    /// How many of the newest orders are cached now.
+    pub loaded: usize,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+type WarmupResult = Result<WarmedUp, StoreError>;
+
+/// The warm-up that runs, if one does.
+#[derive(Debug, Default)]
+pub(super) struct Warmup {
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// The cache's epoch at its start: after a reconnect it has to be done again.
+    epoch: u64,
+    result_rx: watch::Receiver<Option<WarmupResult>>,
+}
+
+impl OrderCache {
+    /// Loads the newest orders, at most as many as the cache holds; joins a warm-up that is already running.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the database gave no answer, or the cache stores nothing because its listener is away.
+    pub async fn warm_up(self: &Arc<Self>, limit: usize) -> WarmupResult {
+        let mut result_rx = self.start_warmup(limit);
+        match result_rx.wait_for(Option::is_some).await {
+            Ok(result) => result.unwrap_or(Err(StoreError::Internal)),
+            Err(_) => Err(StoreError::Internal),
+        }
+    }
+
+    /// As [`Self::warm_up`], without waiting for it.
+    pub(super) fn start_warmup(
+        self: &Arc<Self>,
+        limit: usize,
+    ) -> watch::Receiver<Option<WarmupResult>> {
+        let mut running = self
+            .warmup
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let epoch = self.core.epoch();
+        if let Some(running) = running.as_ref()
+            && running.epoch == epoch
+            && running.result_rx.borrow().is_none()
+            && running.result_rx.has_changed().is_ok()
+        {
+            return running.result_rx.clone();
+        }
+        let (result_tx, result_rx) = watch::channel(None);
+        *running = Some(Running {
+            epoch,
+            result_rx: result_rx.clone(),
+        });
+        let cache = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = cache.run_warmup(limit, epoch).await;
+            match &result {
+                Ok(done) => info!(
+                    loaded = done.loaded,
+                    duration_ms = done.duration.as_millis(),
+                    "cache warmed up"
+                ),
+                Err(error) => warn!("cache not warmed up: {error}"),
+            }
+            result_tx.send_replace(Some(result));
+        });
+        result_rx
+    }
+
+    async fn run_warmup(&self, limit: usize, epoch: u64) -> WarmupResult {
+        let started = Instant::now();
+        let limit = limit.min(self.core.capacity());
+        let mut loaded = 0;
+        let mut seen = 0;
+        let mut after = None;
+        while seen < limit {
+            if self.core.epoch() != epoch || !self.core.accepts_fills() {
+                return Err(StoreError::Unavailable);
+            }
+            let wanted = CHUNK_SIZE.min(limit - seen);
+            let page = self.repository.newest_uids(wanted, after.as_ref()).await?;
+            loaded += self
+                .warm_up_chunk(&page.iter().map(|(_, uid)| uid.as_str()).collect::<Vec<_>>())
+                .await?;
+            seen += page.len();
+            if page.len() < wanted {
+                break;
+            }
+            after = page.into_iter().next_back();
+        }
+        Ok(WarmedUp {
+            loaded,
+            duration: started.elapsed(),
+        })
+    }
+
+    async fn warm_up_chunk(&self, uids: &[&str]) -> Result<usize, StoreError> {
+        let loads: Vec<OwnedLoad<'_>> = uids
+            .iter()
+            .filter_map(|uid| self.core.begin_warmup(uid, load_channel))
+            .map(|(ticket, sender)| OwnedLoad::new(self, ticket, sender))
+            .collect();
+        let wanted: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
+        let orders = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.repository.find_orders(&wanted).await?,
+        };
+        let mut by_uid: HashMap<String, ReadyOrder> = orders
+            .into_iter()
+            .map(|versioned| (versioned.order.order_uid.to_string(), versioned.into()))
+            .collect();
+        for load in loads {
+            let order = by_uid.remove(load.uid());
+            load.finish(Ok(order), Placement::Cold);
+        }
+        Ok(uids.iter().filter(|uid| self.core.contains(uid)).count())
+    }
+}

@@ -1,0 +1,269 @@
+//! Command line and environment of the api.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, Parser};
+use shared::config::{
+    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
+};
+
+/// Answers for orders over HTTP, out of a cache that the database's events keep true
+#[derive(Parser, Debug)]
+#[command(name = "api", version)]
+pub struct Cli {
+    /// Print the effective settings, secrets hidden, and end
+    #[arg(long)]
+    pub check_config: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(flatten)]
+    shutdown: ShutdownSettings,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Server")]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the doc comments are help texts for a terminal"
+)]
+struct ServerArgs {
+    /// Host name or address to listen on
+    #[arg(
+        long,
+        env = "SERVER_HOST",
+        default_value = "127.0.0.1",
+        value_name = "SERVER_HOST"
+    )]
+    server_host: String,
+    /// Port to listen on
+    #[arg(
+        long,
+        env = "SERVER_PORT",
+        default_value_t = 8081,
+        value_name = "SERVER_PORT"
+    )]
+    server_port: u16,
+    /// Most connections to PostgreSQL beside the listener's, 1..=1000
+    #[arg(long, env = "DB_POOL_SIZE", default_value_t = 8, value_name = "DB_POOL_SIZE",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    db_pool_size: u16,
+    /// Token that writes and cache operations need as "Authorization: Bearer ..."; empty for none
+    #[arg(
+        long,
+        env = "API_TOKEN",
+        value_name = "API_TOKEN",
+        hide_env_values = true
+    )]
+    api_token: Option<Secret>,
+    /// File with the token, in place of API_TOKEN
+    #[arg(long, env = "API_TOKEN_FILE", value_name = "API_TOKEN_FILE")]
+    api_token_file: Option<PathBuf>,
+    /// Without a token, take writes even where the server is not bound to loopback
+    #[arg(long, env = "ALLOW_UNAUTHENTICATED_WRITES", action = ArgAction::Set, value_parser = BoolishValueParser::new(),
+          default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_name = "BOOL")]
+    allow_unauthenticated_writes: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Cache")]
+struct CacheArgs {
+    /// Most orders in the cache, 1..=10000000
+    #[arg(long, env = "CACHE_CAPACITY", default_value_t = 10_000, value_name = "CACHE_CAPACITY",
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    cache_capacity: u32,
+    /// How many of the newest orders to load at start and after a reconnect, 0..=10000000
+    #[arg(long, env = "CACHE_WARMUP", default_value_t = 10_000, value_name = "CACHE_WARMUP",
+          value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    cache_warmup: u32,
+    /// Milliseconds for which a proof that the listener is alive lets cached answers be served, 100..=60000
+    #[arg(long, env = "CACHE_LEASE_MS", default_value_t = 5000, value_name = "CACHE_LEASE_MS",
+          value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    cache_lease_ms: u32,
+}
+
+/// Every setting, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How to reach PostgreSQL.
+    pub database: DatabaseSettings,
+    /// How much of PostgreSQL to use.
+    pub pool: PoolSettings,
+    /// Where to listen: host and port.
+    pub address: (String, u16),
+    /// The token that writes need.
+    pub api_token: Option<Secret>,
+    /// Whether writes without a token are taken on any address.
+    pub allow_unauthenticated_writes: bool,
+    /// The cache's bounds.
+    pub cache: CacheSettings,
+    /// How to log.
+    pub log: LogSettings,
+    /// How to stop.
+    pub shutdown: ShutdownSettings,
+}
+
+/// How much of PostgreSQL to use. Only the size is an operator's to set; tests shorten the times.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSettings {
+    /// Most connections.
+    pub size: usize,
+    /// Most time to wait for a connection: long enough for a burst, short enough that clients do not give up first.
+    pub wait: Duration,
+    /// Most time that a statement may run.
+    pub statement_timeout: Duration,
+}
+
+impl PoolSettings {
+    /// A pool of this size with the usual times.
+    pub fn with_size(size: usize) -> Self {
+        Self {
+            size,
+            wait: Duration::from_secs(2),
+            statement_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The cache's bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheSettings {
+    /// Most orders.
+    pub capacity: NonZeroUsize,
+    /// Orders to load at start and after a reconnect.
+    pub warmup: usize,
+    /// How old the listener's proof may be for hits to be served.
+    pub lease: Duration,
+}
+
+impl Cli {
+    /// Checks the settings and reads the files that they name.
+    ///
+    /// # Errors
+    /// Fails with one line that names the setting.
+    pub fn config(self) -> anyhow::Result<Config> {
+        let Self {
+            database,
+            server,
+            cache,
+            log,
+            shutdown,
+            ..
+        } = self;
+        let token_file = server
+            .api_token_file
+            .filter(|path| !path.as_os_str().is_empty());
+        let direct_token = server.api_token.filter(|token| !token.expose().is_empty());
+        let is_from_file = token_file.is_some();
+        let api_token = Secret::resolve("API_TOKEN", direct_token, token_file)?;
+        if is_from_file
+            && api_token
+                .as_ref()
+                .is_some_and(|token| token.expose().is_empty())
+        {
+            // Somebody meant to have a token: without one, writes would be open.
+            bail!("API_TOKEN_FILE: the file is empty");
+        }
+        if server.server_host.is_empty() {
+            bail!("SERVER_HOST must not be empty");
+        }
+        Ok(Config {
+            database: database.resolve()?,
+            pool: PoolSettings::with_size(server.db_pool_size.into()),
+            address: (server.server_host, server.server_port),
+            api_token,
+            allow_unauthenticated_writes: server.allow_unauthenticated_writes,
+            cache: CacheSettings {
+                capacity: NonZeroUsize::new(cache.cache_capacity as usize)
+                    .unwrap_or(NonZeroUsize::MIN),
+                warmup: cache.cache_warmup as usize,
+                lease: Duration::from_millis(cache.cache_lease_ms.into()),
+            },
+            log,
+            shutdown,
+        })
+    }
+}
+
+impl Config {
+    /// The settings without their secrets.
+    pub fn shown(&self) -> ShownSettings {
+        let token = self.api_token.clone().unwrap_or_else(|| Secret::new(""));
+        let mut shown = self.database.shown();
+        shown.extend([
+            ("DB_POOL_SIZE", self.pool.size.to_string()),
+            ("SERVER_HOST", self.address.0.clone()),
+            ("SERVER_PORT", self.address.1.to_string()),
+            ("API_TOKEN", format!("{token:?}")),
+            (
+                "ALLOW_UNAUTHENTICATED_WRITES",
+                self.allow_unauthenticated_writes.to_string(),
+            ),
+            ("CACHE_CAPACITY", self.cache.capacity.to_string()),
+            ("CACHE_WARMUP", self.cache.warmup.to_string()),
+            ("CACHE_LEASE_MS", self.cache.lease.as_millis().to_string()),
+        ]);
+        shown.extend(self.log.shown());
+        shown.extend(self.shutdown.shown());
+        shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn config(arguments: &[&str]) -> anyhow::Result<Config> {
+        Cli::try_parse_from([&["api"], arguments].concat())?.config()
+    }
+
+    #[test]
+    fn clap_accepts_the_command_line() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_have_bounds_and_names() {
+        for arguments in [
+            ["--cache-capacity", "0"],
+            ["--db-pool-size", "0"],
+            ["--server-port", "65536"],
+            ["--cache-lease-ms", "abc"],
+        ] {
+            assert!(config(&arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_token_is_none_and_a_token_is_never_shown() {
+        assert!(config(&["--api-token", ""]).unwrap().api_token.is_none());
+        let config = config(&["--api-token", "canary", "--allow-unauthenticated-writes"]).unwrap();
+        assert!(config.allow_unauthenticated_writes);
+        assert_eq!(
+            config.api_token.as_ref().map(Secret::expose),
+            Some("canary")
+        );
+        assert!(!format!("{config:?} {:?}", config.shown()).contains("canary"));
+    }
+
+    #[test]
+    fn an_empty_token_file_is_refused() {
+        let file = std::env::temp_dir().join(format!("orders-token-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&file, "\n").unwrap();
+        let refused = config(&["--api-token-file", file.to_str().unwrap()]).unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(refused.to_string(), "API_TOKEN_FILE: the file is empty");
+    }
+}

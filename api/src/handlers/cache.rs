@@ -1,0 +1,193 @@
+//! The cache: statistics for everyone, warm-up and dropping it for those who may.
+
+use serde::Serialize;
+use shared::order::format_utc;
+use warp::http::StatusCode;
+use warp::reply::Response;
+
+use super::json_response;
+use crate::app::App;
+use crate::cache::counters::Eviction;
+use crate::listing::parse_limit;
+use crate::problem::ApiError;
+use crate::request::{Call, Verb, empty};
+
+/// Most orders that a warm-up may be asked for; it loads as many of them as the cache holds.
+const MAX_WARMUP: u32 = 10_000_000;
+
+/// `/api/v1/cache/stats`.
+pub async fn stats(call: Call) -> Result<Response, ApiError> {
+    match call.verb() {
+        Verb::Get => {
+            call.parameters(&[])?;
+            call.require_accepts_json()?;
+            Ok(json_response(StatusCode::OK, &Stats::of(&call.app)))
+        }
+        _ => call.other_method("GET, HEAD, OPTIONS"),
+    }
+}
+
+/// `/api/v1/cache`.
+pub async fn whole(call: Call) -> Result<Response, ApiError> {
+    match call.verb() {
+        Verb::Delete => {
+            call.app.authority.check(&call.headers)?;
+            call.parameters(&[])?;
+            call.app.cache.clear();
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
+        _ => call.other_method("DELETE, OPTIONS"),
+    }
+}
+
+/// `/api/v1/cache/warmup`.
+pub async fn warmup(call: Call) -> Result<Response, ApiError> {
+    match call.verb() {
+        Verb::Post => warm_up(&call).await,
+        _ => call.other_method("POST, OPTIONS"),
+    }
+}
+
+#[derive(Serialize)]
+struct WarmupAnswer {
+    loaded: usize,
+    duration_ms: u64,
+}
+
+async fn warm_up(call: &Call) -> Result<Response, ApiError> {
+    call.app.authority.check(&call.headers)?;
+    let [limit] = call.parameters(&["limit"])?;
+    call.require_accepts_json()?;
+    let limit = match limit {
+        Some(value) => parse_limit(&value, MAX_WARMUP)? as usize,
+        None => call.app.warmup_limit,
+    };
+    call.app.require_schema()?;
+    if !call.app.cache.core().accepts_fills() {
+        return Err(ApiError::DatabaseUnavailable(
+            "the cache stores nothing while its listener is away, try again",
+        ));
+    }
+    let done = call.app.cache.warm_up(limit).await?;
+    let answer = WarmupAnswer {
+        loaded: done.loaded,
+        duration_ms: millis(done.duration),
+    };
+    Ok(json_response(StatusCode::OK, &answer))
+}
+
+/// DESIGN.md section 10.
+#[derive(Serialize)]
+struct Stats {
+    size: usize,
+    capacity: usize,
+    negative_size: usize,
+    weight_bytes: usize,
+    hits: u64,
+    negative_hits: u64,
+    misses: u64,
+    bypasses: u64,
+    hit_ratio: Option<f64>,
+    loads: LoadStats,
+    evictions: EvictionStats,
+    listener: ListenerStats,
+    audit: AuditStats,
+    started_at: String,
+}
+
+#[derive(Serialize)]
+struct LoadStats {
+    started: u64,
+    succeeded: u64,
+    not_found: u64,
+    failed: u64,
+    coalesced: u64,
+    discarded: u64,
+}
+
+#[derive(Serialize)]
+struct EvictionStats {
+    capacity: u64,
+    event: u64,
+    resync: u64,
+    audit: u64,
+}
+
+#[derive(Serialize)]
+struct ListenerStats {
+    state: &'static str,
+    epoch: u64,
+    reconnects: u64,
+    proof_age_ms: Option<u64>,
+    lease_ms: u64,
+    events: u64,
+    malformed: u64,
+    blind_seconds_total: f64,
+}
+
+#[derive(Serialize)]
+struct AuditStats {
+    checked: u64,
+    mismatches: u64,
+}
+
+impl Stats {
+    fn of(app: &App) -> Self {
+        let core = app.cache.core();
+        let listener = app.cache.listener();
+        let counters = core.counters();
+        let (size, negative_size, weight_bytes) = core.sizes();
+        let [hits, negative_hits, misses, bypasses] = [
+            &counters.hits,
+            &counters.negative_hits,
+            &counters.misses,
+            &counters.bypasses,
+        ]
+        .map(|count| count.get());
+        let lookups = hits + negative_hits + misses + bypasses;
+        Self {
+            size,
+            capacity: core.capacity(),
+            negative_size,
+            weight_bytes,
+            hits,
+            negative_hits,
+            misses,
+            bypasses,
+            hit_ratio: (lookups > 0).then(|| (hits + negative_hits) as f64 / lookups as f64),
+            loads: LoadStats {
+                started: counters.loads_started.get(),
+                succeeded: counters.loads_succeeded.get(),
+                not_found: counters.loads_not_found.get(),
+                failed: counters.loads_failed.get(),
+                coalesced: counters.coalesced.get(),
+                discarded: counters.discarded.get(),
+            },
+            evictions: EvictionStats {
+                capacity: counters.evictions(Eviction::Capacity),
+                event: counters.evictions(Eviction::Event),
+                resync: counters.evictions(Eviction::Resync),
+                audit: 0,
+            },
+            listener: ListenerStats {
+                state: listener.state().as_str(),
+                epoch: core.epoch(),
+                reconnects: listener.reconnects.get(),
+                proof_age_ms: listener.proof_age().map(millis),
+                lease_ms: millis(app.cache.lease()),
+                events: listener.events.get(),
+                malformed: listener.malformed.get(),
+                blind_seconds_total: listener.blind_time().as_secs_f64(),
+            },
+            audit: AuditStats {
+                checked: 0,
+                mismatches: 0,
+            },
+            started_at: format_utc(&app.started_at),
+        }
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,118 @@
+//! Is it alive, is it ready, how is it, and what does it count.
+
+use serde_json::{Value, json};
+use warp::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use warp::http::{HeaderValue, StatusCode};
+use warp::reply::Response;
+
+use super::json_response;
+use crate::app::App;
+use crate::cache::status::ListenerState;
+use crate::problem::ApiError;
+use crate::repository::StoreError;
+use crate::request::{Call, Verb};
+
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+
+/// How the process is.
+struct Health {
+    status: &'static str,
+    database: Result<(), &'static str>,
+}
+
+impl Health {
+    async fn of(app: &App) -> Self {
+        let database = match (app.has_schema(), app.repository.ping().await) {
+            (_, Err(StoreError::Unavailable | StoreError::Timeout | StoreError::Internal)) => {
+                Err("the database cannot be reached")
+            }
+            (false, _) => Err("waiting for the schema"),
+            // Every connection busy is load, not an outage.
+            (true, Ok(()) | Err(StoreError::Overloaded)) => Ok(()),
+        };
+        let is_live = app.cache.listener().is_fresh(app.cache.lease());
+        let status = match database {
+            _ if app.shutdown.is_cancelled() => "down",
+            Err(_) => "down",
+            Ok(()) if !is_live => "degraded",
+            Ok(()) => "ok",
+        };
+        Self { status, database }
+    }
+
+    fn response(&self, value: &Value) -> Response {
+        if self.status != "down" {
+            return json_response(StatusCode::OK, value);
+        }
+        let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, value);
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+    }
+}
+
+/// `/livez`: the process answers. It looks at nothing else: a probe that failed with the database would have every
+/// process restarted during an outage.
+pub async fn livez(call: Call) -> Result<Response, ApiError> {
+    match call.verb() {
+        Verb::Get => Ok(json_response(StatusCode::OK, &json!({"status": "ok"}))),
+        _ => call.other_method(ALLOW),
+    }
+}
+
+/// `/readyz`: whether to send requests here. Blind is degraded, not down: all processes go blind together at a
+/// failover, and all of them still answer.
+pub async fn readyz(call: Call) -> Result<Response, ApiError> {
+    if call.verb() != Verb::Get {
+        return call.other_method(ALLOW);
+    }
+    let app = &call.app;
+    let health = Health::of(app).await;
+    let detail = match health.database {
+        _ if app.shutdown.is_cancelled() => "stopping",
+        Err(reason) => reason,
+        Ok(()) if health.status == "degraded" => "the listener is away, reads go to the database",
+        Ok(()) => "ready",
+    };
+    Ok(health.response(&json!({"status": health.status, "detail": detail})))
+}
+
+/// `/health`: for people.
+pub async fn health(call: Call) -> Result<Response, ApiError> {
+    if call.verb() != Verb::Get {
+        return call.other_method(ALLOW);
+    }
+    let app = &call.app;
+    let health = Health::of(app).await;
+    let listener = app.cache.listener();
+    let state = listener.state();
+    let answer = json!({
+        "status": health.status,
+        "checks": {
+            "database": match health.database {
+                Ok(()) => json!({"status": "ok"}),
+                Err(reason) => json!({"status": "down", "detail": reason}),
+            },
+            "listener": {
+                "status": if state == ListenerState::Live { "ok" } else { "degraded" },
+                "state": state.as_str(),
+                "proof_age_ms": listener.proof_age().map(|age| age.as_millis() as u64),
+            },
+        },
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    Ok(health.response(&answer))
+}
+
+/// `/metrics`.
+pub async fn metrics(call: Call) -> Result<Response, ApiError> {
+    if call.verb() != Verb::Get {
+        return call.other_method(ALLOW);
+    }
+    let mut response = Response::new(call.app.metrics.encode().into());
+    let content_type =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    Ok(response)
+}

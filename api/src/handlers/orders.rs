@@ -1,0 +1,268 @@
+//! Orders: one, a page of them, replacing one, deleting one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::{Stream, TryStreamExt};
+use serde::Serialize;
+use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
+use tracing::Instrument;
+use warp::http::header::{AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, LINK};
+use warp::http::{HeaderValue, StatusCode};
+use warp::reply::Response;
+
+use super::json_response;
+use crate::app::App;
+use crate::cache::ReadyOrder;
+use crate::cache::loader::{Fetched, Source};
+use crate::conditional;
+use crate::listing::ListRequest;
+use crate::problem::{ApiError, CACHE_STATUS};
+use crate::request::{Call, Verb, empty, order_uid};
+
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
+const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
+
+/// `/order/{uid}`: reads only.
+pub async fn read_only_order(segment: String, call: Call) -> Result<Response, ApiError> {
+    let uid = order_uid(&segment)?;
+    match call.verb() {
+        Verb::Get => get_order(&uid, &call).await,
+        _ => call.other_method("GET, HEAD, OPTIONS"),
+    }
+}
+
+/// `/api/v1/orders/{uid}`.
+pub async fn order<B: Buf>(
+    segment: String,
+    call: Call,
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Response, ApiError> {
+    let uid = order_uid(&segment)?;
+    match call.verb() {
+        Verb::Get => get_order(&uid, &call).await,
+        Verb::Put => put_order(uid, &call, body).await,
+        Verb::Delete => delete_order(uid, &call).await,
+        _ => call.other_method("GET, HEAD, PUT, DELETE, OPTIONS"),
+    }
+}
+
+/// `/api/v1/orders`.
+pub async fn order_list(call: Call) -> Result<Response, ApiError> {
+    match call.verb() {
+        Verb::Get => list_orders(&call).await,
+        _ => call.other_method("GET, HEAD, OPTIONS"),
+    }
+}
+
+async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
+    call.parameters(&[])?;
+    call.require_accepts_json()?;
+    call.app.require_schema()?;
+    let Fetched { order, source } = call.app.cache.get(uid.as_str()).await?;
+    let cache_status = match source {
+        Source::Cache { .. } => "orders; hit",
+        Source::Load { stored: true } => "orders; fwd=miss; stored",
+        Source::Load { stored: false } => "orders; fwd=miss",
+        Source::SharedLoad => "orders; fwd=miss; collapsed",
+        Source::Blind => "orders; fwd=bypass; detail=blind",
+    };
+    let order = order.ok_or(ApiError::OrderNotFound {
+        cache_status: Some(cache_status),
+    })?;
+    let mut response = if conditional::is_not_modified(&call.headers, order.version) {
+        empty(StatusCode::NOT_MODIFIED)
+    } else {
+        order_body(&order)
+    };
+    let headers = response.headers_mut();
+    headers.insert(ETAG, order.etag.clone());
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
+    if let Source::Cache { proof_age } = source {
+        headers.insert(AGE, HeaderValue::from(proof_age.as_secs()));
+    }
+    Ok(response)
+}
+
+fn order_body(order: &ReadyOrder) -> Response {
+    let mut response = Response::new(order.body.clone().into());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[derive(Serialize)]
+struct OrderPage<'a> {
+    orders: Vec<&'a Order>,
+    next_cursor: Option<&'a str>,
+}
+
+async fn list_orders(call: &Call) -> Result<Response, ApiError> {
+    let request = ListRequest::parse(call)?;
+    call.require_accepts_json()?;
+    call.app.require_schema()?;
+    // One more than asked for says whether another page follows.
+    let wanted = i64::from(request.limit) + 1;
+    let mut found = call
+        .app
+        .repository
+        .list_orders(&request.filter, request.after.as_ref(), wanted)
+        .await?;
+    let has_more = found.len() > request.limit as usize;
+    found.truncate(request.limit as usize);
+    let next_cursor = found.last().filter(|_| has_more).map(|last| {
+        request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
+    });
+    let page = OrderPage {
+        orders: found.iter().map(|versioned| &versioned.order).collect(),
+        next_cursor: next_cursor.as_deref(),
+    };
+    let mut response = json_response(StatusCode::OK, &page);
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    if let Some(next_cursor) = next_cursor {
+        let link = HeaderValue::try_from(request.next_link(&next_cursor))
+            .expect("what is percent-encoded may stand in a header");
+        headers.insert(LINK, link);
+    }
+    Ok(response)
+}
+
+async fn put_order<B: Buf>(
+    uid: OrderUid,
+    call: &Call,
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Response, ApiError> {
+    let app = &call.app;
+    app.authority.check(&call.headers)?;
+    call.parameters(&[])?;
+    call.require_accepts_json()?;
+    require_json_body(call)?;
+    let body = read_body(body).await?;
+    let order = Order::decode(&body).map_err(|error| match error {
+        OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
+        OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
+        OrderError::Invalid(faults) => ApiError::InvalidOrder(faults),
+    })?;
+    if order.order_uid != uid {
+        return Err(ApiError::UidMismatch);
+    }
+    let precondition = conditional::precondition(&call.headers);
+    let ready = write(app, uid, async move |app, _| {
+        let version = app.repository.replace_order(&order, &precondition).await?;
+        Ok(ReadyOrder::new(&order, version))
+    })
+    .await?;
+    let mut response = order_body(&ready);
+    let headers = response.headers_mut();
+    headers.insert(ETAG, ready.etag);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    Ok(response)
+}
+
+async fn delete_order(uid: OrderUid, call: &Call) -> Result<Response, ApiError> {
+    let app = &call.app;
+    app.authority.check(&call.headers)?;
+    call.parameters(&[])?;
+    let precondition = conditional::precondition(&call.headers);
+    write(app, uid, async move |app, uid| {
+        Ok(app
+            .repository
+            .delete_order(uid.as_str(), &precondition)
+            .await?)
+    })
+    .await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// Runs a write to its end, whatever the client does, and forgets the order before anybody is answered.
+async fn write<T: Send + 'static, F>(
+    app: &Arc<App>,
+    uid: OrderUid,
+    operation: impl FnOnce(Arc<App>, OrderUid) -> F,
+) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    app.require_schema()?;
+    let writing = operation(Arc::clone(app), uid.clone());
+    let app = Arc::clone(app);
+    let task = tokio::spawn(
+        async move {
+            let outcome = writing.await;
+            // After a failure too: a COMMIT whose answer was lost may have happened.
+            app.cache.invalidate(uid.as_str());
+            outcome
+        }
+        .in_current_span(),
+    );
+    task.await.unwrap_or(Err(ApiError::Internal))
+}
+
+fn require_json_body(call: &Call) -> Result<(), ApiError> {
+    let media_type = call
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
+    let parameters = parameters.trim().to_ascii_lowercase();
+    let is_utf8 = !parameters.starts_with("charset=")
+        || parameters.trim_start_matches("charset=").trim_matches('"') == "utf-8";
+    let is_json = essence.trim().eq_ignore_ascii_case("application/json");
+    let is_plain = call
+        .headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if is_json && is_utf8 && is_plain {
+        Ok(())
+    } else {
+        Err(ApiError::UnsupportedMediaType)
+    }
+}
+
+async fn read_body<B: Buf>(
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(BODY_TIMEOUT, collect_body(body)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(ApiError::RequestTimeout),
+    }
+}
+
+/// Counts what comes, not what Content-Length says: a chunked body has none.
+async fn collect_body<B: Buf>(
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Bytes, ApiError> {
+    let mut body = std::pin::pin!(body);
+    let mut collected = Vec::new();
+    let mut size_bytes = 0;
+    // An error here is a client that hung up or broke the framing: nobody is left to be told more.
+    while let Some(mut chunk) = body
+        .try_next()
+        .await
+        .map_err(|_| ApiError::MalformedJson("the body is not complete".into()))?
+    {
+        size_bytes += chunk.remaining();
+        if size_bytes > MAX_DRAINED_BYTES {
+            break;
+        }
+        while size_bytes <= MAX_ORDER_BYTES && chunk.has_remaining() {
+            let part = chunk.chunk();
+            collected.extend_from_slice(part);
+            let part_bytes = part.len();
+            chunk.advance(part_bytes);
+        }
+    }
+    if size_bytes > MAX_ORDER_BYTES {
+        Err(ApiError::BodyTooLarge)
+    } else {
+        Ok(collected.into())
+    }
+}

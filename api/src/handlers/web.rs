@@ -1,0 +1,78 @@
+//! The page and its assets, embedded in the binary.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use bytes::Bytes;
+use warp::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY,
+};
+use warp::http::{HeaderValue, StatusCode};
+use warp::reply::Response;
+
+use crate::problem::ApiError;
+use crate::request::{Call, Verb, empty};
+
+/// Everything from this server, nothing inline: text of an order can never become a script.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// A file of the page.
+#[derive(Debug)]
+pub struct Asset {
+    content: &'static [u8],
+    content_type: &'static str,
+}
+
+macro_rules! asset {
+    ($file:literal, $content_type:literal) => {
+        Asset {
+            content: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../web/", $file)),
+            content_type: $content_type,
+        }
+    };
+}
+
+/// `/`.
+pub static INDEX: Asset = asset!("index.html", "text/html; charset=utf-8");
+/// `/style.css`.
+pub static STYLE: Asset = asset!("style.css", "text/css; charset=utf-8");
+/// `/app.js`.
+pub static SCRIPT: Asset = asset!("app.js", "text/javascript; charset=utf-8");
+/// `/favicon.svg`.
+pub static ICON: Asset = asset!("favicon.svg", "image/svg+xml");
+
+/// Answers with a file. Its parameters are the page's own business.
+pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiError> {
+    if call.verb() != Verb::Get {
+        return call.other_method("GET, HEAD, OPTIONS");
+    }
+    let etag = content_etag(asset.content);
+    let known = call
+        .headers
+        .get(IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let is_known = known
+        .split(',')
+        .any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*");
+    let mut response = if is_known {
+        empty(StatusCode::NOT_MODIFIED)
+    } else {
+        Response::new(Bytes::from_static(asset.content).into())
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(asset.content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if let Ok(etag) = HeaderValue::try_from(etag) {
+        headers.insert(ETAG, etag);
+    }
+    Ok(response)
+}
+
+fn content_etag(content: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(content);
+    format!("\"{:016x}\"", hasher.finish())
+}

@@ -1,0 +1,290 @@
+//! The parameters of the list of orders, and its cursors.
+//!
+//! A cursor is base64url of a place in the list and a checksum over that place and the filters: what is garbled, or belongs
+//! to another list, is refused. It is no secret and grants nothing.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::order::{OrderUid, format_utc};
+
+use crate::problem::ApiError;
+use crate::repository::{OrderFilter, Position};
+use crate::request::Call;
+
+/// Path of the list.
+pub const PATH: &str = "/api/v1/orders";
+
+const PARAMETERS: [&str; 6] = [
+    "limit",
+    "cursor",
+    "customer_id",
+    "track_number",
+    "from",
+    "to",
+];
+const DEFAULT_LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 1000;
+/// As long as the texts of an order may be.
+const MAX_TEXT_CHARS: usize = 256;
+const CHECKSUM_BYTES: usize = 8;
+const TIME_BYTES: usize = 8;
+
+/// Which page of which list.
+#[derive(Debug)]
+pub struct ListRequest {
+    /// Most orders of the page.
+    pub limit: u32,
+    /// The last order of the page before.
+    pub after: Option<Position>,
+    /// Which orders.
+    pub filter: OrderFilter,
+}
+
+impl ListRequest {
+    /// Reads the parameters.
+    ///
+    /// # Errors
+    /// `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor`.
+    pub fn parse(call: &Call) -> Result<Self, ApiError> {
+        let [limit, cursor, customer_id, track_number, from, to] = call.parameters(&PARAMETERS)?;
+        let filter = OrderFilter {
+            customer_id: customer_id
+                .map(|value| text("customer_id", value))
+                .transpose()?,
+            track_number: track_number
+                .map(|value| text("track_number", value))
+                .transpose()?,
+            from: from.map(|value| time("from", &value)).transpose()?,
+            to: to.map(|value| time("to", &value)).transpose()?,
+        };
+        Ok(Self {
+            limit: limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?,
+            after: cursor
+                .map(|cursor| decode_cursor(&cursor, &filter))
+                .transpose()?,
+            filter,
+        })
+    }
+
+    /// The cursor of the page that follows the order at `position`.
+    pub fn next_cursor(&self, (date_created, order_uid): &Position) -> String {
+        let mut place = date_created.timestamp_micros().to_be_bytes().to_vec();
+        place.extend_from_slice(order_uid.as_bytes());
+        let mut bytes = checksum(&place, &self.filter).to_be_bytes().to_vec();
+        bytes.extend_from_slice(&place);
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// The `Link` header to the page with this cursor.
+    pub fn next_link(&self, next_cursor: &str) -> String {
+        let mut link = format!("<{PATH}?limit={}", self.limit);
+        for (name, value) in filter_texts(&self.filter) {
+            if let Some(value) = value {
+                link.push_str(&format!(
+                    "&{name}={}",
+                    utf8_percent_encode(&value, NON_ALPHANUMERIC)
+                ));
+            }
+        }
+        link.push_str(&format!("&cursor={next_cursor}>; rel=\"next\""));
+        link
+    }
+}
+
+/// Reads a limit in 1..=`max`.
+///
+/// # Errors
+/// `InvalidLimit`.
+pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
+    // `parse` alone would take "+5".
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    match value.parse() {
+        Ok(limit) if is_number && (1..=max).contains(&limit) => Ok(limit),
+        _ => Err(ApiError::InvalidLimit { max }),
+    }
+}
+
+fn text(name: &'static str, value: String) -> Result<String, ApiError> {
+    let is_text = !value.is_empty()
+        && value.chars().count() <= MAX_TEXT_CHARS
+        && !value.chars().any(char::is_control);
+    if is_text {
+        Ok(value)
+    } else {
+        let detail = "must have 1 to 256 characters and no control characters";
+        Err(ApiError::InvalidParameter { name, detail })
+    }
+}
+
+fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
+    const DETAIL: &str = "must be a time as in RFC 3339 with its zone, as 2026-01-31T00:00:00Z";
+    // A "+" of the zone that was not percent-encoded has become a space.
+    let zone_at = value.len().checked_sub("+00:00".len());
+    let value = match zone_at {
+        Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
+        _ => value.to_owned(),
+    };
+    let refused = ApiError::InvalidParameter {
+        name,
+        detail: DETAIL,
+    };
+    let time = DateTime::parse_from_rfc3339(&value).map_err(|_| refused.clone())?;
+    let time = time.with_timezone(&Utc);
+    // Orders are dated to the microsecond: rounded up, both bounds keep their meaning.
+    let below = time
+        .duration_trunc(TimeDelta::microseconds(1))
+        .map_err(|_| refused)?;
+    Ok(if below == time {
+        below
+    } else {
+        below + TimeDelta::microseconds(1)
+    })
+}
+
+fn decode_cursor(cursor: &str, filter: &OrderFilter) -> Result<Position, ApiError> {
+    parse_cursor(cursor, filter).ok_or(ApiError::InvalidCursor)
+}
+
+fn parse_cursor(cursor: &str, filter: &OrderFilter) -> Option<Position> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
+    let (given, place) = bytes.split_at_checked(CHECKSUM_BYTES)?;
+    if given != checksum(place, filter).to_be_bytes() {
+        return None;
+    }
+    let (micros, uid) = place.split_at_checked(TIME_BYTES)?;
+    let date_created =
+        DateTime::from_timestamp_micros(i64::from_be_bytes(micros.try_into().ok()?))?;
+    let uid = str::from_utf8(uid)
+        .ok()
+        .filter(|uid| OrderUid::is_valid(uid))?;
+    Some((date_created, uid.to_owned()))
+}
+
+fn filter_texts(filter: &OrderFilter) -> [(&'static str, Option<String>); 4] {
+    [
+        ("customer_id", filter.customer_id.clone()),
+        ("track_number", filter.track_number.clone()),
+        ("from", filter.from.as_ref().map(format_utc)),
+        ("to", filter.to.as_ref().map(format_utc)),
+    ]
+}
+
+/// FNV-1a: the same in every build and process, as the hashers of std are not.
+fn checksum(place: &[u8], filter: &OrderFilter) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut take = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    take(place);
+    for (name, value) in filter_texts(filter) {
+        // 0 stands in no value, so that what ends one value cannot begin another.
+        take(b"\0");
+        if let Some(value) = value {
+            take(name.as_bytes());
+            take(value.as_bytes());
+        }
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(filter: OrderFilter) -> ListRequest {
+        ListRequest {
+            limit: 50,
+            after: None,
+            filter,
+        }
+    }
+
+    #[test]
+    fn a_cursor_leads_back_to_its_place_in_its_own_list_only() {
+        let filter = OrderFilter {
+            customer_id: Some("a b".into()),
+            ..OrderFilter::default()
+        };
+        let position = (
+            "2026-01-01T00:00:00.000001Z".parse().unwrap(),
+            "uid-1".to_owned(),
+        );
+        let cursor = request(filter.clone()).next_cursor(&position);
+        assert_eq!(decode_cursor(&cursor, &filter), Ok(position));
+        assert_eq!(
+            decode_cursor(&cursor, &OrderFilter::default()),
+            Err(ApiError::InvalidCursor)
+        );
+        for index in 0..cursor.len() {
+            let mut garbled = cursor.clone().into_bytes();
+            garbled[index] = if garbled[index] == b'A' { b'B' } else { b'A' };
+            let garbled = String::from_utf8(garbled).unwrap();
+            assert_eq!(
+                decode_cursor(&garbled, &filter),
+                Err(ApiError::InvalidCursor),
+                "{index}"
+            );
+        }
+        for garbled in ["", "A", "*", &cursor[1..], "AAAAAAAAAAA"] {
+            assert_eq!(
+                decode_cursor(garbled, &filter),
+                Err(ApiError::InvalidCursor),
+                "{garbled}"
+            );
+        }
+    }
+
+    #[test]
+    fn times_have_a_zone_and_are_rounded_up_to_the_microsecond() {
+        for (given, meant) in [
+            ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"),
+            ("2026-01-01T03:00:00+03:00", "2026-01-01T00:00:00Z"),
+            ("2026-01-01T03:00:00 03:00", "2026-01-01T00:00:00Z"),
+            (
+                "2026-01-01T00:00:00.0000001Z",
+                "2026-01-01T00:00:00.000001Z",
+            ),
+        ] {
+            assert_eq!(
+                time("from", given).map(|time| format_utc(&time)),
+                Ok(meant.to_owned()),
+                "{given}"
+            );
+        }
+        for given in [
+            "",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+            "1767225600",
+            "яяяяяяя",
+            "2026-13-01T00:00:00Z",
+        ] {
+            assert!(time("from", given).is_err(), "{given}");
+        }
+    }
+
+    #[test]
+    fn limits_are_plain_numbers_in_their_bounds() {
+        assert_eq!(parse_limit("1000", 1000), Ok(1000));
+        for given in [
+            "",
+            "0",
+            "1001",
+            "-1",
+            "+5",
+            "abc",
+            "1e2",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                parse_limit(given, 1000),
+                Err(ApiError::InvalidLimit { max: 1000 }),
+                "{given}"
+            );
+        }
+    }
+}

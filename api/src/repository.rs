@@ -1,0 +1,256 @@
+//! The queries of this process, and what their failures mean to a client.
+//!
+//! Internal texts of errors are logged here, once, and go no further.
+//!
+//! diesel hides SQLSTATEs and the server's texts are in the server's language, so failures are told apart by what does
+//! not depend on either: the pool's own errors, diesel's kinds, whether the connection broke, and, for the statement
+//! time-out (57014), whether the statement had run for as long as it may.
+
+mod page;
+mod write;
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use deadpool_types::{Object, PoolError, TimeoutType};
+use diesel::dsl::{AsExprOf, sql};
+use diesel::expression::{SqlLiteral, UncheckedBind};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::sql_types::{Bool, Text, Timestamptz};
+use diesel_async::pooled_connection::PoolableConnection;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use shared::db::AsyncPool;
+use shared::db::models::VersionedOrder;
+use shared::db::orders::{OrderWithItems, select_order};
+use shared::db::schema::orders;
+use tracing::{error, warn};
+
+pub use page::OrderFilter;
+pub use write::{Precondition, WriteError};
+
+mod deadpool_types {
+    pub(super) use deadpool::managed::TimeoutType;
+    pub(super) use diesel_async::pooled_connection::deadpool::{Object, PoolError};
+}
+
+/// How much longer than the server's own limit an answer is waited for: beyond it the server hangs.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
+
+/// A place in the list of orders, newest first.
+pub type Position = (DateTime<Utc>, String);
+
+/// Why the database gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Every connection was busy for too long.
+    #[error("every database connection is busy")]
+    Overloaded,
+    /// Nobody answers, or the connection broke.
+    #[error("the database is away")]
+    Unavailable,
+    /// The statement ran for as long as it may.
+    #[error("the database took too long")]
+    Timeout,
+    /// Something that should not happen.
+    #[error("an internal error")]
+    Internal,
+}
+
+/// Orders in PostgreSQL.
+#[derive(Clone)]
+pub struct Repository {
+    pool: AsyncPool,
+    statement_timeout: Duration,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Repository").finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Reads by a pool whose statements end after `statement_timeout`.
+    pub fn new(pool: AsyncPool, statement_timeout: Duration) -> Self {
+        Self {
+            pool,
+            statement_timeout,
+        }
+    }
+
+    /// Reads one order, header and items in one snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn find_order(&self, uid: &str) -> Result<Option<VersionedOrder>, StoreError> {
+        let mut session = self.session().await?;
+        let query = orders::table.find(uid).select(select_order());
+        let outcome = within(
+            session.limit(),
+            query.first::<OrderWithItems>(&mut session.connection),
+        )
+        .await;
+        let row = session.settle(outcome.map(OptionalExtension::optional))?;
+        Ok(row.map(VersionedOrder::from))
+    }
+
+    /// Reads those of the orders that exist, in any order.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn find_orders(&self, uids: &[&str]) -> Result<Vec<VersionedOrder>, StoreError> {
+        let mut session = self.session().await?;
+        let query = orders::table
+            .filter(orders::order_uid.eq_any(uids))
+            .select(select_order());
+        let outcome = within(
+            session.limit(),
+            query.load::<OrderWithItems>(&mut session.connection),
+        )
+        .await;
+        let rows = session.settle(outcome)?;
+        Ok(rows.into_iter().map(VersionedOrder::from).collect())
+    }
+
+    /// The uids of the newest orders, from `after` on.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn newest_uids(
+        &self,
+        limit: usize,
+        after: Option<&Position>,
+    ) -> Result<Vec<Position>, StoreError> {
+        let mut session = self.session().await?;
+        let mut query = orders::table
+            .select((orders::date_created, orders::order_uid))
+            .order((orders::date_created.desc(), orders::order_uid.desc()))
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .into_boxed();
+        if let Some(position) = after {
+            query = query.filter(older_than(position));
+        }
+        let outcome = within(
+            session.limit(),
+            query.load::<Position>(&mut session.connection),
+        )
+        .await;
+        session.settle(outcome)
+    }
+
+    /// Asks for nothing but an answer.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.select_bool("true").await.map(|_| ())
+    }
+
+    /// Whether the tables that this process needs are there.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn has_schema(&self) -> Result<bool, StoreError> {
+        let present = "to_regclass('orders') IS NOT NULL AND to_regclass('order_items') IS NOT NULL \
+                       AND to_regclass('order_version_seq') IS NOT NULL";
+        self.select_bool(present).await
+    }
+
+    async fn select_bool(&self, expression: &'static str) -> Result<bool, StoreError> {
+        let mut session = self.session().await?;
+        let query = diesel::select(sql::<Bool>(expression));
+        let outcome = within(
+            session.limit(),
+            query.get_result::<bool>(&mut session.connection),
+        )
+        .await;
+        session.settle(outcome)
+    }
+
+    async fn session(&self) -> Result<Session, StoreError> {
+        match self.pool.get().await {
+            Ok(connection) => Ok(Session {
+                connection,
+                started: Instant::now(),
+                statement_timeout: self.statement_timeout,
+            }),
+            Err(PoolError::Timeout(TimeoutType::Wait)) => {
+                warn!("every database connection is busy");
+                Err(StoreError::Overloaded)
+            }
+            Err(error) => {
+                warn!("cannot connect to the database: {error}");
+                Err(StoreError::Unavailable)
+            }
+        }
+    }
+}
+
+/// The rows behind a position. A row comparison: unlike its spelling with OR it walks the index from the right place.
+fn older_than((date_created, order_uid): &Position) -> OlderThan {
+    sql::<Bool>("(date_created, order_uid) < (")
+        .bind::<Timestamptz, _>(*date_created)
+        .sql(", ")
+        .bind::<Text, _>(order_uid.clone())
+        .sql(")")
+}
+
+type WithTime = UncheckedBind<SqlLiteral<Bool>, AsExprOf<DateTime<Utc>, Timestamptz>>;
+type WithUid = UncheckedBind<SqlLiteral<Bool, WithTime>, AsExprOf<String, Text>>;
+type OlderThan = SqlLiteral<Bool, WithUid>;
+
+/// `None` is no answer at all.
+async fn within<T>(limit: Duration, query: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, query).await.ok()
+}
+
+/// A connection in use.
+struct Session {
+    connection: Object<AsyncPgConnection>,
+    started: Instant,
+    statement_timeout: Duration,
+}
+
+impl Session {
+    /// A little longer than the server itself may take.
+    fn limit(&self) -> Duration {
+        self.statement_timeout + ANSWER_GRACE
+    }
+
+    /// Says what a failure means, and logs it.
+    fn settle<T>(mut self, outcome: Option<QueryResult<T>>) -> Result<T, StoreError> {
+        let elapsed = self.started.elapsed();
+        let error = match outcome {
+            Some(Ok(value)) => return Ok(value),
+            Some(Err(error)) => error,
+            None => {
+                warn!(
+                    duration_ms = elapsed.as_millis(),
+                    "no answer from the database"
+                );
+                // Not back into the pool: its answer may still come.
+                drop(Object::take(self.connection));
+                return Err(StoreError::Timeout);
+            }
+        };
+        let meaning = match &error {
+            _ if self.connection.is_broken() => StoreError::Unavailable,
+            DieselError::BrokenTransactionManager => StoreError::Unavailable,
+            DieselError::DatabaseError(kind, _) => match kind {
+                DatabaseErrorKind::UnableToSendCommand
+                | DatabaseErrorKind::ClosedConnection
+                // The primary has become a standby.
+                | DatabaseErrorKind::ReadOnlyTransaction => StoreError::Unavailable,
+                DatabaseErrorKind::Unknown if elapsed >= self.statement_timeout => StoreError::Timeout,
+                _ => StoreError::Internal,
+            },
+            _ => StoreError::Internal,
+        };
+        match meaning {
+            StoreError::Internal => error!("query failed: {error}"),
+            _ => warn!(duration_ms = elapsed.as_millis(), "{meaning}: {error}"),
+        }
+        Err(meaning)
+    }
+}

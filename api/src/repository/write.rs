@@ -1,0 +1,168 @@
+//! The writes of this process: replace an order, delete one.
+//!
+//! Each is one transaction. It locks the row of `orders` first, as every writer does, then looks at the version, then
+//! writes, and tells the caches in the same transaction.
+
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use shared::db::models::{NewOrder, NewOrderItem};
+use shared::db::orders::next_version;
+use shared::db::schema::{order_items, orders};
+use shared::events::{self, Operation};
+use shared::order::Order;
+
+use super::{Repository, StoreError, within};
+
+diesel::define_sql_function! {
+    /// PostgreSQL's own; the notification leaves with the commit.
+    fn pg_notify(channel: Text, payload: Text);
+}
+
+/// Which versions a client accepts to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Any.
+    None,
+    /// One of these.
+    VersionIn(Vec<i64>),
+}
+
+impl Precondition {
+    fn holds(&self, version: i64) -> bool {
+        match self {
+            Self::None => true,
+            Self::VersionIn(versions) => versions.contains(&version),
+        }
+    }
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// There is no such order.
+    #[error("no such order")]
+    NotFound,
+    /// The order has another version than the client accepts.
+    #[error("the order has version {current}")]
+    VersionMismatch {
+        /// The version it has.
+        current: i64,
+    },
+    /// The database gave no answer; the write may have happened.
+    #[error(transparent)]
+    Store(StoreError),
+    /// As diesel says it; [`Repository`] turns it into [`Self::Store`].
+    #[error(transparent)]
+    Query(#[from] DieselError),
+}
+
+impl Repository {
+    /// Replaces an order that exists; gives its new version.
+    ///
+    /// # Errors
+    /// [`WriteError`] as said there, never `Query`.
+    pub async fn replace_order(
+        &self,
+        order: &Order,
+        precondition: &Precondition,
+    ) -> Result<i64, WriteError> {
+        let mut session = self.session().await.map_err(WriteError::Store)?;
+        let transaction = session.connection.transaction(async |connection| {
+            let uid = order.order_uid.as_str();
+            lock_order(connection, uid, precondition).await?;
+            let version = diesel::update(orders::table.find(uid))
+                .set((
+                    NewOrder::new(order, None),
+                    orders::version.eq(next_version()),
+                    orders::updated_at.eq(diesel::dsl::now),
+                ))
+                .returning(orders::version)
+                .get_result(connection)
+                .await?;
+            diesel::delete(order_items::table.filter(order_items::order_uid.eq(uid)))
+                .execute(connection)
+                .await?;
+            diesel::insert_into(order_items::table)
+                .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
+                .execute(connection)
+                .await?;
+            notify(connection, Operation::Upsert, uid).await?;
+            Ok(version)
+        });
+        let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
+        settle(session, outcome)
+    }
+
+    /// Deletes an order with its items.
+    ///
+    /// # Errors
+    /// [`WriteError`] as said there, never `Query`.
+    pub async fn delete_order(
+        &self,
+        uid: &str,
+        precondition: &Precondition,
+    ) -> Result<(), WriteError> {
+        let mut session = self.session().await.map_err(WriteError::Store)?;
+        let transaction = session.connection.transaction(async |connection| {
+            lock_order(connection, uid, precondition).await?;
+            diesel::delete(orders::table.find(uid))
+                .execute(connection)
+                .await?;
+            notify(connection, Operation::Delete, uid).await?;
+            Ok(())
+        });
+        let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
+        settle(session, outcome)
+    }
+}
+
+/// A write waits at most for this many statements at their limit; only the first can wait for others.
+const WRITE_STATEMENTS: u32 = 2;
+
+async fn lock_order(
+    connection: &mut AsyncPgConnection,
+    uid: &str,
+    precondition: &Precondition,
+) -> Result<(), WriteError> {
+    let current = orders::table
+        .find(uid)
+        .select(orders::version)
+        .for_update()
+        .first::<i64>(connection)
+        .await
+        .optional()?
+        .ok_or(WriteError::NotFound)?;
+    if precondition.holds(current) {
+        Ok(())
+    } else {
+        Err(WriteError::VersionMismatch { current })
+    }
+}
+
+async fn notify(
+    connection: &mut AsyncPgConnection,
+    operation: Operation,
+    uid: &str,
+) -> QueryResult<()> {
+    for payload in events::encode(operation, [uid]) {
+        diesel::select(pg_notify(events::CHANNEL, payload))
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn settle<T>(
+    session: super::Session,
+    outcome: Option<Result<T, WriteError>>,
+) -> Result<T, WriteError> {
+    let outcome = match outcome {
+        Some(Err(WriteError::Query(error))) => Some(Err(error)),
+        Some(Err(refusal)) => return Err(refusal),
+        Some(Ok(value)) => Some(Ok(value)),
+        None => None,
+    };
+    session.settle(outcome).map_err(WriteError::Store)
+}

@@ -1,0 +1,167 @@
+//! What handlers need of a request, and the checks that they share.
+
+use std::sync::Arc;
+
+use percent_encoding::percent_decode_str;
+use shared::order::OrderUid;
+use warp::http::header::{ACCEPT, ALLOW};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use warp::reply::Response;
+
+use crate::app::App;
+use crate::problem::ApiError;
+
+/// Longest name of a parameter that an error repeats, in characters.
+const MAX_NAME_CHARS: usize = 64;
+
+/// A request without its path and its body.
+#[derive(Debug)]
+pub struct Call {
+    /// The process's state.
+    pub app: Arc<App>,
+    /// The method as sent.
+    pub method: Method,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The query, not decoded, without `?`.
+    pub query: String,
+}
+
+/// The methods that some route knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// GET, and HEAD, whose body hyper leaves out.
+    Get,
+    /// PUT.
+    Put,
+    /// POST.
+    Post,
+    /// DELETE.
+    Delete,
+    /// Any other.
+    Other,
+}
+
+impl Call {
+    /// The method.
+    pub fn verb(&self) -> Verb {
+        match self.method {
+            Method::GET | Method::HEAD => Verb::Get,
+            Method::PUT => Verb::Put,
+            Method::POST => Verb::Post,
+            Method::DELETE => Verb::Delete,
+            _ => Verb::Other,
+        }
+    }
+
+    /// Answers a method that the path does not handle itself.
+    ///
+    /// # Errors
+    /// `MethodNotAllowed`, for every method but OPTIONS.
+    pub fn other_method(&self, allow: &'static str) -> Result<Response, ApiError> {
+        if self.method != Method::OPTIONS {
+            return Err(ApiError::MethodNotAllowed { allow });
+        }
+        let mut response = empty(StatusCode::NO_CONTENT);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static(allow));
+        Ok(response)
+    }
+
+    /// Decodes the parameters, in the order of `known`.
+    ///
+    /// # Errors
+    /// `UnknownParameter`, or `InvalidParameter` for one that stands twice or is no text.
+    pub fn parameters<const N: usize>(
+        &self,
+        known: &'static [&'static str; N],
+    ) -> Result<[Option<String>; N], ApiError> {
+        let mut values = [const { None }; N];
+        for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = decode_form(name).unwrap_or_else(|| name.to_owned());
+            let Some(index) = known.iter().position(|each| *each == name) else {
+                let name = name
+                    .chars()
+                    .filter(|char| !char.is_control())
+                    .take(MAX_NAME_CHARS)
+                    .collect();
+                return Err(ApiError::UnknownParameter { name, known });
+            };
+            let name = known[index];
+            let value = decode_form(value).ok_or(ApiError::InvalidParameter {
+                name,
+                detail: "must be UTF-8",
+            })?;
+            if values[index].replace(value).is_some() {
+                return Err(ApiError::InvalidParameter {
+                    name,
+                    detail: "must not stand twice",
+                });
+            }
+        }
+        Ok(values)
+    }
+
+    /// Refuses clients that take no JSON.
+    ///
+    /// # Errors
+    /// `NotAcceptable`.
+    pub fn require_accepts_json(&self) -> Result<(), ApiError> {
+        let mut accept = self.headers.get_all(ACCEPT).iter().peekable();
+        if accept.peek().is_none() {
+            return Ok(());
+        }
+        let ranges = accept
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        // The most specific range decides (RFC 9110, section 12.5.1).
+        let quality = ranges
+            .filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                let specificity = match parts.next()?.to_ascii_lowercase().as_str() {
+                    "application/json" => 3,
+                    "application/*" => 2,
+                    "*/*" => 1,
+                    _ => return None,
+                };
+                let quality =
+                    parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+                let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
+                Some((specificity, quality))
+            })
+            .max_by_key(|(specificity, _)| *specificity);
+        match quality {
+            Some((_, quality)) if quality > 0.0 => Ok(()),
+            _ => Err(ApiError::NotAcceptable),
+        }
+    }
+}
+
+/// Decodes a segment of the path into an order id.
+///
+/// # Errors
+/// `InvalidOrderUid`, for whatever is no order id once it is decoded.
+pub fn order_uid(segment: &str) -> Result<OrderUid, ApiError> {
+    let text = percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| ApiError::InvalidOrderUid)?;
+    text.parse().map_err(|_| ApiError::InvalidOrderUid)
+}
+
+/// An answer without a body.
+pub fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Default::default());
+    *response.status_mut() = status;
+    response
+}
+
+/// `application/x-www-form-urlencoded`, as browsers write queries.
+fn decode_form(text: &str) -> Option<String> {
+    let spaced = text.replace('+', " ");
+    percent_decode_str(&spaced)
+        .decode_utf8()
+        .ok()
+        .map(Into::into)
+}

@@ -1,0 +1,153 @@
+//! Every route of the server.
+//!
+//! Paths are matched before methods, and a rejection only means "not my path": each handler answers all methods of its
+//! path, so 405 always has its `Allow` and 404 is never turned into 405 by a neighbour.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::sync::Arc;
+
+use warp::path::FullPath;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+
+use crate::app::App;
+use crate::envelope::reply;
+use crate::handlers::{cache, health, orders, web};
+use crate::problem::ApiError;
+use crate::request::Call;
+
+/// All routes; `or` tries them in order, so what is asked most stands first.
+pub fn routes(
+    app: &Arc<App>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let call = call(app);
+
+    let order_by_uid = below("/order/")
+        .and(call.clone())
+        .then(orders::read_only_order)
+        .map(reply("order"));
+    let order_resource = below("/api/v1/orders/")
+        .and(call.clone())
+        .and(warp::body::stream())
+        .then(orders::order)
+        .map(reply("order"));
+
+    let rest_of_api = exactly(crate::listing::PATH)
+        .and(call.clone())
+        .then(orders::order_list)
+        .map(reply("orders"))
+        .or(exactly("/api/v1/cache/stats")
+            .and(call.clone())
+            .then(cache::stats)
+            .map(reply("cache_stats")))
+        .unify()
+        .or(exactly("/api/v1/cache/warmup")
+            .and(call.clone())
+            .then(cache::warmup)
+            .map(reply("cache_warmup")))
+        .unify()
+        .or(exactly("/api/v1/cache")
+            .and(call.clone())
+            .then(cache::whole)
+            .map(reply("cache")))
+        .unify()
+        .boxed();
+
+    let operations = exactly("/health")
+        .and(call.clone())
+        .then(health::health)
+        .map(reply("health"))
+        .or(exactly("/livez")
+            .and(call.clone())
+            .then(health::livez)
+            .map(reply("livez")))
+        .unify()
+        .or(exactly("/readyz")
+            .and(call.clone())
+            .then(health::readyz)
+            .map(reply("readyz")))
+        .unify()
+        .or(exactly("/metrics")
+            .and(call.clone())
+            .then(health::metrics)
+            .map(reply("metrics")))
+        .unify()
+        .boxed();
+
+    let page = asset("/", &web::INDEX)
+        .or(asset("/style.css", &web::STYLE))
+        .unify()
+        .or(asset("/app.js", &web::SCRIPT))
+        .unify()
+        .or(asset("/favicon.svg", &web::ICON))
+        .unify()
+        .and(call)
+        .then(web::asset)
+        .map(reply("page"))
+        .boxed();
+
+    order_by_uid
+        .or(order_resource)
+        .unify()
+        .or(rest_of_api)
+        .unify()
+        .or(operations)
+        .unify()
+        .or(page)
+        .unify()
+        .or_else(|_| {
+            ready(Ok::<_, Infallible>((reply("none")(Err(
+                ApiError::NoSuchEndpoint,
+            )),)))
+        })
+}
+
+/// Takes what every handler needs.
+fn call(app: &Arc<App>) -> impl Filter<Extract = (Call,), Error = Infallible> + Clone + use<> {
+    let app = Arc::clone(app);
+    warp::method()
+        .and(warp::header::headers_cloned())
+        .and(warp::query::raw().or_else(|_| ready(Ok::<_, Infallible>((String::new(),)))))
+        .map(move |method, headers, query| Call {
+            app: Arc::clone(&app),
+            method,
+            headers,
+            query,
+        })
+}
+
+/// Matches one path.
+fn exactly(wanted: &'static str) -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    warp::path::full()
+        .and_then(move |path: FullPath| {
+            ready(if path.as_str() == wanted {
+                Ok(())
+            } else {
+                Err(warp::reject::not_found())
+            })
+        })
+        .untuple_one()
+}
+
+/// Matches one segment, as sent, behind a prefix. An empty one too: it is an invalid id, not an unknown path.
+fn below(prefix: &'static str) -> impl Filter<Extract = (String,), Error = Rejection> + Clone {
+    warp::path::full().and_then(move |path: FullPath| {
+        let segment = path
+            .as_str()
+            .strip_prefix(prefix)
+            .filter(|segment| !segment.contains('/'));
+        ready(
+            segment
+                .map(str::to_owned)
+                .ok_or_else(warp::reject::not_found),
+        )
+    })
+}
+
+fn asset(
+    path: &'static str,
+    asset: &'static web::Asset,
+) -> impl Filter<Extract = (&'static web::Asset,), Error = Rejection> + Clone {
+    exactly(path).map(move || asset)
+}
