@@ -1,0 +1,217 @@
+/**
+ * The page in a real browser, before a stand-in for the api: `node --test web/tests/`.
+ *
+ * With `PAGE_URL` the smoke test runs against a live service that holds the sample order too. Without a Chromium the
+ * tests are skipped, or fail where `REQUIRE_BROWSER` is set (as in continuous integration).
+ */
+
+import assert from "node:assert/strict";
+import { after, afterEach, before, beforeEach, test } from "node:test";
+import { findChromium, launch } from "./chromium.mjs";
+import { MARKUP, startFakeApi } from "./fake_api.mjs";
+
+const SAMPLE = "b563feb7b2b84b6test";
+const executable = findChromium();
+if (!executable && process.env.REQUIRE_BROWSER) throw new Error("no chromium on the path: apt-get install chromium, or set CHROMIUM");
+const skip = executable ? false : "no chromium on the path: apt-get install chromium, or set CHROMIUM";
+
+let browser, api, pages;
+
+before(async () => {
+  if (!skip) browser = await launch(executable);
+});
+after(async () => browser?.close());
+beforeEach(async () => {
+  pages = [];
+  api = await startFakeApi();
+});
+afterEach(async () => {
+  await api.stop();
+  for (const page of pages) {
+    const violations = page.complaints.splice(0);
+    await page.send("Page.close");
+    assert.deepEqual(violations, [], "the page has thrown, logged an error or broken its policy");
+  }
+});
+
+async function open(path, options) {
+  const page = await browser.open(api.address + path, options);
+  pages.push(page);
+  return page;
+}
+
+const shows = (selector, text) => `document.querySelector(${JSON.stringify(selector)})?.innerText.includes(${JSON.stringify(text)})`;
+const click = (selector) => `document.querySelector(${JSON.stringify(selector)}).click()`;
+const clickText = (text) => `[...document.querySelectorAll("button")].find((each) => each.innerText.startsWith(${JSON.stringify(text)})).click()`;
+const focused = `document.activeElement.id || document.activeElement.className`;
+
+test("a deep link shows every field of the order", { skip }, async () => {
+  const page = await open(`/?uid=${SAMPLE}`);
+  await page.until(shows("#order-heading", SAMPLE));
+  const text = await page.value(`document.getElementById("order").innerText`);
+  for (const expected of [
+    "US$18.17", "WBILMTESTTRACK", "Test Testov", "+9720000000", "Kiryat Mozkin", "wbpay", "Mascaras", "9934930", "ab4219087a764ae0btest",
+    "shardkey", "oof_shard", "sm_id", "internal_signature", "delivery_service", "entry", "locale", "from cache, proven 0 s ago", "version 42",
+    "26 Nov 2021, 06:22:19 UTC",
+  ]) {
+    assert.ok(text.includes(expected), `${expected} is missing in:\n${text}`);
+  }
+});
+
+test("markup in an order is text", { skip }, async () => {
+  const page = await open("/?uid=markup");
+  await page.until(shows("#order-heading", "markup"));
+  await page.value(clickText("Raw JSON"));
+  const shownTexts = await page.value(`document.getElementById("order").innerText.split(${JSON.stringify(MARKUP)}).length - 1`);
+  assert.ok(shownTexts >= 20, `the text stands there only ${shownTexts} times`);
+  assert.equal(await page.value(`document.querySelectorAll("#order script, #order img, #order b").length`), 0);
+  assert.equal(await page.value("globalThis.pwned"), undefined);
+  assert.ok(!api.state.seen.some((each) => each.includes("pwned")));
+});
+
+test("what is pasted into the box is cleaned, looked up and can be gone back from", { skip }, async () => {
+  const page = await open("/");
+  await page.until(shows("#newest-body", "order000"));
+  await page.press("/", "/");
+  assert.equal(await page.value(focused), "uid");
+  await page.type(` "${SAMPLE}",\u200b `);
+  await page.press("Enter", "\r");
+  await page.until(shows("#order-heading", SAMPLE));
+  assert.equal(await page.value("location.search"), `?uid=${SAMPLE}`);
+  assert.equal(await page.value(focused), "order-heading");
+  await page.value("history.back()");
+  await page.until(`document.getElementById("order").hidden`);
+  await page.value("history.forward()");
+  await page.until(shows("#order-heading", SAMPLE));
+});
+
+test("what cannot be an id is refused without a request", { skip }, async () => {
+  for (const uid of ["..", "a b/c", "<b>", "x".repeat(65)]) {
+    const page = await open(`/?uid=${encodeURIComponent(uid)}`);
+    await page.until(shows("#uid-error", "not an order id"));
+    assert.equal(await page.value(`document.getElementById("order").hidden`), true);
+  }
+  assert.ok(!api.state.seen.some((each) => each.includes("/order/")));
+});
+
+test("an unknown id is told with a hint and the request id", { skip }, async () => {
+  const page = await open("/?uid=nothere");
+  await page.until(shows("#order", "No order with this id"));
+  assert.ok(await page.value(shows("#order", "req-7f3a")));
+});
+
+test("the list pages forth and back, filters, and leads to its orders", { skip }, async () => {
+  const page = await open("/");
+  await page.until(shows("#page-label", "Page 1"));
+  await page.value(click("#page-next"));
+  await page.until(shows("#newest-body", "order020"));
+  await page.value(click("#page-next"));
+  await page.until(shows("#page-label", "Page 3 · 10 orders"));
+  assert.equal(await page.value(`document.getElementById("page-next").getAttribute("aria-disabled")`), "true");
+  await page.value(click("#page-back"));
+  await page.until(shows("#newest-body", "order020"));
+  await page.value(`document.querySelector("[name=customer_id]").value = " nobody "; document.getElementById("filters").requestSubmit()`);
+  await page.until(shows("#newest-body", "No order matches"));
+  assert.ok(api.state.seen.some((each) => each.includes("customer_id=nobody")));
+  await page.value(`document.getElementById("filters").reset()`);
+  await page.until(shows("#newest-body", "order000"));
+  await page.value(click("a.uid"));
+  await page.until(shows("#order-heading", "order000"));
+  await page.value(clickText("Close"));
+  await page.until(`document.getElementById("order").hidden`);
+  assert.equal(await page.value("document.activeElement.innerText"), "order000");
+});
+
+test("money follows its currency, exactly", { skip }, async () => {
+  for (const [uid, total] of [["yen", "JP¥1,817"], ["largest", "€90,071,992,547,409.91"], ["nomoney", "1,817 QQQ (minor units)"]]) {
+    const page = await open(`/?uid=${uid}`);
+    await page.until(shows(".total", total), `${uid} to cost ${total}`);
+  }
+});
+
+test("a database that is away is counted down to, then the order appears", { skip }, async () => {
+  api.state.isDown = true;
+  const page = await open(`/?uid=${SAMPLE}`);
+  await page.until(shows("#order", "Trying again in"));
+  await page.until(shows("#health", "down"));
+  await page.until(shows("#cache-body", "cached orders are not served"));
+  api.state.isDown = false;
+  await page.until(shows("#order", "Test Testov"));
+});
+
+test("a service that is gone is a banner, and its return needs no key", { skip }, async () => {
+  const page = await open("/");
+  await page.until(shows("#newest-body", "order000"));
+  const port = new URL(api.address).port;
+  await api.stop();
+  await page.value(click("a.uid"));
+  await page.until(shows("#offline", "does not answer"));
+  await page.until(shows("#order", "cannot be reached"));
+  api = await startFakeApi({ port: Number(port) });
+  await page.until(`document.getElementById("offline").hidden`);
+  await page.until(shows("#order", "Test Testov"));
+});
+
+test("a blind cache is told on the order, also when the browser had it already", { skip }, async () => {
+  const page = await open(`/?uid=${SAMPLE}`);
+  await page.until(shows("#order", "from cache"));
+  api.state.isBlind = true;
+  await page.value(clickText("Read again"));
+  await page.until(shows("#order", "from the database: cache is blind"));
+});
+
+test("a slow answer shows that it is awaited, a newer question drops an older one", { skip }, async () => {
+  const page = await open("/");
+  await page.until(shows("#newest-body", "order000"));
+  api.state.delayMs = 600;
+  await page.value(click("a[href='/?uid=order001']"));
+  await page.until(shows("#order", "Reading the order"));
+  api.state.delayMs = 0;
+  await page.value(click("a[href='/?uid=order002']"));
+  await page.until(shows("#order-heading", "order002"));
+  await new Promise((resolve) => setTimeout(resolve, 700)); // Past the first answer, which must not show.
+  assert.ok(await page.value(shows("#order-heading", "order002")));
+});
+
+test("warm-up asks for the token that the service has, and keeps it in memory only", { skip }, async () => {
+  api.state.token = "s3cret";
+  const page = await open("/");
+  await page.until(shows("#cache-body", "97.3"));
+  await page.value(click("#warmup button"));
+  await page.until(shows("#warmup-result", "API token"));
+  await page.value(`document.getElementById("token").value = "s3cret"`);
+  await page.value(click("#warmup button"));
+  await page.until(shows("#warmup-result", "Loaded 8,123 orders in 271 ms"));
+  assert.equal(await page.value("localStorage.length + sessionStorage.length + document.cookie.length"), 0);
+  assert.ok(!api.state.seen.some((each) => each.includes("s3cret")));
+});
+
+test("id, JSON and curl can be copied", { skip }, async () => {
+  const page = await open(`/?uid=${SAMPLE}`);
+  await page.until(shows("#order-heading", SAMPLE));
+  const clipboard = "navigator.clipboard.readText()";
+  await page.value("window.focus()");
+  await page.value(clickText("Copy id"));
+  await page.until(`${clipboard}.then((text) => text === ${JSON.stringify(SAMPLE)})`);
+  await page.value(clickText("Copy curl"));
+  await page.until(`${clipboard}.then((text) => text === "curl -sS '${api.address}/order/${SAMPLE}'")`);
+  await page.value(clickText("Copy JSON"));
+  await page.until(`${clipboard}.then((text) => JSON.parse(text).items.length === 2)`);
+});
+
+test("nothing sticks out sideways at 360 pixels", { skip }, async () => {
+  for (const path of ["/", `/?uid=${SAMPLE}`, "/?uid=markup", "/?uid=nothere"]) {
+    const page = await open(path, { width: 360, height: 740 });
+    await page.until(shows("#newest-body", "order000"));
+    await page.until(path === "/" ? "true" : `document.getElementById("order").innerText.length > 40`);
+    assert.ok(await page.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path);
+  }
+});
+
+test("the live service shows the sample order", { skip: skip || (process.env.PAGE_URL ? false : "PAGE_URL is not set") }, async () => {
+  const page = await browser.open(`${process.env.PAGE_URL}/?uid=${SAMPLE}`);
+  pages.push(page);
+  await page.until(shows("#order", "Test Testov"));
+  await page.until(shows("#newest-body", SAMPLE));
+  await page.until(shows("#cache-body", "Hit ratio"));
+});
