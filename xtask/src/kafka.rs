@@ -3,6 +3,7 @@
 //! Its jars come from Maven by `xtask/kafka/pom.xml` and are cached in `.stack/kafka` (see [`Jars`]).
 
 mod jars;
+mod mock;
 mod properties;
 mod wire;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 pub use jars::Jars;
+pub use mock::MockBroker;
 
 use crate::interrupt::wait_for;
 use crate::ports;

@@ -1,15 +1,22 @@
 //! What developers run, and the private servers that it and the tests run on.
 //!
 //! - [`postgres`] and [`kafka`]: private servers; the tests of the other crates start their own ones with these.
-//! - [`process`], [`interrupt`], [`ports`]: child processes that never outlive us.
 //! - [`stack`]: both servers together, with the environment that makes ours use them.
+//! - [`demo`], [`testing`], [`check`], [`tools`]: the commands of `cargo xtask`.
+//! - [`packages`]: installs what a bare machine lacks.
+//! - [`process`], [`interrupt`], [`ports`]: child processes that never outlive us.
 //! - [`progress`], [`project`]: what is printed, and where things are.
 //!
 //! Nothing of the services is used here: this must build in seconds on a machine that has only cargo, because it is what
 //! installs everything else.
 
+mod cargo;
+pub mod check;
+pub mod demo;
+mod http;
 pub mod interrupt;
 pub mod kafka;
+pub mod packages;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -17,6 +24,8 @@ pub mod progress;
 pub mod project;
 pub mod stack;
 mod temporary;
+pub mod testing;
+pub mod tools;
 
 /// A number for some bytes, the same in every run and version (FNV-1a), which std's hasher does not promise.
 pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {

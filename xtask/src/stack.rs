@@ -1,201 +1,181 @@
 //! PostgreSQL and Kafka together, and the environment that makes the project's processes and tests use them.
 
-use std::fs::{self, File, TryLockError};
+mod folder;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 
-use crate::kafka::PrivateKafka;
+pub use folder::StackFolder;
+
+use crate::kafka::{Jars, MockBroker, PrivateKafka};
 use crate::postgres::{self, PrivatePostgres};
-use crate::{progress, project};
+use crate::{interrupt, packages, progress, project};
 
-/// A folder under `.stack` that one process holds as long as it runs.
+/// The topic that ingestors read unless `KAFKA_TOPIC` says otherwise, as DESIGN.md fixes it.
+const DEFAULT_TOPIC: &str = "orders";
+/// Enough for two ingestors to share, few enough to start fast.
+const PARTITIONS: u32 = 4;
+
+/// Variables any of which says that a PostgreSQL of the user's is to be used.
+const DATABASE_VARIABLES: [&str; 6] = [
+    "DB_HOST",
+    "DB_PORT",
+    "DB_USER",
+    "DB_PASSWORD",
+    "DB_PASSWORD_FILE",
+    "DB_NAME",
+];
+
+/// Which Kafka a run uses.
 #[derive(Debug)]
-pub struct StackFolder {
-    path: PathBuf,
-    /// Held for its lock, which the kernel takes away however the process ends.
-    _lock: File,
-    removed_at_end: bool,
+pub enum Broker {
+    /// The one that `KAFKA_BROKERS` names.
+    Given,
+    /// A private Apache Kafka.
+    Private(PrivateKafka),
+    /// librdkafka's in-process broker, because Apache Kafka cannot be had.
+    Mock(MockBroker),
 }
 
-impl StackFolder {
-    /// Takes the folder of that name, empty; fails if another process has it.
-    pub fn take(name: &str) -> Result<Self> {
-        let path = project::stack_folder().join(name);
-        let lock = open_lock(&lock_path(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("another `{name}` runs in this clone (its servers: .stack/{name}.env)")
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).context("cannot lock the stack's folder");
-            }
-        }
-        remove_stack_folder(&path)?;
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self {
-            path,
-            _lock: lock,
-            removed_at_end: false,
-        })
-    }
-
-    /// Takes a folder of this process alone, removed at the end; what killed processes left is removed first.
-    pub fn take_own(name: &str) -> Result<Self> {
-        remove_stale(name);
-        let mut folder = Self::take(&format!("{name}-{}", std::process::id()))?;
-        folder.removed_at_end = true;
-        Ok(folder)
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for StackFolder {
-    fn drop(&mut self) {
-        if self.removed_at_end {
-            remove_stack_folder(&self.path).ok();
-            fs::remove_file(lock_path(&self.path)).ok();
-        }
-    }
-}
-
-/// Removes the folders of that name whose process has ended.
-fn remove_stale(name: &str) {
-    let prefix = format!("{name}-");
-    for entry in fs::read_dir(project::stack_folder())
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let file_name = entry.file_name();
-        let Some(stem) = file_name
-            .to_str()
-            .and_then(|file_name| file_name.strip_suffix(".lock"))
-        else {
-            continue;
-        };
-        if stem.starts_with(&prefix)
-            && let Ok(lock) = open_lock(&entry.path())
-            && lock.try_lock().is_ok()
-        {
-            remove_stack_folder(&entry.path().with_extension("")).ok();
-            fs::remove_file(entry.path()).ok();
-        }
-    }
-}
-
-fn remove_stack_folder(path: &Path) -> Result<()> {
-    postgres::remove_folder(&path.join("postgres"))?;
-    if path.exists() {
-        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn lock_path(folder: &Path) -> PathBuf {
-    folder.with_extension("lock")
-}
-
-fn open_lock(path: &Path) -> Result<File> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    }
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .with_context(|| format!("cannot open {}", path.display()))
-}
-
-/// The servers of a run; `None` where the environment names one that is to be used instead.
+/// The servers of a run.
 ///
 /// Dropped in this order: Kafka, PostgreSQL.
 #[derive(Debug)]
 pub struct Stack {
-    /// The private Kafka.
-    pub kafka: Option<PrivateKafka>,
-    /// The private PostgreSQL.
-    pub postgres: Option<PrivatePostgres>,
+    broker: Broker,
+    /// `None` where the environment names one.
+    postgres: Option<PrivatePostgres>,
 }
 
 impl Stack {
     /// Starts what the environment does not name, both at once.
     pub fn start(folder: &Path, durable: bool) -> Result<Self> {
         thread::scope(|scope| {
-            let kafka = scope.spawn(|| start_kafka(&folder.join("kafka")));
+            let broker = scope.spawn(|| start_broker(&folder.join("kafka")));
             let postgres = start_postgres(&folder.join("postgres"), durable);
-            let kafka = kafka
+            let broker = broker
                 .join()
                 .map_err(|_| anyhow!("the start of Kafka panicked"))?;
             Ok(Self {
-                kafka: kafka?,
+                broker: broker?,
                 postgres: postgres?,
             })
         })
     }
 
+    /// Which Kafka it uses.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Makes the topic of the orders; on a Kafka of the user's it has to be there already.
+    pub fn create_topic(&self) -> Result<()> {
+        match &self.broker {
+            Broker::Private(kafka) => kafka.create_topic(&topic(), PARTITIONS),
+            Broker::Given | Broker::Mock(_) => Ok(()),
+        }
+    }
+
     /// The variables that make the project's processes and tests use the private servers.
     pub fn env(&self) -> Vec<(String, String)> {
-        let mut variables = Vec::new();
-        if let Some(postgres) = &self.postgres {
-            variables.extend(postgres.env());
-        }
-        if let Some(kafka) = &self.kafka {
-            variables.extend(kafka.env());
-        }
+        let mut variables = self
+            .postgres
+            .as_ref()
+            .map(PrivatePostgres::env)
+            .unwrap_or_default();
+        let bootstrap = match &self.broker {
+            Broker::Given => return variables,
+            Broker::Private(kafka) => kafka.bootstrap(),
+            Broker::Mock(broker) => broker.bootstrap().to_owned(),
+        };
+        variables.push(("KAFKA_BROKERS".to_owned(), bootstrap));
         variables
     }
 
     /// Fails, with the end of its log, if a server has ended.
     pub fn check_running(&mut self) -> Result<()> {
-        if let Some(kafka) = &mut self.kafka {
-            kafka.check_running()?;
+        match &mut self.broker {
+            Broker::Given => {}
+            Broker::Private(kafka) => kafka.check_running()?,
+            Broker::Mock(broker) => broker.check_running()?,
+        }
+        self.postgres
+            .as_mut()
+            .map_or(Ok(()), PrivatePostgres::check_running)
+    }
+
+    /// Kills both at once, for servers whose data is thrown away.
+    pub fn kill(&mut self) {
+        match &mut self.broker {
+            Broker::Given => {}
+            Broker::Private(kafka) => kafka.kill_nine(),
+            Broker::Mock(broker) => drop(broker.stop()),
         }
         if let Some(postgres) = &mut self.postgres {
-            postgres.check_running()?;
+            postgres.kill_nine().ok();
         }
-        Ok(())
     }
 
     /// Stops both in order, Kafka first.
     pub fn stop(&mut self) -> Result<()> {
-        let kafka = self.kafka.as_mut().map_or(Ok(()), PrivateKafka::stop);
+        let broker = match &mut self.broker {
+            Broker::Given => Ok(()),
+            Broker::Private(kafka) => kafka.stop(),
+            Broker::Mock(broker) => broker.stop(),
+        };
         let postgres = self.postgres.as_mut().map_or(Ok(()), PrivatePostgres::stop);
-        kafka.and(postgres)
+        broker.and(postgres)
     }
 }
 
-fn start_kafka(folder: &Path) -> Result<Option<PrivateKafka>> {
+/// Installs what the private servers of this run and the build need.
+pub fn install_packages() -> Result<()> {
+    let mut purposes = vec![packages::Purpose::Build];
+    if !database_is_given() {
+        purposes.push(packages::Purpose::Postgres);
+    }
+    if variable("KAFKA_BROKERS").is_none() {
+        purposes.push(packages::Purpose::Kafka);
+    }
+    packages::ensure_but_kafka_if_impossible(&purposes)
+}
+
+fn start_broker(folder: &Path) -> Result<Broker> {
     if let Some(brokers) = variable("KAFKA_BROKERS") {
         progress::step(&format!("Kafka: using KAFKA_BROKERS={brokers}"));
-        return Ok(None);
+        return Ok(Broker::Given);
     }
     let start = Instant::now();
+    if let Err(error) = Jars::fetch() {
+        interrupt::check()?;
+        progress::say(&format!(
+            "\n{error:#}\n\n\
+             *** Apache Kafka cannot be had. Falling back to librdkafka's in-process broker: it keeps nothing on disk,\n\
+             *** has no console tools, and proves nothing about a real Kafka.\n"
+        ));
+        let broker = MockBroker::start(folder, &topic(), PARTITIONS)?;
+        progress::step(&format!(
+            "the in-process broker is up at {}",
+            broker.bootstrap()
+        ));
+        return Ok(Broker::Mock(broker));
+    }
     let kafka = PrivateKafka::start(Some(folder))?;
     progress::step(&format!(
         "Apache Kafka is up at {} ({:.1} s)",
         kafka.bootstrap(),
         start.elapsed().as_secs_f32()
     ));
-    Ok(Some(kafka))
+    Ok(Broker::Private(kafka))
 }
 
 fn start_postgres(folder: &Path, durable: bool) -> Result<Option<PrivatePostgres>> {
-    let given = ["DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME"]
-        .into_iter()
-        .find(|name| variable(name).is_some());
-    if let Some(name) = given {
-        progress::step(&format!(
-            "PostgreSQL: using the server that the DB_* variables name ({name} is set)"
-        ));
+    if database_is_given() {
+        progress::step("PostgreSQL: using the server that the DB_* variables name");
         return Ok(None);
     }
     let start = Instant::now();
@@ -213,6 +193,17 @@ fn start_postgres(folder: &Path, durable: bool) -> Result<Option<PrivatePostgres
     Ok(Some(postgres))
 }
 
+fn database_is_given() -> bool {
+    DATABASE_VARIABLES
+        .into_iter()
+        .any(|name| variable(name).is_some())
+}
+
+/// The topic of the orders.
+pub fn topic() -> String {
+    variable("KAFKA_TOPIC").unwrap_or_else(|| DEFAULT_TOPIC.to_owned())
+}
+
 /// A variable of the environment that is set to something.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -226,10 +217,23 @@ pub fn render_exports(variables: &[(String, String)]) -> String {
         .collect()
 }
 
+/// The variables in a file that [`render_exports`] has rendered.
+pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
+    text.lines()
+        .filter_map(|line| {
+            let (name, value) = line.strip_prefix("export ")?.split_once('=')?;
+            let value = value.strip_prefix('\'')?.strip_suffix('\'')?;
+            Some((name.to_owned(), value.replace(r"'\''", "'")))
+        })
+        .collect()
+}
+
 /// `cargo xtask stack`: starts both servers, writes `.stack/dev.env`, and stays until a signal comes.
 pub fn run() -> Result<()> {
     let folder = StackFolder::take("dev")?;
+    install_packages()?;
     let mut stack = Stack::start(folder.path(), false)?;
+    stack.create_topic()?;
     let exports = render_exports(&stack.env());
     let file = env_file("dev");
     fs::write(&file, &exports).with_context(|| format!("cannot write {}", file.display()))?;
@@ -252,7 +256,7 @@ pub fn env_file(name: &str) -> PathBuf {
 fn stay(stack: &mut Stack) -> Result<()> {
     loop {
         stack.check_running()?;
-        crate::interrupt::check()?;
+        interrupt::check()?;
         thread::sleep(std::time::Duration::from_millis(100));
     }
 }
@@ -268,5 +272,6 @@ mod tests {
             render_exports(&variables),
             "export DB_PASSWORD='it'\\''s'\n"
         );
+        assert_eq!(parse_exports(&render_exports(&variables)), variables);
     }
 }

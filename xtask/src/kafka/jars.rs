@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{Launch, find_program};
-use crate::{fingerprint, progress, project};
+use crate::{fingerprint, packages, progress, project};
 
 /// What pins the version.
 const POM: &str = include_str!("../../kafka/pom.xml");
@@ -19,6 +19,15 @@ pub struct Jars {
 }
 
 impl Jars {
+    /// Tuned to start fast: the first compiler tier only, and the smallest collector.
+    pub(crate) const JAVA_OPTIONS: [&str; 5] = [
+        "-Xmx768m",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+UseSerialGC",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    ];
+
     /// The cached jars if there are any.
     pub fn cached() -> Option<Self> {
         let folder = cache_folder();
@@ -27,11 +36,14 @@ impl Jars {
 
     /// The cached jars; fetches them first if there are none.
     pub fn fetch() -> Result<Self> {
+        if !packages::java_is_new_enough() {
+            bail!("there is no Java 17 or later, which Apache Kafka runs on");
+        }
         if let Some(jars) = Self::cached() {
             return Ok(jars);
         }
         if find_program("mvn").is_none() {
-            bail!("Maven (mvn) is not installed: it fetches Apache Kafka's jars");
+            bail!("there is no Maven (mvn), which fetches Apache Kafka");
         }
         progress::step("fetching Apache Kafka's jars by Maven (54 MB, once)");
         let folder = cache_folder();
@@ -51,11 +63,8 @@ impl Jars {
 
     /// A Java class of Kafka's, ready to be run.
     pub fn java(&self, class: &str) -> Launch {
-        // Tuned to start fast: the first compiler tier only, and the smallest collector.
         Launch::new(class.rsplit('.').next().unwrap_or(class), "java")
-            .args(["-Xmx768m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
-            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
-            .arg("-Dorg.slf4j.simpleLogger.showDateTime=true")
+            .args(Self::JAVA_OPTIONS)
             .arg("-cp")
             .arg(self.class_path())
             .arg(class)

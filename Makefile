@@ -1,0 +1,18 @@
+# Each target is a command of `cargo xtask`, for machines that have make. `cargo xtask help` tells more.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check stack
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## The whole service on this machine, with real servers and a stream of orders, until Ctrl-C
+	@cargo xtask demo
+
+test: ## Every test, on a PostgreSQL and a Kafka of its own (some tests only: cargo xtask test -p api cache)
+	@cargo xtask test
+
+check: ## Formatting, lints, documentation: the quick part of .ci/run
+	@cargo xtask check
+
+stack: ## PostgreSQL and Kafka alone, for tests from an editor: source .stack/dev.env
+	@cargo xtask stack

@@ -1,0 +1,87 @@
+//! The stand-in where Apache Kafka cannot be had: librdkafka's in-process broker, run by the `load` program.
+//!
+//! It keeps nothing on disk, knows no admin requests and only the simple part of consumer groups: good enough to look at
+//! the service, not to judge it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::cargo::cargo;
+use crate::interrupt::wait_for;
+use crate::process::{Process, Signal};
+
+/// The build of `load`, librdkafka included, counts.
+const START_TIMEOUT: Duration = Duration::from_secs(1_800);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `load mock-broker` prints before its bootstrap address.
+const ADDRESS_PREFIX: &str = "KAFKA_BROKERS=";
+
+/// A running in-process broker; dropping it kills it.
+#[derive(Debug)]
+pub struct MockBroker {
+    process: Process,
+    bootstrap: String,
+}
+
+impl MockBroker {
+    /// Builds `load` if need be and starts the broker with one topic.
+    pub fn start(folder: &Path, topic: &str, partitions: u32) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let log = folder.join("mock-broker.log");
+        let mut process = cargo("the in-process broker")
+            .args(["run", "--quiet", "-p", "load", "--", "mock-broker"])
+            .args(["--topic", topic, "--partitions", &partitions.to_string()])
+            .log_to(&log)
+            .spawn()?;
+        let bootstrap = wait_for(
+            "the in-process broker does not start",
+            START_TIMEOUT,
+            || {
+                process.check_running()?;
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                Ok(parse_address(&text))
+            },
+        )?;
+        Ok(Self { process, bootstrap })
+    }
+
+    /// The bootstrap address.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// Fails, with the end of its log, if it has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.process.check_running()
+    }
+
+    /// Stops it.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop(Signal::TERM, STOP_TIMEOUT)
+    }
+}
+
+/// The address in a complete line of the log.
+fn parse_address(log: &str) -> Option<String> {
+    log.split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'))
+        .find_map(|line| line.strip_prefix(ADDRESS_PREFIX))
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_half_written_address_is_waited_for() {
+        assert_eq!(parse_address("noise\nKAFKA_BROKERS=127.0.0.1:99"), None);
+        assert_eq!(
+            parse_address("noise\nKAFKA_BROKERS=127.0.0.1:9992\n"),
+            Some("127.0.0.1:9992".to_owned())
+        );
+    }
+}
