@@ -306,7 +306,7 @@ function problemBox(failure, { title, hint } = {}) {
   return element(
     "div",
     { className: "problem" },
-    element("h3", {}, heading),
+    element("h3", {}, capitalised(heading)),
     element("p", {}, capitalised(failure.message)),
     details.length > 0 ? element("ul", {}, details) : null,
     hint ? element("p", { className: "muted" }, hint) : null,
@@ -508,18 +508,21 @@ function otherCard(order) {
   return card("Other fields", fields(rest.map(([name, value]) => [name, code(value)])));
 }
 
+/** Two values in one cell, one below the other: ten columns would not fit beside the cache. */
+function stacked(first, second) {
+  return [element("div", {}, first), element("div", { className: "muted" }, second)];
+}
+
 /** Columns of the items: title, whether it is a number, and what to show. */
 const ITEM_COLUMNS = [
-  ["Item", false, (item) => element("span", {}, element("strong", {}, shown(item.name)), element("br"), element("span", { className: "muted" }, shown(item.brand)))],
+  ["Item", false, (item) => stacked(element("strong", {}, shown(item.name)), shown(item.brand))],
   ["Size", false, (item) => shown(item.size)],
   ["Price", true, (item, currency) => money(item.price, currency)],
   ["Sale", true, (item) => `${item.sale ?? 0} %`],
   ["Total", true, (item, currency) => money(item.total_price, currency)],
   ["Status", true, (item) => shown(item.status)],
-  ["chrt_id", true, (item) => code(item.chrt_id)],
-  ["nm_id", true, (item) => code(item.nm_id)],
-  ["Track number", false, (item) => code(item.track_number)],
-  ["rid", false, (item) => code(item.rid)],
+  ["chrt_id / nm_id", true, (item) => stacked(code(item.chrt_id), code(item.nm_id))],
+  ["Track number / rid", false, (item) => stacked(code(item.track_number), code(item.rid))],
 ];
 
 function itemsTable(order) {
@@ -735,14 +738,20 @@ function showHealth(level, text) {
   byId("health-text").textContent = text;
 }
 
+function checkWords(check) {
+  if (check === null || typeof check !== "object") return shown(check);
+  const part = ([name, value]) => {
+    const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+    if (name === "status" || name === "state") return text;
+    return name.endsWith("_ms") ? `${name.slice(0, -3).replaceAll("_", " ")} ${duration(value)}` : `${name.replaceAll("_", " ")} ${text}`;
+  };
+  return Object.entries(check).map(part).join(", ");
+}
+
 /** The names and shape of the checks are the service's to choose: whatever a check holds is listed. */
 function showChecks({ status, checks = {} }) {
   showHealth(HEALTH_LEVELS[status] ?? "unknown", shown(status));
-  const words = (check) => {
-    if (check === null || typeof check !== "object") return shown(check);
-    return Object.entries(check).map(([name, value]) => (name === "status" || name === "state" ? shown(value) : `${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`)).join(", ");
-  };
-  const pairs = Object.entries(checks).map(([name, check]) => [name.replaceAll("_", " "), words(check)]);
+  const pairs = Object.entries(checks).map(([name, check]) => [name.replaceAll("_", " "), checkWords(check)]);
   byId("checks-body").replaceChildren(pairs.length > 0 ? fields(pairs) : element("p", { className: "muted" }, `The service says: ${status}.`));
 }
 
