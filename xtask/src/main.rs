@@ -65,7 +65,10 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
             packages::Purpose::Kafka,
         ])?,
         ("help" | "--help" | "-h", _) => progress::say(USAGE),
-        _ => bail!("no such command: {command} {}\n\n{USAGE}", arguments.join(" ")),
+        _ => bail!(
+            "no such command: {command} {}\n\n{USAGE}",
+            arguments.join(" ")
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,2 +1,96 @@
-//! The load generator.
-fn main() {}
+//! The load generator: orders into Kafka, as a shop's producers would send them.
+
+mod mock_broker;
+mod orders;
+mod producer;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::producer::Target;
+
+/// Sends orders to Kafka.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sends the sample order
+    Sample {
+        #[command(flatten)]
+        target: TargetArgs,
+    },
+    /// Sends varied orders: new ones, updates of earlier ones, and invalid ones
+    Produce {
+        #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
+        mix: orders::Mix,
+        /// Messages a second; 0 sends as fast as Kafka takes them
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        rate: u32,
+        /// How many messages; 0 never ends
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        count: u64,
+    },
+    /// Runs librdkafka's in-process broker and prints its address; for machines without Apache Kafka
+    MockBroker {
+        /// The topic to make
+        #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
+        topic: String,
+        /// Its partitions
+        #[arg(long, default_value_t = 4, value_name = "NUMBER")]
+        partitions: i32,
+    },
+}
+
+/// Where orders are sent to; the variables are those of the services.
+#[derive(Args, Debug)]
+struct TargetArgs {
+    /// Bootstrap servers
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "localhost:9092")]
+    brokers: String,
+    /// The topic
+    #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
+    topic: String,
+    /// Settings of librdkafka's: key=value, comma-separated
+    #[arg(long, env = "KAFKA_CONFIG", default_value = "", hide_env_values = true)]
+    kafka_config: String,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Sample { target } => producer::send_sample(&target.into()),
+        Command::Produce {
+            target,
+            mix,
+            rate,
+            count,
+        } => producer::produce(&target.into(), mix, rate, count),
+        Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
+    }
+}
+
+impl From<TargetArgs> for Target {
+    fn from(args: TargetArgs) -> Self {
+        Self {
+            brokers: args.brokers,
+            topic: args.topic,
+            settings: args.kafka_config,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
