@@ -91,7 +91,9 @@ impl Repository {
             query.first::<OrderWithItems>(&mut session.connection),
         )
         .await;
-        let row = session.settle(outcome.map(OptionalExtension::optional))?;
+        let row = session
+            .settle(outcome.map(OptionalExtension::optional))
+            .await?;
         Ok(row.map(VersionedOrder::from))
     }
 
@@ -109,7 +111,7 @@ impl Repository {
             query.load::<OrderWithItems>(&mut session.connection),
         )
         .await;
-        let rows = session.settle(outcome)?;
+        let rows = session.settle(outcome).await?;
         Ok(rows.into_iter().map(VersionedOrder::from).collect())
     }
 
@@ -136,7 +138,7 @@ impl Repository {
             query.load::<Position>(&mut session.connection),
         )
         .await;
-        session.settle(outcome)
+        session.settle(outcome).await
     }
 
     /// Asks for nothing but an answer.
@@ -165,7 +167,7 @@ impl Repository {
             query.get_result::<bool>(&mut session.connection),
         )
         .await;
-        session.settle(outcome)
+        session.settle(outcome).await
     }
 
     async fn session(&self) -> Result<Session, StoreError> {
@@ -218,8 +220,14 @@ impl Session {
         self.statement_timeout + ANSWER_GRACE
     }
 
+    async fn is_alive(&mut self) -> bool {
+        let query = diesel::select(sql::<Bool>("true"));
+        let answer = within(self.limit(), query.execute(&mut self.connection)).await;
+        matches!(answer, Some(Ok(_)))
+    }
+
     /// Says what a failure means, and logs it.
-    fn settle<T>(mut self, outcome: Option<QueryResult<T>>) -> Result<T, StoreError> {
+    async fn settle<T>(mut self, outcome: Option<QueryResult<T>>) -> Result<T, StoreError> {
         let elapsed = self.started.elapsed();
         let error = match outcome {
             Some(Ok(value)) => return Ok(value),
@@ -243,6 +251,8 @@ impl Session {
                 // The primary has become a standby.
                 | DatabaseErrorKind::ReadOnlyTransaction => StoreError::Unavailable,
                 DatabaseErrorKind::Unknown if elapsed >= self.statement_timeout => StoreError::Timeout,
+                // 57P01 and its like come as an ordinary error, just before the connection closes.
+                DatabaseErrorKind::Unknown if !self.is_alive().await => StoreError::Unavailable,
                 _ => StoreError::Internal,
             },
             _ => StoreError::Internal,

@@ -158,3 +158,70 @@ impl Drop for OwnedLoad<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use shared::config::{DatabaseSettings, Secret, SslMode};
+    use shared::db::{PoolLimits, pool};
+
+    use super::*;
+    use crate::config::CacheSettings;
+    use crate::repository::Repository;
+
+    /// A cache whose database is never asked.
+    fn cache() -> OrderCache {
+        let database = DatabaseSettings {
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            user: String::new(),
+            password: Secret::new(""),
+            name: String::new(),
+            sslmode: SslMode::Disable,
+            sslrootcert: None,
+        };
+        let limit = Duration::from_secs(1);
+        let limits = PoolLimits {
+            size: 1,
+            wait: limit,
+            statement_timeout: limit,
+        };
+        let repository = Repository::new(pool(&database, "test", limits).unwrap(), limit);
+        let settings = CacheSettings {
+            capacity: NonZeroUsize::new(10).unwrap(),
+            warmup: 0,
+            lease: limit,
+        };
+        let cache = OrderCache::new(&settings, repository);
+        cache.core.open_fills();
+        cache.core.set_serving(true);
+        cache
+    }
+
+    #[tokio::test]
+    async fn load_that_panics_answers_its_readers_and_frees_its_slot() {
+        let cache = Arc::new(cache());
+        let Lookup::Load(ticket, sender) = cache.core.look_up("a", true, load_channel) else {
+            panic!("nothing was loading");
+        };
+        let Lookup::Join(waiter) = cache.core.look_up("a", true, load_channel) else {
+            panic!("the load is there to be joined");
+        };
+        let panicking = Arc::clone(&cache);
+        let load = tokio::spawn(async move {
+            let _load = OwnedLoad::new(&panicking, ticket, sender);
+            panic!("a bug");
+        });
+        assert_eq!(
+            wait_for_load(waiter).await.unwrap_err(),
+            StoreError::Internal
+        );
+        assert!(load.await.is_err());
+        assert!(matches!(
+            cache.core.look_up("a", true, load_channel),
+            Lookup::Load(..)
+        ));
+        assert_eq!(cache.core.counters().loads_failed.get(), 1);
+    }
+}

@@ -59,7 +59,7 @@ impl Repository {
             query.load::<OrderWithItems>(&mut session.connection),
         )
         .await;
-        let rows = session.settle(outcome)?;
+        let rows = session.settle(outcome).await?;
         Ok(rows.into_iter().map(VersionedOrder::from).collect())
     }
 }

@@ -92,7 +92,7 @@ impl Repository {
             Ok(version)
         });
         let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
-        settle(session, outcome)
+        settle(session, outcome).await
     }
 
     /// Deletes an order with its items.
@@ -114,7 +114,7 @@ impl Repository {
             Ok(())
         });
         let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
-        settle(session, outcome)
+        settle(session, outcome).await
     }
 }
 
@@ -154,7 +154,7 @@ async fn notify(
     Ok(())
 }
 
-fn settle<T>(
+async fn settle<T>(
     session: super::Session,
     outcome: Option<Result<T, WriteError>>,
 ) -> Result<T, WriteError> {
@@ -164,5 +164,5 @@ fn settle<T>(
         Some(Ok(value)) => Some(Ok(value)),
         None => None,
     };
-    session.settle(outcome).map_err(WriteError::Store)
+    session.settle(outcome).await.map_err(WriteError::Store)
 }

@@ -1,0 +1,143 @@
+//! The database away, slow, crowded, or without its schema.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use shared::testing::{TcpProxy, TestDatabase, eventually};
+
+use crate::support::{PATIENCE, TestApi, model, store};
+
+const MODEL: &str = "/order/b563feb7b2b84b6test";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_that_starts_before_its_database_answers_503_and_then_200() {
+    let database = TestDatabase::create();
+    store(&database, &model());
+    let settings = database.settings();
+    let proxy = TcpProxy::start(&settings.host, settings.port).await;
+    proxy.cut();
+    let api = TestApi::start_unready(Arc::new(database), |config| {
+        config.database.host = "127.0.0.1".to_owned();
+        config.database.port = proxy.port();
+    })
+    .await;
+    for path in [MODEL, "/api/v1/orders"] {
+        let answer = api.get(path).await;
+        assert_eq!(
+            answer.problem(),
+            (503, "database_unavailable".into()),
+            "{path}"
+        );
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    assert_eq!(
+        api.put(&model(), &[]).await.problem(),
+        (503, "database_unavailable".into())
+    );
+    assert_eq!(api.get("/readyz").await.status, 503);
+    proxy.mend();
+    api.wait_until_live().await;
+    assert_eq!(api.get(MODEL).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_schema_is_waited_for_and_named() {
+    let api = TestApi::start_unready(Arc::new(TestDatabase::create_empty()), |_| {}).await;
+    eventually("says what it waits for", PATIENCE, async || {
+        let ready = api.get("/readyz").await;
+        ready.status == 503 && ready.json()["detail"] == "waiting for the schema"
+    })
+    .await;
+    assert_eq!(
+        api.get(MODEL).await.problem(),
+        (503, "database_unavailable".into())
+    );
+    let database = api.database.clone();
+    tokio::task::spawn_blocking(move || shared::db::migrate(&mut database.connect()).unwrap())
+        .await
+        .unwrap();
+    api.wait_until_live().await;
+    assert_eq!(
+        api.get(MODEL).await.problem(),
+        (404, "order_not_found".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_and_crowded_are_told_apart() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.pool.size = 1;
+        config.pool.wait = Duration::from_millis(200);
+        config.pool.statement_timeout = Duration::from_millis(1500);
+    })
+    .await;
+    api.store(&model()).await;
+    let mut lock = api.database.connect();
+    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
+    diesel::sql_query("LOCK TABLE orders")
+        .execute(&mut lock)
+        .unwrap();
+    let slow = api.get(MODEL);
+    let crowded = async {
+        eventually("the only connection is taken", PATIENCE, async || {
+            api.stats().await["loads"]["started"] == 1
+        })
+        .await;
+        api.get("/api/v1/orders").await
+    };
+    let (slow, crowded) = tokio::join!(slow, crowded);
+    assert_eq!(slow.problem(), (504, "database_timeout".into()));
+    assert_eq!(crowded.problem(), (503, "overloaded".into()));
+    assert_eq!(crowded.header("retry-after"), Some("1"));
+    let write = api.put(&model(), &[]).await;
+    assert_eq!(write.problem(), (504, "database_timeout".into()));
+    diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+    assert_eq!(api.put(&model(), &[]).await.status, 200);
+    assert_eq!(api.get(MODEL).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_the_server_ended_do_no_harm() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    for _ in 0..3 {
+        assert_eq!(api.get("/api/v1/orders").await.status, 200);
+        api.database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name LIKE 'orders-api%'",
+        );
+        eventually("answers again", PATIENCE, async || {
+            let answer = api.get("/api/v1/orders").await;
+            assert!(matches!(answer.status, 200 | 503), "{}", answer.body);
+            answer.status == 200
+        })
+        .await;
+    }
+    api.wait_until_live().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_cut_by_a_restart_is_503() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let mut lock = api.database.connect();
+    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
+    diesel::sql_query("LOCK TABLE orders")
+        .execute(&mut lock)
+        .unwrap();
+    let cut = async {
+        let waiting = "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name = 'orders-api' AND wait_event_type = 'Lock'";
+        eventually("it waits", PATIENCE, async || {
+            api.database.integer(waiting) == 1
+        })
+        .await;
+        api.database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'orders-api' AND wait_event_type = 'Lock'",
+        );
+    };
+    let (answer, ()) = tokio::join!(api.get(MODEL), cut);
+    assert_eq!(answer.problem(), (503, "database_unavailable".into()));
+}

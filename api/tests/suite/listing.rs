@@ -1,0 +1,124 @@
+//! The list of orders.
+
+use std::collections::HashSet;
+
+use crate::support::{TestApi, generator};
+
+fn uids(page: &serde_json::Value) -> Vec<String> {
+    let orders = page["orders"].as_array().unwrap().iter();
+    orders
+        .map(|order| order["order_uid"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_hold_every_order_once_newest_first_though_orders_arrive_meanwhile() {
+    let api = TestApi::start().await;
+    let mut orders = generator();
+    let mut expected = Vec::new();
+    for number in 0..23 {
+        let mut order = orders.next_order();
+        // Several of one moment: the uid decides among them.
+        order.date_created = format!("2026-01-01T00:00:00.00000{}Z", number / 5)
+            .parse()
+            .unwrap();
+        api.store(&order).await;
+        expected.push((order.date_created, order.order_uid.to_string()));
+    }
+    let mut path = "/api/v1/orders?limit=4".to_owned();
+    let mut seen = Vec::new();
+    loop {
+        let answer = api.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let page = answer.json();
+        seen.extend(uids(&page));
+        api.store(&orders.next_order()).await;
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            assert_eq!(answer.header("link"), None);
+            break;
+        };
+        path = format!("/api/v1/orders?limit=4&cursor={cursor}");
+        assert_eq!(
+            answer.header("link"),
+            Some(format!("<{path}>; rel=\"next\"").as_str())
+        );
+    }
+    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), seen.len());
+    let expected: HashSet<_> = expected.into_iter().map(|(_, uid)| uid).collect();
+    assert_eq!(seen.iter().cloned().collect::<HashSet<_>>(), expected);
+    let order_of_database = api
+        .database
+        .texts("SELECT order_uid AS value FROM orders ORDER BY date_created DESC, order_uid DESC");
+    let newest_first: Vec<_> = order_of_database
+        .into_iter()
+        .filter(|uid| expected.contains(uid))
+        .collect();
+    assert_eq!(seen, newest_first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_combine_and_bind_their_cursors() {
+    let api = TestApi::start().await;
+    let mut orders = generator();
+    for number in 0..6 {
+        let mut order = orders.order_with_uid(&format!("uid-{number}"));
+        order.customer_id = if number < 4 {
+            "a b&c=я".to_owned()
+        } else {
+            "other".to_owned()
+        };
+        order.track_number = format!("T{}", number % 2);
+        order.date_created = format!("2026-01-0{}T00:00:00Z", number + 1)
+            .parse()
+            .unwrap();
+        api.store(&order).await;
+    }
+    let customer = "customer_id=a+b%26c%3D%D1%8F";
+    for (query, expected) in [
+        (
+            "",
+            &["uid-5", "uid-4", "uid-3", "uid-2", "uid-1", "uid-0"][..],
+        ),
+        (customer, &["uid-3", "uid-2", "uid-1", "uid-0"]),
+        ("track_number=T1", &["uid-5", "uid-3", "uid-1"]),
+        (&format!("{customer}&track_number=T0"), &["uid-2", "uid-0"]),
+        (
+            "from=2026-01-02T00:00:00Z&to=2026-01-04T00:00:00Z",
+            &["uid-2", "uid-1"],
+        ),
+        ("from=2026-01-05T03:00:00+03:00", &["uid-5", "uid-4"]),
+        ("from=2026-01-05T03:00:00%2B03:00", &["uid-5", "uid-4"]),
+        ("customer_id=nobody", &[]),
+        ("from=2026-01-04T00:00:00Z&to=2026-01-01T00:00:00Z", &[]),
+    ] {
+        let answer = api.get(&format!("/api/v1/orders?{query}")).await;
+        assert_eq!(uids(&answer.json()), expected, "{query}");
+        assert!(answer.json()["next_cursor"].is_null());
+    }
+    let first = api.get(&format!("/api/v1/orders?limit=3&{customer}")).await;
+    let link = first.header("link").unwrap();
+    let next = link
+        .strip_prefix('<')
+        .unwrap()
+        .strip_suffix(">; rel=\"next\"")
+        .unwrap();
+    assert_eq!(uids(&api.get(next).await.json()), ["uid-0"]);
+    let cursor = first.json()["next_cursor"].as_str().unwrap().to_owned();
+    for query in [
+        format!("cursor={cursor}"),
+        format!("customer_id=other&cursor={cursor}"),
+    ] {
+        let answer = api.get(&format!("/api/v1/orders?{query}")).await;
+        assert_eq!(answer.problem(), (400, "invalid_cursor".into()));
+    }
+    let other_limit = api
+        .get(&format!(
+            "/api/v1/orders?limit=1000&{customer}&cursor={cursor}"
+        ))
+        .await;
+    assert_eq!(
+        uids(&other_limit.json()),
+        ["uid-0"],
+        "the limit may change from page to page"
+    );
+}

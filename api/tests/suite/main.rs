@@ -1,0 +1,13 @@
+//! The api against a real PostgreSQL, started in this process and asked over TCP. One file a behaviour.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod cache_sync;
+mod database_outage;
+mod invalid_requests;
+mod listing;
+mod reading;
+mod server_limits;
+mod support;
+mod write_protection;
+mod writing;

@@ -1,0 +1,135 @@
+//! Reading one order.
+
+use shared::testing::model_json;
+
+use crate::support::{TestApi, model};
+
+const MODEL: &str = "/order/b563feb7b2b84b6test";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_order_is_answered_equal_to_what_was_sent() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let expected: serde_json::Value = serde_json::from_str(model_json()).unwrap();
+    for (path, cache_status) in [
+        (MODEL, "orders; fwd=miss; stored"),
+        (MODEL, "orders; hit"),
+        ("/api/v1/orders/b563feb7b2b84b6test", "orders; hit"),
+        ("/order/%62563feb7b2b84b6test", "orders; hit"),
+    ] {
+        let answer = api.get(path).await;
+        assert_eq!(
+            (answer.status, answer.json()),
+            (200, expected.clone()),
+            "{path}"
+        );
+        assert_eq!(answer.header("cache-status"), Some(cache_status), "{path}");
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(answer.header("age").is_some(), cache_status.contains("hit"));
+        assert!(answer.body.ends_with("}\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_version_is_not_sent_again() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let etag = api.get(MODEL).await.header("etag").unwrap().to_owned();
+    let version = api.database.integer("SELECT version AS value FROM orders");
+    assert_eq!(etag, format!("\"{version}\""));
+    for (given, status) in [
+        (etag.clone(), 304),
+        (format!("\"0\", W/{etag}"), 304),
+        ("*".to_owned(), 304),
+        ("\"0\"".to_owned(), 200),
+    ] {
+        let answer = api
+            .send("GET", MODEL, &[("If-None-Match", &given)], b"")
+            .await;
+        assert_eq!(answer.status, status, "{given}");
+        assert_eq!(answer.header("etag"), Some(etag.as_str()));
+        assert_eq!(answer.body.is_empty(), status == 304);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_is_get_without_a_body() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    for path in [
+        MODEL,
+        "/order/absent",
+        "/api/v1/orders",
+        "/health",
+        "/metrics",
+        "/",
+        "/nothing",
+    ] {
+        let get = api.get(path).await;
+        let head = api.send("HEAD", path, &[], b"").await;
+        assert_eq!(
+            (head.status, head.body.as_str()),
+            (get.status, ""),
+            "{path}"
+        );
+        assert_eq!(
+            head.header("content-type"),
+            get.header("content-type"),
+            "{path}"
+        );
+        assert!(head.header("content-length").is_some(), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_id_is_taken_over_if_it_is_one() {
+    let api = TestApi::start().await;
+    let taken = api
+        .send("GET", "/order/absent", &[("X-Request-Id", "a.B_1-")], b"")
+        .await;
+    assert_eq!(taken.header("x-request-id"), Some("a.B_1-"));
+    taken.problem();
+    let long = "a".repeat(129);
+    for given in ["", "a b", "ä", &long] {
+        let made = api
+            .send("GET", "/livez", &[("X-Request-Id", given)], b"")
+            .await;
+        let id = made.header("x-request-id").unwrap();
+        assert!(id.len() == 32 && id != given, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_comes_with_a_strict_policy() {
+    let api = TestApi::start().await;
+    for (path, content_type) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/?uid=x", "text/html; charset=utf-8"),
+        ("/style.css", "text/css; charset=utf-8"),
+        ("/app.js", "text/javascript; charset=utf-8"),
+        ("/favicon.svg", "image/svg+xml"),
+    ] {
+        let answer = api.get(path).await;
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, Some(content_type)),
+            "{path}"
+        );
+        assert!(
+            answer
+                .header("content-security-policy")
+                .unwrap()
+                .starts_with("default-src 'none';")
+        );
+        assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
+        let etag = answer.header("etag").unwrap().to_owned();
+        assert_eq!(
+            api.send("GET", path, &[("If-None-Match", &etag)], b"")
+                .await
+                .status,
+            304
+        );
+    }
+}

@@ -1,0 +1,272 @@
+//! An api of a test's own, and a client that sends exactly the bytes it is told to.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use api::config::{CacheSettings, Config, PoolSettings};
+use chrono::Utc;
+use diesel::prelude::*;
+use serde_json::Value;
+use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
+use shared::db::models::{NewOrder, NewOrderItem};
+use shared::db::orders::next_version;
+use shared::db::schema::{order_items, orders};
+use shared::events::{self, Operation};
+use shared::order::Order;
+use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a busy machine; a test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct TestApi {
+    pub database: std::sync::Arc<TestDatabase>,
+    pub port: u16,
+    pub shutdown: CancellationToken,
+    pub server: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl TestApi {
+    /// Starts on a database of its own and waits until the cache is live.
+    pub async fn start() -> Self {
+        Self::start_with(TestDatabase::create(), |_| {}).await
+    }
+
+    pub async fn start_with(database: TestDatabase, change: impl FnOnce(&mut Config)) -> Self {
+        let api = Self::start_unready(database.into(), change).await;
+        api.wait_until_live().await;
+        api
+    }
+
+    pub async fn start_unready(
+        database: std::sync::Arc<TestDatabase>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = config(database.settings());
+        change(&mut config);
+        let listener = TcpListener::bind((config.address.0.as_str(), 0))
+            .await
+            .unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(api::run(config, listener, shutdown.clone()));
+        Self {
+            database,
+            port,
+            shutdown,
+            server: Some(server),
+        }
+    }
+
+    pub async fn wait_until_live(&self) {
+        eventually("the cache is live", PATIENCE, async || {
+            self.stats().await["listener"]["state"] == "live"
+                && self.get("/readyz").await.status == 200
+        })
+        .await;
+    }
+
+    /// Writes an order as another process would, and waits until its event has come.
+    pub async fn store(&self, order: &Order) {
+        let before = self.stats().await["listener"]["events"].as_u64();
+        store(&self.database, order);
+        eventually("the event has come", PATIENCE, async || {
+            self.stats().await["listener"]["events"].as_u64() > before
+        })
+        .await;
+    }
+
+    pub async fn stats(&self) -> Value {
+        self.get("/api/v1/cache/stats").await.json()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], b"").await
+    }
+
+    pub async fn put(&self, order: &Order, headers: &[(&str, &str)]) -> Answer {
+        let path = format!("/api/v1/orders/{}", order.order_uid);
+        let headers = [&[("Content-Type", "application/json")], headers].concat();
+        self.send("PUT", &path, &headers, &serde_json::to_vec(order).unwrap())
+            .await
+    }
+
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        let mut head = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+        {
+            head.push_str("Host: localhost\r\n");
+        }
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let is_chunked = headers.iter().any(|(name, _)| *name == "Transfer-Encoding");
+        if !is_chunked && !body.is_empty() {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        head.push_str("Connection: close\r\n\r\n");
+        self.send_bytes(&[head.as_bytes(), body].concat()).await
+    }
+
+    /// Sends bytes and reads the answer until the server closes.
+    pub async fn send_bytes(&self, bytes: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        read.expect("no answer in time").unwrap();
+        Answer::parse(&answer)
+    }
+
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.server.take().unwrap().await.unwrap().unwrap();
+    }
+}
+
+impl Drop for TestApi {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let mut lines = head.split("\r\n");
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
+        let headers = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        Self {
+            status,
+            headers,
+            body: body.to_owned(),
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(each, _)| each == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    /// Status and code of a problem, whose whole form is checked.
+    pub fn problem(&self) -> (u16, String) {
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{}",
+            self.body
+        );
+        let problem = self.json();
+        assert_eq!(problem["status"], self.status);
+        assert_eq!(problem["request_id"].as_str(), self.header("x-request-id"));
+        let code = problem["code"].as_str().unwrap().to_owned();
+        assert_eq!(problem["type"], format!("urn:order-service:problem:{code}"));
+        assert!(
+            !problem["title"].as_str().unwrap().is_empty()
+                && !problem["detail"].as_str().unwrap().is_empty()
+        );
+        assert!(problem["errors"].is_array());
+        (self.status, code)
+    }
+}
+
+pub fn config(database: DatabaseSettings) -> Config {
+    Config {
+        database,
+        pool: PoolSettings::with_size(4),
+        address: ("127.0.0.1".to_owned(), 0),
+        api_token: None,
+        allow_unauthenticated_writes: false,
+        cache: CacheSettings {
+            capacity: NonZeroUsize::new(1000).unwrap(),
+            warmup: 0,
+            lease: Duration::from_secs(5),
+        },
+        log: LogSettings {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+        },
+        shutdown: ShutdownSettings::new(Duration::from_secs(5)),
+    }
+}
+
+pub fn model() -> Order {
+    Order::decode(model_json().as_bytes()).unwrap()
+}
+
+pub fn generator() -> OrderGenerator {
+    OrderGenerator::new(7, "2026-01-01T00:00:00Z".parse().unwrap())
+}
+
+/// Writes an order as another process would, event included.
+pub fn store(database: &TestDatabase, order: &Order) {
+    database
+        .connect()
+        .transaction(|connection| {
+            diesel::delete(
+                order_items::table.filter(order_items::order_uid.eq(order.order_uid.as_str())),
+            )
+            .execute(connection)?;
+            let row = NewOrder::new(order, Some((0, 1)));
+            diesel::insert_into(orders::table)
+                .values(row)
+                .on_conflict(orders::order_uid)
+                .do_update()
+                .set((
+                    row,
+                    orders::version.eq(next_version()),
+                    orders::updated_at.eq(Utc::now()),
+                ))
+                .execute(connection)?;
+            diesel::insert_into(order_items::table)
+                .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
+                .execute(connection)?;
+            notify(
+                connection,
+                &events::encode(Operation::Upsert, [order.order_uid.as_str()])[0],
+            )
+        })
+        .unwrap();
+}
+
+pub fn notify(connection: &mut PgConnection, payload: &str) -> QueryResult<()> {
+    diesel::sql_query("SELECT pg_notify($1, $2)")
+        .bind::<diesel::sql_types::Text, _>(events::CHANNEL)
+        .bind::<diesel::sql_types::Text, _>(payload)
+        .execute(connection)
+        .map(|_| ())
+}

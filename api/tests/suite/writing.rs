@@ -1,0 +1,145 @@
+//! PUT and DELETE.
+
+use shared::testing::eventually;
+
+use crate::support::{PATIENCE, TestApi, generator, model};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
+    let api = TestApi::start().await;
+    let other = TestApi::start_unready(api.database.clone(), |_| {}).await;
+    other.wait_until_live().await;
+    api.store(&model()).await;
+    let path = "/order/b563feb7b2b84b6test";
+    let old = api.get(path).await;
+    assert_eq!(other.get(path).await.body, old.body);
+
+    let mut changed = generator().order_with_uid("b563feb7b2b84b6test");
+    changed.items.extend(changed.items.clone());
+    let put = api.put(&changed, &[]).await;
+    assert_eq!(
+        (put.status, put.json()),
+        (200, serde_json::to_value(&changed).unwrap())
+    );
+    assert_ne!(put.header("etag"), old.header("etag"));
+    let read = api.get(path).await;
+    assert_eq!(
+        (&read.body, read.header("etag")),
+        (&put.body, put.header("etag"))
+    );
+    eventually("the other process sees it", PATIENCE, async || {
+        other.get(path).await.body == put.body
+    })
+    .await;
+    let unsourced = "SELECT count(*) AS value FROM orders WHERE source_partition IS NULL AND source_offset IS NULL \
+                     AND updated_at > created_at";
+    assert_eq!(api.database.integer(unsourced), 1);
+
+    assert_eq!(
+        api.send("DELETE", "/api/v1/orders/b563feb7b2b84b6test", &[], b"")
+            .await
+            .status,
+        204
+    );
+    assert_eq!(
+        api.get(path).await.problem(),
+        (404, "order_not_found".into())
+    );
+    assert_eq!(
+        api.database
+            .integer("SELECT count(*) AS value FROM order_items"),
+        0
+    );
+    eventually("the other process sees it", PATIENCE, async || {
+        other.get(path).await.status == 404
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_of_an_order_that_is_not_there_are_404_even_with_a_precondition() {
+    let api = TestApi::start().await;
+    for headers in [&[][..], &[("If-Match", "*")], &[("If-Match", "\"1\"")]] {
+        assert_eq!(
+            api.put(&model(), headers).await.problem(),
+            (404, "order_not_found".into())
+        );
+        let deleted = api
+            .send("DELETE", "/api/v1/orders/absent", headers, b"")
+            .await;
+        assert_eq!(deleted.problem(), (404, "order_not_found".into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn precondition_names_the_version_it_met() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let etag = api
+        .get("/order/b563feb7b2b84b6test")
+        .await
+        .header("etag")
+        .unwrap()
+        .to_owned();
+    for given in ["\"0\"", "1", "\"\"", "W/\"0\", \"-1\""] {
+        let put = api.put(&model(), &[("If-Match", given)]).await;
+        assert_eq!(put.problem(), (412, "version_mismatch".into()), "{given}");
+        assert_eq!(put.header("etag"), Some(etag.as_str()));
+        let deleted = api
+            .send(
+                "DELETE",
+                "/api/v1/orders/b563feb7b2b84b6test",
+                &[("If-Match", given)],
+                b"",
+            )
+            .await;
+        assert_eq!(deleted.status, 412);
+    }
+    assert_eq!(
+        api.put(&model(), &[("If-Match", &format!("W/{etag}"))])
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        api.put(&model(), &[("If-Match", &etag)]).await.status,
+        412,
+        "that version is gone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_writers_with_one_version_exactly_one_wins() {
+    let api = TestApi::start().await;
+    let mut orders = generator();
+    for _ in 0..5 {
+        api.store(&model()).await;
+        let etag = api
+            .get("/order/b563feb7b2b84b6test")
+            .await
+            .header("etag")
+            .unwrap()
+            .to_owned();
+        let rivals: Vec<_> = (0..4)
+            .map(|_| orders.order_with_uid("b563feb7b2b84b6test"))
+            .collect();
+        let headers = [("If-Match", etag.as_str())];
+        let answers =
+            futures_util::future::join_all(rivals.iter().map(|order| api.put(order, &headers)))
+                .await;
+        let winners: Vec<_> = answers
+            .iter()
+            .filter(|answer| answer.status == 200)
+            .collect();
+        assert_eq!(winners.len(), 1);
+        assert!(
+            answers
+                .iter()
+                .all(|answer| matches!(answer.status, 200 | 412))
+        );
+        assert_eq!(
+            api.get("/order/b563feb7b2b84b6test").await.body,
+            winners[0].body
+        );
+    }
+}
