@@ -45,7 +45,7 @@ struct Ports {
 /// Runs the demo until a signal comes or something ends that must not.
 pub fn run(options: Options) -> Result<()> {
     let ports = Ports::from_environment()?;
-    let folder = StackFolder::take("demo")?;
+    let mut folder = StackFolder::take("demo")?;
     stack::install_packages()?;
     // The servers start while cargo builds; each says when it is up.
     let mut servers = thread::scope(|scope| {
@@ -54,20 +54,17 @@ pub fn run(options: Options) -> Result<()> {
         let servers = servers
             .join()
             .map_err(|_| anyhow!("the start of the servers panicked"))?;
-        // Both failed: the servers' error is the more telling one, unless it is the build that was wrong.
         built.and(servers)
     })?;
-    let outcome = run_services(options, ports, &folder, &mut servers);
+    let outcome = run_services(options, ports, &mut servers);
     let stopped = stop_servers(&mut servers);
-    outcome.and(stopped)
+    let outcome = outcome.and(stopped);
+    drop(servers);
+    folder.remove_at_end_if_interrupted(&outcome);
+    outcome
 }
 
-fn run_services(
-    options: Options,
-    ports: Ports,
-    folder: &StackFolder,
-    servers: &mut Stack,
-) -> Result<()> {
+fn run_services(options: Options, ports: Ports, servers: &mut Stack) -> Result<()> {
     if matches!(servers.broker(), Broker::Private(_)) {
         servers.create_topic()?;
         progress::step(&format!("topic {} has 4 partitions", stack::topic()));
@@ -90,7 +87,7 @@ fn run_services(
                 servers,
                 options.rate,
             );
-            stay(&mut services, servers, folder)
+            stay(&mut services, servers)
         });
     let stopped = services.stop();
     std::fs::remove_file(&env_file).ok();
@@ -110,7 +107,7 @@ fn build(release: bool) -> Result<()> {
 }
 
 /// Waits for a signal or an unexpected end, and shows what the processes warn of.
-fn stay(services: &mut Services, servers: &mut Stack, _folder: &StackFolder) -> Result<()> {
+fn stay(services: &mut Services, servers: &mut Stack) -> Result<()> {
     loop {
         servers.check_running()?;
         services.check_running()?;

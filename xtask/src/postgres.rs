@@ -70,7 +70,7 @@ impl Default for Options {
     }
 }
 
-/// A running cluster; dropping it kills it, and removes its folder if that is temporary.
+/// A running cluster; dropping it shuts it down at once, and removes its folder if that is temporary.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     // Declared, and so dropped, before the cluster's folder.
@@ -275,14 +275,9 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            if self.options.folder.is_some() {
-                // An immediate shutdown, for data that is kept: nothing is lost, and the next start recovers.
-                let mut server = server;
-                server.stop(Signal::QUIT, STOP_TIMEOUT).ok();
-            } else {
-                kill_tree(server.pid()).ok();
-            }
+        if let Some(mut server) = self.server.take() {
+            // An immediate shutdown: as fast as a kill, and the postmaster still reaps its children.
+            server.stop(Signal::QUIT, STOP_TIMEOUT).ok();
         }
     }
 }

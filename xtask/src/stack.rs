@@ -108,18 +108,6 @@ impl Stack {
             .map_or(Ok(()), PrivatePostgres::check_running)
     }
 
-    /// Kills both at once, for servers whose data is thrown away.
-    pub fn kill(&mut self) {
-        match &mut self.broker {
-            Broker::Given => {}
-            Broker::Private(kafka) => kafka.kill_nine(),
-            Broker::Mock(broker) => drop(broker.stop()),
-        }
-        if let Some(postgres) = &mut self.postgres {
-            postgres.kill_nine().ok();
-        }
-    }
-
     /// Stops both in order, Kafka first.
     pub fn stop(&mut self) -> Result<()> {
         let broker = match &mut self.broker {
@@ -230,7 +218,7 @@ pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
 
 /// `cargo xtask stack`: starts both servers, writes `.stack/dev.env`, and stays until a signal comes.
 pub fn run() -> Result<()> {
-    let folder = StackFolder::take("dev")?;
+    let mut folder = StackFolder::take("dev")?;
     install_packages()?;
     let mut stack = Stack::start(folder.path(), false)?;
     stack.create_topic()?;
@@ -245,6 +233,7 @@ pub fn run() -> Result<()> {
     let ended = stay(&mut stack);
     fs::remove_file(&file).ok();
     stack.stop()?;
+    folder.remove_at_end_if_interrupted(&ended);
     ended
 }
 

@@ -22,7 +22,7 @@ pub fn run(arguments: &[String]) -> Result<ExitStatus> {
     stack::install_packages()?;
     let (build_arguments, test_arguments) = cargo_arguments(arguments);
     // The servers start while cargo builds.
-    let mut servers = thread::scope(|scope| {
+    let servers = thread::scope(|scope| {
         let servers = scope.spawn(|| Stack::start(folder.path(), false));
         progress::step("building the tests (the first time takes some minutes)");
         let built = cargo("cargo test --no-run")
@@ -40,8 +40,8 @@ pub fn run(arguments: &[String]) -> Result<ExitStatus> {
         .env("RUST_BACKTRACE", "1")
         .spawn()?
         .wait(Signal::INT, GRACE);
-    // Not in order: nothing of it is kept. And not a word: the last lines are those of the tests.
-    servers.kill();
+    // At once: nothing of it is kept. And not a word: the last lines are those of the tests.
+    drop(servers);
     status
 }
 

@@ -1,10 +1,13 @@
 //! The folder that the servers of one run have to themselves.
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::interrupt::Interrupted;
 use crate::{postgres, project};
 
 /// A folder under `.stack` that one process holds as long as it runs.
@@ -20,17 +23,12 @@ impl StackFolder {
     /// Takes the folder of that name, empty; fails if another process has it.
     pub fn take(name: &str) -> Result<Self> {
         let path = project::stack_folder().join(name);
-        let lock = open_lock(&lock_path(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("another `{name}` runs in this clone (its servers: .stack/{name}.env)")
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).context("cannot lock the stack's folder");
-            }
-        }
+        let Some(lock) = lock(&lock_path(&path))? else {
+            bail!("another `{name}` runs in this clone (its servers: .stack/{name}.env)");
+        };
         remove_stack_folder(&path)?;
+        // What a killed run left would name servers that are gone.
+        fs::remove_file(super::env_file(name)).ok();
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self {
             path,
@@ -45,6 +43,13 @@ impl StackFolder {
         let mut folder = Self::take(&format!("{name}-{}", std::process::id()))?;
         folder.removed_at_end = true;
         Ok(folder)
+    }
+
+    /// Removes it at the end of a run that a signal has ended, as is usual; what failed is kept, to be looked at.
+    pub fn remove_at_end_if_interrupted(&mut self, outcome: &Result<()>) {
+        self.removed_at_end = outcome
+            .as_ref()
+            .is_err_and(|error| error.is::<Interrupted>());
     }
 
     /// Where it is.
@@ -99,6 +104,31 @@ fn lock_path(folder: &Path) -> PathBuf {
     folder.with_extension("lock")
 }
 
+/// Locks a file for as long as the process lives; `None` if another process has it.
+fn lock(path: &Path) -> Result<Option<File>> {
+    for _ in 0..20 {
+        let lock = open_lock(path)?;
+        match lock.try_lock() {
+            // Another one may have removed the file between our open and our lock: then it protects nothing.
+            Ok(()) if is_still_at(&lock, path) => return Ok(Some(lock)),
+            Ok(()) => {}
+            // Perhaps only one that looks for stale folders.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn is_still_at(file: &File, path: &Path) -> bool {
+    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata()
+        .and_then(|held| Ok(inode(held) == inode(fs::metadata(path)?)))
+        .unwrap_or(false)
+}
+
 fn open_lock(path: &Path) -> Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
@@ -109,4 +139,34 @@ fn open_lock(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_owner_and_what_a_dead_owner_left_is_removed() {
+        let name = format!("unit-{}", std::process::id());
+        let first = StackFolder::take(&name).unwrap();
+        let path = first.path().to_owned();
+        fs::write(path.join("data"), "something").unwrap();
+        let error = StackFolder::take(&name).unwrap_err().to_string();
+        assert!(error.contains("runs in this clone"), "{error}");
+        remove_stale("unit");
+        assert!(path.join("data").exists());
+
+        drop(first);
+        assert!(path.join("data").exists());
+        let mut again = StackFolder::take(&name).unwrap();
+        assert!(!path.join("data").exists());
+        again.remove_at_end_if_interrupted(&Err(Interrupted.into()));
+        drop(again);
+        assert!(!path.exists());
+        assert!(!lock_path(&path).exists());
+
+        drop(StackFolder::take(&name).unwrap());
+        remove_stale("unit");
+        assert!(!path.exists());
+    }
 }
