@@ -7,7 +7,7 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::Service;
-use tracing::{Instrument, Span, debug, error, info_span, warn};
+use tracing::{Instrument, Span, debug, error, info_span};
 use warp::http::header::X_CONTENT_TYPE_OPTIONS;
 use warp::http::{HeaderName, HeaderValue, Request, StatusCode};
 use warp::reply::Response;
@@ -88,15 +88,14 @@ fn log_problem(
     let duration_ms = started.elapsed().as_millis();
     let status_code = status.as_u16();
     span.in_scope(|| match status {
-        StatusCode::INTERNAL_SERVER_ERROR => error!(
-            method,
-            route, status_code, code, duration_ms, "request failed"
-        ),
-        status if status.is_server_error() => warn!(
-            method,
-            route, status_code, code, duration_ms, "request failed"
-        ),
-        // The client's fault; at a higher level any scanner could fill the disk.
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            error!(
+                method,
+                route, status_code, code, duration_ms, "request failed"
+            );
+        }
+        // The client's fault, or the database's, which has been logged with its reason: at a higher level any scanner, and
+        // any outage, could fill the disk.
         _ => debug!(
             method,
             route, status_code, code, duration_ms, "request refused"

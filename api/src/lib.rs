@@ -57,19 +57,20 @@ pub async fn run(
     let stop = shutdown.child_token();
     let app = App::new(&config, address, stop.clone())?;
     info!("listening on http://{address}");
+    // Events are followed for as long as anything is answered, the drain included.
+    let finished = CancellationToken::new();
     let background = async {
-        let outcome = keep_cache_true(&app, &config, &stop).await;
+        let outcome = keep_cache_true(&app, &config, &finished).await;
         if outcome.is_err() {
             stop.cancel();
         }
         outcome
     };
-    let server = server::serve(
-        Arc::clone(&app),
-        listener,
-        stop.clone(),
-        config.shutdown.timeout(),
-    );
+    let timeout = config.shutdown.timeout();
+    let server = async {
+        server::serve(Arc::clone(&app), listener, stop.clone(), timeout).await;
+        finished.cancel();
+    };
     let ((), outcome) = tokio::join!(server, background);
     info!("stopped");
     outcome

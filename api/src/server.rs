@@ -1,7 +1,7 @@
 //! The accept loop around warp, with the limits that warp's own server lacks.
 //!
 //! A peer that sends its header slowly, connections without end, a full table of files: none of them may take the service
-//! from the others. Stopping is bounded: requests get time to end, then connections are dropped.
+//! from the others. What is no HTTP at all, or has too large a header, hyper answers by itself, bare: 400, 414, 431. Stopping is bounded: requests get time to end, then connections are dropped.
 
 use std::convert::Infallible;
 use std::sync::Arc;

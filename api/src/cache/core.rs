@@ -5,6 +5,8 @@
 //! waiters. Pure by intent: no tokio, no clock, no I/O, so that interleavings can be tested step by step. The caller says
 //! whether the listener's proof is fresh; a later revalidation needs only another way to set an entry's epoch.
 
+mod gate;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
@@ -14,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 use super::counters::{Counters, Eviction};
+use gate::{AtomicGate, Gate};
 
 /// Most shards; more than cores that could meet on one lock.
 const MAX_SHARDS: usize = 16;
@@ -28,7 +31,7 @@ pub struct Core<V, W> {
     capacity: usize,
     /// Cached entries of all shards.
     size: AtomicUsize,
-    gate: AtomicU64,
+    gate: AtomicGate,
     next_load_id: AtomicU64,
     counters: Counters,
 }
@@ -105,28 +108,6 @@ pub enum Placement {
     Cold,
 }
 
-/// Whether hits may be served and fills stored, and since which loss of the listener: one word, read at every lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Gate {
-    epoch: u64,
-    serves: bool,
-    stores: bool,
-}
-
-impl Gate {
-    fn unpack(word: u64) -> Self {
-        Self {
-            epoch: word >> 2,
-            serves: word & 2 != 0,
-            stores: word & 1 != 0,
-        }
-    }
-
-    fn pack(self) -> u64 {
-        self.epoch << 2 | u64::from(self.serves) << 1 | u64::from(self.stores)
-    }
-}
-
 impl<V: Clone, W: Clone> Core<V, W> {
     /// Makes an empty, closed cache of at most `capacity` entries.
     pub fn new(capacity: NonZeroUsize) -> Self {
@@ -148,7 +129,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
             hasher: RandomState::new(),
             capacity,
             size: AtomicUsize::new(0),
-            gate: AtomicU64::new(0),
+            gate: AtomicGate::default(),
             next_load_id: AtomicU64::new(0),
             counters: Counters::default(),
         }
@@ -156,17 +137,17 @@ impl<V: Clone, W: Clone> Core<V, W> {
 
     /// Lets loads store what they bring. Only after LISTEN has committed.
     pub fn open_fills(&self) {
-        self.change_gate(|gate| gate.stores = true);
+        self.gate.change(|gate| gate.stores = true);
     }
 
     /// Lets hits be served, or no longer; fills go on.
     pub fn set_serving(&self, serves: bool) {
-        self.change_gate(|gate| gate.serves = serves && gate.stores);
+        self.gate.change(|gate| gate.serves = serves && gate.stores);
     }
 
     /// The listener's connection is lost: nothing cached may be served again, no load that runs may store.
     pub fn close(&self) {
-        self.change_gate(|gate| {
+        self.gate.change(|gate| {
             *gate = Gate {
                 epoch: gate.epoch + 1,
                 serves: false,
@@ -178,12 +159,12 @@ impl<V: Clone, W: Clone> Core<V, W> {
 
     /// How often the listener's connection has been lost.
     pub fn epoch(&self) -> u64 {
-        self.gate().epoch
+        self.gate.read().epoch
     }
 
     /// Whether loads may store.
     pub fn accepts_fills(&self) -> bool {
-        self.gate().stores
+        self.gate.read().stores
     }
 
     /// Says what a reader of `uid` has to do; `is_fresh` is whether the listener's proof is young enough.
@@ -195,13 +176,13 @@ impl<V: Clone, W: Clone> Core<V, W> {
         is_fresh: bool,
         make_waiter: impl FnOnce() -> (W, S),
     ) -> Lookup<V, W, S> {
-        if !is_fresh || !self.gate().serves {
+        if !is_fresh || !self.gate.read().serves {
             self.counters.bypasses.add(1);
             return Lookup::Bypass;
         }
         let mut shard = self.shard(uid);
         // Read under the lock: a loss that happens later sweeps this shard later.
-        let gate = self.gate();
+        let gate = self.gate.read();
         if !gate.serves {
             self.counters.bypasses.add(1);
             return Lookup::Bypass;
@@ -234,7 +215,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
         make_waiter: impl FnOnce() -> (W, S),
     ) -> Option<(Ticket, S)> {
         let mut shard = self.shard(uid);
-        let gate = self.gate();
+        let gate = self.gate.read();
         let is_cached = shard
             .entries
             .peek(uid)
@@ -283,7 +264,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
             Loaded::Failed => self.counters.loads_failed.add(1),
         }
         let mut shard = self.shard(&ticket.uid);
-        let gate = self.gate();
+        let gate = self.gate.read();
         let is_owner = shard
             .loading
             .get(&ticket.uid)
@@ -320,7 +301,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
         entry: Entry<V>,
         placement: Placement,
     ) -> bool {
-        if placement == Placement::Cold && self.size.load(Ordering::Relaxed) >= self.capacity {
+        if placement == Placement::Cold && self.is_full() {
             return false;
         }
         shard.weight_bytes += entry.weight_bytes;
@@ -403,11 +384,16 @@ impl<V: Clone, W: Clone> Core<V, W> {
     /// Whether a value is cached; counts as no lookup.
     pub fn contains(&self, uid: &str) -> bool {
         let shard = self.shard(uid);
-        let epoch = self.gate().epoch;
+        let epoch = self.gate.read().epoch;
         shard
             .entries
             .peek(uid)
             .is_some_and(|entry| entry.epoch == epoch)
+    }
+
+    /// Whether another entry would push one out.
+    pub fn is_full(&self) -> bool {
+        self.size.load(Ordering::Relaxed) >= self.capacity
     }
 
     /// What has happened since the start.
@@ -432,20 +418,6 @@ impl<V: Clone, W: Clone> Core<V, W> {
                     weight + shard.weight_bytes,
                 )
             })
-    }
-
-    fn gate(&self) -> Gate {
-        Gate::unpack(self.gate.load(Ordering::SeqCst))
-    }
-
-    fn change_gate(&self, change: impl Fn(&mut Gate)) {
-        self.gate
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
-                let mut gate = Gate::unpack(word);
-                change(&mut gate);
-                Some(gate.pack())
-            })
-            .ok();
     }
 
     fn shard(&self, uid: &str) -> MutexGuard<'_, Shard<V, W>> {

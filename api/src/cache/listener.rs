@@ -72,15 +72,14 @@ impl Listener {
                 () = shutdown.cancelled() => return,
                 session = self.listen(&mut backoff) => session,
             };
-            let was_live = self.cache.core().accepts_fills();
-            // Closed before anything else is awaited: from here on no hit may be served.
-            self.cache.core().close();
-            status.forget_proof();
-            status.set_state(ListenerState::Connecting);
-            if was_live {
+            if self.cache.core().accepts_fills() {
+                // Before anything else is awaited: from here on no hit may be served.
+                self.cache.core().close();
                 status.reconnects.add(1);
                 last_report = None;
             }
+            status.forget_proof();
+            status.set_state(ListenerState::Connecting);
             let Err(error) = session;
             if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
                 warn!("listener is away, reads go to the database: {error:#}");

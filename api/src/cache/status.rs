@@ -154,3 +154,50 @@ impl Default for ListenerStatus {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn hits_need_a_live_listener_and_a_proof_within_the_lease() {
+        let status = ListenerStatus::new();
+        assert!(!status.is_fresh(LEASE));
+        status.set_state(ListenerState::Live);
+        assert!(!status.is_fresh(LEASE), "no proof yet");
+        status.prove(status.now_ms());
+        assert!(status.is_fresh(LEASE));
+        assert!(!status.is_fresh(Duration::ZERO), "older than the lease");
+        status.set_state(ListenerState::Suspect);
+        assert!(!status.is_fresh(LEASE));
+        status.set_state(ListenerState::Live);
+        status.forget_proof();
+        assert!(!status.is_fresh(LEASE));
+    }
+
+    #[test]
+    fn a_proof_lies_never_in_the_future_and_never_goes_back() {
+        let status = ListenerStatus::new();
+        std::thread::sleep(Duration::from_millis(20));
+        status.prove(u64::MAX - 1);
+        let age = status.proof_age().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(status.proof_age().unwrap() >= age + Duration::from_millis(19));
+        let age = status.proof_age().unwrap();
+        status.prove(0);
+        assert!(status.proof_age().unwrap() < age + Duration::from_millis(10));
+    }
+
+    #[test]
+    fn blind_time_stands_still_while_live() {
+        let status = ListenerStatus::new();
+        status.set_state(ListenerState::Live);
+        let blind = status.blind_time();
+        assert_eq!(status.blind_time(), blind);
+        status.set_state(ListenerState::Connecting);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(status.blind_time() > blind);
+    }
+}

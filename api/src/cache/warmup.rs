@@ -125,13 +125,25 @@ impl OrderCache {
     async fn warm_up_chunk(&self, uids: &[&str]) -> Result<usize, StoreError> {
         let loads: Vec<OwnedLoad<'_>> = uids
             .iter()
+            // A full cache would take none of them.
+            .filter(|_| !self.core.is_full())
             .filter_map(|uid| self.core.begin_warmup(uid, load_channel))
             .map(|(ticket, sender)| OwnedLoad::new(self, ticket, sender))
             .collect();
         let wanted: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
-        let orders = match wanted.is_empty() {
-            true => Vec::new(),
-            false => self.repository.find_orders(&wanted).await?,
+        let found = match wanted.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.repository.find_orders(&wanted).await,
+        };
+        let orders = match found {
+            Ok(orders) => orders,
+            Err(error) => {
+                // Readers may be waiting for these.
+                for load in loads {
+                    load.finish(Err(error), Placement::Cold);
+                }
+                return Err(error);
+            }
         };
         let mut by_uid: HashMap<String, ReadyOrder> = orders
             .into_iter()

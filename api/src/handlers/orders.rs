@@ -8,7 +8,9 @@ use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
 use tracing::Instrument;
-use warp::http::header::{AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, LINK};
+use warp::http::header::{
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK,
+};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
@@ -143,6 +145,7 @@ async fn put_order<B: Buf>(
     call.parameters(&[])?;
     call.require_accepts_json()?;
     require_json_body(call)?;
+    refuse_announced_oversize(call)?;
     let body = read_body(body).await?;
     let order = Order::decode(&body).map_err(|error| match error {
         OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
@@ -225,6 +228,19 @@ fn require_json_body(call: &Call) -> Result<(), ApiError> {
     } else {
         Err(ApiError::UnsupportedMediaType)
     }
+}
+
+/// A client that asks before it sends (`Expect: 100-continue`) is spared sending what is refused anyway.
+fn refuse_announced_oversize(call: &Call) -> Result<(), ApiError> {
+    let announced = call
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let is_too_large = announced.is_some_and(|size_bytes: usize| size_bytes > MAX_ORDER_BYTES);
+    if is_too_large && call.headers.contains_key(EXPECT) {
+        return Err(ApiError::BodyTooLarge);
+    }
+    Ok(())
 }
 
 async fn read_body<B: Buf>(

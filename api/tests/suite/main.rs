@@ -8,6 +8,7 @@ mod invalid_requests;
 mod listing;
 mod reading;
 mod server_limits;
+mod startup;
 mod support;
 mod write_protection;
 mod writing;
