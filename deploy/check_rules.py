@@ -1,6 +1,6 @@
 """What this project promises of its Dockerfile, docker-compose.yaml and .env.example, beyond their being valid.
 
-Called by check.sh with the Compose model as resolved without a `.env` and with `.env.example` in its place.
+Called by check.sh with the Compose model, resolved with every variable at its default.
 """
 
 import ipaddress
@@ -21,20 +21,38 @@ DOCUMENTED = """
 """.split()
 
 
-def main(bare_file, example_file):
-    bare = json.loads(Path(bare_file).read_text())
-    example = json.loads(Path(example_file).read_text())
+def main(model_file):
+    model = json.loads(Path(model_file).read_text())
+    services = model["services"]
     faults = [
-        *faults_of_ports(bare["services"]),
-        *faults_of_names(bare["services"]),
-        *faults_of_services(bare["services"]),
-        *faults_of_defaults(bare, example),
+        *faults_of_references(model),
+        *faults_of_ports(services),
+        *faults_of_names(services),
+        *faults_of_services(services),
+        *faults_of_defaults(),
         *faults_of_variables(),
         *faults_of_dockerfile(),
     ]
     for fault in faults:
         print(fault)
     return 1 if faults else 0
+
+
+def faults_of_references(model):
+    """What `docker compose` checks when it starts: compose-go's own command leaves it out."""
+    services = model["services"]
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            if other not in services:
+                yield f"{name}: depends on {other}, which is not a service"
+            elif how["condition"] == "service_healthy" and "healthcheck" not in services[other] and "build" not in services[other]:
+                yield f"{name}: waits for {other} to be healthy, which has no health check"
+        for kind in ("volumes", "networks"):
+            used = service.get(kind) or []
+            names = [each["source"] for each in used if each["type"] == "volume"] if kind == "volumes" else used
+            for each in names:
+                if each not in model.get(kind, {}):
+                    yield f"{name}: {each} is not one of the {kind}"
 
 
 def faults_of_ports(services):
@@ -89,18 +107,21 @@ def seconds(duration):
     return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
 
 
-def faults_of_defaults(bare, example):
+def faults_of_defaults():
     """`cp .env.example .env` must change nothing."""
-    for name, service in bare["services"].items():
-        other = example["services"].get(name, {})
-        for key in sorted(service.keys() | other.keys()):
-            if service.get(key) != other.get(key):
-                yield f"{name}: {key} differs with .env.example as .env: {service.get(key)} and {other.get(key)}"
+    example = dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*)$", Path(".env.example").read_text(), re.MULTILINE))
+    for variable, default in re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", Path("docker-compose.yaml").read_text()):
+        if example.get(variable, default) != default:
+            yield f"{variable}: the default is {default!r} in docker-compose.yaml, {example[variable]!r} in .env.example"
 
 
 def faults_of_variables():
     """Both ways: no variable that nothing reads, none of a program that is not listed."""
-    listed = set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", Path(".env.example").read_text(), re.MULTILINE))
+    example = Path(".env.example").read_text()
+    listed = set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", example, re.MULTILINE))
+    for line in example.splitlines():
+        if not re.fullmatch(r"(#.*)?|[A-Z][A-Z0-9_]*=[^\s'\"$#]*", line):
+            yield f".env.example: neither a comment nor a setting that needs no quotes: {line}"
     composed = set(re.findall(r"\$\{([A-Z0-9_]+)", Path("docker-compose.yaml").read_text()))
     sources = [file.read_text() for name in (*PROGRAMS, "shared") for file in Path(name, "src").rglob("*.rs")]
     known = {variable for source in sources for variable in re.findall(r'\benv = "([A-Z0-9_]+)"', source)}
