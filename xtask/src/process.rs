@@ -120,6 +120,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        // And what its own children left in the group: tests that failed, compilers without their cargo.
+        signals::send_to_group(self.pid(), Signal::KILL);
         signals::unregister(self.pid());
     }
 }

@@ -4,6 +4,8 @@ mod mock_broker;
 mod orders;
 mod producer;
 
+use std::process::ExitCode;
+
 use clap::{Args, Parser, Subcommand};
 
 use crate::producer::Target;
@@ -61,8 +63,18 @@ struct TargetArgs {
     kafka_config: String,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Sample { target } => producer::send_sample(&target.into()),
         Command::Produce {
             target,
