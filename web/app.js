@@ -285,7 +285,7 @@ class View {
   /** The seconds tick for the eye alone: read out, they would talk over everything else. */
   countDown(seconds, box, retry) {
     const left = element("span", {}, String(seconds));
-    box.append(element("p", { "aria-hidden": "true" }, "Trying again in ", left, " s."), hidden(`Trying again in ${seconds} seconds.`));
+    box.append(element("p", { "aria-hidden": "true" }, "Trying again in ", left, " s."), hidden(`Trying again in ${seconds} s.`));
     this.ticker = setInterval(() => {
       seconds -= 1;
       left.textContent = String(Math.max(seconds, 0));
@@ -745,7 +745,8 @@ function checkWords(check) {
     if (name === "status" || name === "state") return text;
     return name.endsWith("_ms") ? `${name.slice(0, -3).replaceAll("_", " ")} ${duration(value)}` : `${name.replaceAll("_", " ")} ${text}`;
   };
-  return Object.entries(check).map(part).join(", ");
+  const { status, state, ...rest } = check; // What matters most first.
+  return Object.entries({ status, state, ...rest }).filter(([, value]) => value !== undefined).map(part).join(", ");
 }
 
 /** The names and shape of the checks are the service's to choose: whatever a check holds is listed. */
