@@ -143,3 +143,24 @@ async fn of_writers_with_one_version_exactly_one_wins() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answered_put_is_never_followed_by_an_older_answer() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let mut orders = generator();
+    for _ in 0..50 {
+        // Cached, so that only an eviction can bring the new one.
+        api.get("/order/b563feb7b2b84b6test").await;
+        let body = serde_json::to_string(&orders.order_with_uid("b563feb7b2b84b6test")).unwrap();
+        // On one connection, in one write: the read begins before the event can have gone round by the database.
+        let requests = format!(
+            "PUT /api/v1/orders/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}\
+             GET /order/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        let answers = api.send_bytes(requests.as_bytes()).await;
+        assert_eq!(answers.body.matches(&body).count(), 2, "{}", answers.body);
+    }
+}
