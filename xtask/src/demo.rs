@@ -5,6 +5,7 @@
 mod guide;
 mod services;
 
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -47,9 +48,15 @@ pub fn run(options: Options) -> Result<()> {
     let ports = Ports::from_environment()?;
     let mut folder = StackFolder::take("demo")?;
     stack::install_packages()?;
+    let outcome = run_in(folder.path(), options, ports);
+    folder.remove_at_end_if_interrupted(&outcome);
+    outcome
+}
+
+fn run_in(folder: &Path, options: Options, ports: Ports) -> Result<()> {
     // The servers start while cargo builds; each says when it is up.
     let mut servers = thread::scope(|scope| {
-        let servers = scope.spawn(|| Stack::start(folder.path(), true));
+        let servers = scope.spawn(|| Stack::start(folder, true));
         let built = build(options.release);
         let servers = servers
             .join()
@@ -58,10 +65,7 @@ pub fn run(options: Options) -> Result<()> {
     })?;
     let outcome = run_services(options, ports, &mut servers);
     let stopped = stop_servers(&mut servers);
-    let outcome = outcome.and(stopped);
-    drop(servers);
-    folder.remove_at_end_if_interrupted(&outcome);
-    outcome
+    outcome.and(stopped)
 }
 
 fn run_services(options: Options, ports: Ports, servers: &mut Stack) -> Result<()> {

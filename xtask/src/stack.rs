@@ -220,7 +220,13 @@ pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
 pub fn run() -> Result<()> {
     let mut folder = StackFolder::take("dev")?;
     install_packages()?;
-    let mut stack = Stack::start(folder.path(), false)?;
+    let outcome = run_in(folder.path());
+    folder.remove_at_end_if_interrupted(&outcome);
+    outcome
+}
+
+fn run_in(folder: &Path) -> Result<()> {
+    let mut stack = Stack::start(folder, false)?;
     stack.create_topic()?;
     let exports = render_exports(&stack.env());
     let file = env_file("dev");
@@ -233,7 +239,6 @@ pub fn run() -> Result<()> {
     let ended = stay(&mut stack);
     fs::remove_file(&file).ok();
     stack.stop()?;
-    folder.remove_at_end_if_interrupted(&ended);
     ended
 }
 

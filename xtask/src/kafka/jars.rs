@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{Launch, find_program};
+use crate::process::{Launch, find_program, is_running};
 use crate::{fingerprint, packages, progress, project};
 
 /// What pins the version.
@@ -49,6 +49,7 @@ impl Jars {
         let folder = cache_folder();
         let parent = folder.parent().unwrap_or(Path::new("."));
         // Under a name of its own first: what is interrupted half-way, or runs twice at once, never looks complete.
+        remove_leftovers(parent);
         let partial = parent.join(format!("partial-{}", std::process::id()));
         fs::create_dir_all(&partial)
             .with_context(|| format!("cannot make {}", partial.display()))?;
@@ -80,6 +81,22 @@ fn cache_folder() -> PathBuf {
     project::stack_folder()
         .join("kafka")
         .join(format!("jars-{:016x}", fingerprint(POM.as_bytes())))
+}
+
+/// Removes what fetches have left that failed or were killed.
+fn remove_leftovers(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("partial-"))
+            .and_then(|name| name.trim_end_matches(".log").parse().ok());
+        if owner.is_some_and(|pid| !is_running(pid)) {
+            fs::remove_dir_all(entry.path())
+                .or_else(|_| fs::remove_file(entry.path()))
+                .ok();
+        }
+    }
 }
 
 fn run_maven(folder: &Path) -> Result<()> {
