@@ -35,6 +35,9 @@ pub(super) fn render(
         // Tests wait for the first assignment, and for a dead member to be noticed.
         ("group.initial.rebalance.delay.ms", "0"),
         ("group.min.session.timeout.ms", "1000"),
+        // After a kill the broker may come back only when its old session has ended, which takes 9 s by default.
+        ("broker.session.timeout.ms", "3000"),
+        ("broker.heartbeat.interval.ms", "500"),
         // A mistyped topic must not come into being.
         ("auto.create.topics.enable", "false"),
     ];
