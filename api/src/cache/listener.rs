@@ -63,7 +63,7 @@ impl Listener {
 
     /// Keeps a connection that listens until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut backoff = Backoff::for_database();
         let mut last_report: Option<Instant> = None;
         loop {
             let status = self.cache.listener();
