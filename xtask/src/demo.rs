@@ -16,6 +16,9 @@ use crate::stack::{self, Broker, Stack, StackFolder};
 use crate::{interrupt, ports, progress};
 use services::Services;
 
+/// The uid of the sample order, `shared/data/model.json`.
+const SAMPLE_UID: &str = "b563feb7b2b84b6test";
+
 /// How the demo is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -45,11 +48,11 @@ struct Ports {
 
 /// Runs the demo until a signal comes or something ends that must not.
 pub fn run(options: Options) -> Result<()> {
-    let ports = Ports::from_environment()?;
     let mut folder = StackFolder::take("demo")?;
+    let ports = Ports::from_environment()?;
     stack::install_packages()?;
     let outcome = run_in(folder.path(), options, ports);
-    folder.remove_at_end_if_interrupted(&outcome);
+    folder.remove_at_end_unless_failed(&outcome);
     outcome
 }
 
@@ -82,7 +85,8 @@ fn run_services(options: Options, ports: Ports, servers: &mut Stack) -> Result<(
     let mut services = Services::new(options.release, environment.clone())?;
     let outcome = services
         .start(ports)
-        .and_then(|()| services.produce(options.rate))
+        .and_then(|()| services.send_sample(ports.api))
+        .and_then(|()| services.stream(options.rate))
         .and_then(|()| {
             guide::print(
                 ports.api,
@@ -110,13 +114,15 @@ fn build(release: bool) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a signal or an unexpected end, and shows what the processes warn of.
+/// Waits for a signal, which is the usual end, or for an unexpected one, and shows what the processes warn of.
 fn stay(services: &mut Services, servers: &mut Stack) -> Result<()> {
     loop {
         servers.check_running()?;
         services.check_running()?;
         services.show_warnings();
-        interrupt::check()?;
+        if interrupt::check().is_err() {
+            return Ok(());
+        }
         thread::sleep(Duration::from_millis(200));
     }
 }
@@ -128,7 +134,7 @@ fn stop_servers(servers: &mut Stack) -> Result<()> {
 }
 
 impl Ports {
-    /// Fails before anything is built or started if a port is taken.
+    /// Fails, before anything is built or started, if a port is taken.
     fn from_environment() -> Result<Self> {
         Ok(Self {
             api: free_port("the api", "SERVER_PORT", 8081)?,

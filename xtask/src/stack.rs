@@ -5,7 +5,7 @@ mod folder;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -221,7 +221,7 @@ pub fn run() -> Result<()> {
     let mut folder = StackFolder::take("dev")?;
     install_packages()?;
     let outcome = run_in(folder.path());
-    folder.remove_at_end_if_interrupted(&outcome);
+    folder.remove_at_end_unless_failed(&outcome);
     outcome
 }
 
@@ -250,8 +250,10 @@ pub fn env_file(name: &str) -> PathBuf {
 fn stay(stack: &mut Stack) -> Result<()> {
     loop {
         stack.check_running()?;
-        interrupt::check()?;
-        thread::sleep(std::time::Duration::from_millis(100));
+        if interrupt::check().is_err() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
     }
 }
 

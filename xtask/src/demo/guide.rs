@@ -1,10 +1,9 @@
 //! What the demo prints when everything runs: addresses, and commands to try.
 
+use super::SAMPLE_UID;
 use crate::process::find_program;
 use crate::progress::say;
 use crate::stack::{Broker, Stack, topic, variable};
-
-const SAMPLE_UID: &str = "b563feb7b2b84b6test";
 
 /// Prints addresses and commands.
 pub(super) fn print(

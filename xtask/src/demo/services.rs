@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -16,6 +16,8 @@ use crate::{http, progress, project};
 
 /// Joining a consumer group and the first warm-up are part of it.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A hundred times what it takes.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The processes promise to stop within 10 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 /// How many warnings of a process are shown at a time; the log has the others.
@@ -66,24 +68,37 @@ impl Services {
         self.wait_until_ready("api", ports.api)
     }
 
-    /// Produces the sample order, then, in the background, a stream of others.
-    pub(super) fn produce(&mut self, rate: u32) -> Result<()> {
+    /// Sends the sample order to Kafka and waits until the api answers it: the whole way works.
+    pub(super) fn send_sample(&mut self, api_port: u16) -> Result<()> {
         self.launch("load sample", "load", &["sample"], "load")
             .run()?;
-        progress::step("the sample order is in Kafka");
-        if rate > 0 {
-            let rate = rate.to_string();
-            let load = self
-                .launch(
-                    "load",
-                    "load",
-                    &["produce", "--rate", &rate, "--invalid-percent", "2"],
-                    "load",
-                )
-                .spawn()?;
-            // Stopped first.
-            self.running.push(load);
+        let sent_at = Instant::now();
+        let path = format!("/order/{}", super::SAMPLE_UID);
+        wait_for(
+            "the sample order does not come out of the api (see .stack/logs)",
+            SAMPLE_TIMEOUT,
+            || {
+                self.check_running()?;
+                Ok(http::get(api_port, &path).filter(|(status, _)| *status == 200))
+            },
+        )?;
+        progress::step(&format!(
+            "the sample order went through Kafka, the ingestor, PostgreSQL and the api ({:.2} s)",
+            sent_at.elapsed().as_secs_f32()
+        ));
+        Ok(())
+    }
+
+    /// Starts a stream of orders in the background, unless `rate` is 0.
+    pub(super) fn stream(&mut self, rate: u32) -> Result<()> {
+        if rate == 0 {
+            return Ok(());
         }
+        let rate = rate.to_string();
+        let arguments = ["produce", "--rate", &rate, "--invalid-percent", "2"];
+        let load = self.launch("load", "load", &arguments, "load").spawn()?;
+        // Pushed last, so stopped first.
+        self.running.push(load);
         Ok(())
     }
 

@@ -45,11 +45,12 @@ impl StackFolder {
         Ok(folder)
     }
 
-    /// Removes it at the end of a run that a signal has ended, as is usual; what failed is kept, to be looked at.
-    pub fn remove_at_end_if_interrupted(&mut self, outcome: &Result<()>) {
-        self.removed_at_end = outcome
-            .as_ref()
-            .is_err_and(|error| error.is::<Interrupted>());
+    /// Removes it at the end, unless the run has failed: then it is kept, to be looked at.
+    pub fn remove_at_end_unless_failed(&mut self, outcome: &Result<()>) {
+        self.removed_at_end = match outcome {
+            Ok(()) => true,
+            Err(error) => error.is::<Interrupted>(),
+        };
     }
 
     /// Where it is.
@@ -160,7 +161,7 @@ mod tests {
         assert!(path.join("data").exists());
         let mut again = StackFolder::take(&name).unwrap();
         assert!(!path.join("data").exists());
-        again.remove_at_end_if_interrupted(&Err(Interrupted.into()));
+        again.remove_at_end_unless_failed(&Err(Interrupted.into()));
         drop(again);
         assert!(!path.exists());
         assert!(!lock_path(&path).exists());
