@@ -32,7 +32,7 @@ CREATE FUNCTION advance_consumer_offset(
     p_group_id text, p_topic text, p_partition integer, p_epoch bigint, p_owner uuid,
     p_old_next_offset bigint, p_new_next_offset bigint, p_last_offset bigint, p_last_timestamp bigint,
     p_consecutive_bad bigint, p_halted boolean
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE consumer_offsets
        SET next_offset = p_new_next_offset,
@@ -48,6 +48,7 @@ BEGIN
                         p_old_next_offset, p_epoch
               USING ERRCODE = 'ZF001', CONSTRAINT = 'consumer_offsets_fence';
     END IF;
+    RETURN p_new_next_offset;
 END $$;
 
 -- Ranges of a topic that did not match what was read; nothing is skipped before an operator accepts one.

@@ -1,0 +1,25 @@
+//! `ingestor run`.
+
+use anyhow::Context;
+use shared::db::{self, StartupError};
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::APPLICATION_NAME;
+use crate::config::Settings;
+
+pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()> {
+    shared::telemetry::init(&settings.log)?;
+    let shutdown = shared::shutdown::on_signal()?;
+    info!(version = env!("CARGO_PKG_VERSION"), settings = ?settings.shown(), "starting");
+    // Before the port is bound: what only a person can mend ends the process here.
+    if let Err(StartupError::Fatal(message)) = db::check(&settings.database, APPLICATION_NAME).await
+    {
+        anyhow::bail!(message);
+    }
+    let (host, port) = settings.ops_address;
+    let listener = TcpListener::bind((host, port)).await.with_context(|| {
+        format!("cannot bind {host}:{port}, see INGESTOR_HOST and INGESTOR_PORT")
+    })?;
+    crate::run(settings.into_run_config(migrate), listener, shutdown).await
+}

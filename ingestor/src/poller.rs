@@ -1,0 +1,554 @@
+//! The poll thread: owns the consumer and the state of every assigned partition.
+//!
+//! It takes what the group decides, has partitions claimed, turns records into batches and hands them to the writers.
+//! It never waits for the database: a member that does not poll is evicted.
+
+mod memory;
+mod partition;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rdkafka::Offset;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+
+use crate::batch::{self, Position, Reading};
+use crate::config::{BatchSettings, RunConfig};
+use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
+use crate::current::Current;
+use crate::dead_letters::DeadLetter;
+use crate::metrics::Metrics;
+use crate::offsets::Consumer;
+use crate::status::Status;
+use crate::writer::{Report, Session, Task, Writer};
+use memory::{MemoryBudget, Pressure};
+use partition::{Partition, State};
+
+/// Writer threads. Two keep PostgreSQL busy while one of them waits for its COMMIT; more only queue for the lock that
+/// every notifying COMMIT takes.
+const WRITERS: usize = 2;
+
+/// Most time in one poll while nothing is under way, and while a writer may answer.
+const IDLE_POLL: Duration = Duration::from_millis(50);
+const BUSY_POLL: Duration = Duration::from_millis(2);
+/// Records between two looks at everything else.
+const RECORDS_PER_TURN: usize = 64;
+/// How often Kafka's committed offsets, a mirror for lag tools, are brought up to date.
+const MIRROR_INTERVAL: Duration = Duration::from_secs(5);
+/// A seek is served by the client's own thread.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stopped partition is looked at again so often: an operator may have decided.
+const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
+const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often trouble with the consumer is reported while it lasts.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The poll thread's state.
+pub struct Poller {
+    consumer: GroupConsumer,
+    topic: String,
+    batch: BatchSettings,
+    partitions: BTreeMap<i32, Partition>,
+    current: Arc<Current>,
+    budget: MemoryBudget,
+    writers: Vec<Sender<Task>>,
+    writer_threads: Vec<std::thread::JoinHandle<()>>,
+    reports_rx: Receiver<Report>,
+    status: Arc<Status>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    last_mirror_at: Instant,
+    last_trouble_report: Option<Instant>,
+}
+
+impl Poller {
+    /// Subscribes and starts the writers.
+    ///
+    /// # Errors
+    /// Fails where a thread cannot be started or the topic's name is refused.
+    pub fn start(
+        config: RunConfig,
+        clients: Clients,
+        status: Arc<Status>,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let current = Arc::new(Current::default());
+        let (reports_tx, reports_rx) = mpsc::channel();
+        let consumer = Consumer {
+            group_id: config.kafka.group_id.clone(),
+            topic: config.kafka.topic.clone(),
+            owner: Uuid::new_v4(),
+        };
+        let mut writers = Vec::new();
+        let mut writer_threads = Vec::new();
+        for number in 0..WRITERS {
+            let writer = Writer {
+                consumer: consumer.clone(),
+                database: config.database.clone(),
+                probe: clients.probe.clone(),
+                current: current.clone(),
+                status: status.clone(),
+                metrics: metrics.clone(),
+                reports_tx: reports_tx.clone(),
+                session: Session::default(),
+            };
+            let (tasks_tx, tasks_rx) = mpsc::channel();
+            let thread = std::thread::Builder::new().name(format!("writer-{number}"));
+            writer_threads.push(
+                thread
+                    .spawn(move || writer.run(&tasks_rx))
+                    .context("cannot start a writer")?,
+            );
+            writers.push(tasks_tx);
+        }
+        status.watch_lag(
+            clients.probe,
+            metrics.clone(),
+            config.kafka.topic.clone(),
+            shutdown.clone(),
+        )?;
+        clients
+            .group
+            .subscribe(&[&config.kafka.topic])
+            .context("cannot subscribe")?;
+        status.set_running();
+        info!(kafka.topic = config.kafka.topic, kafka.group = config.kafka.group_id, owner = %consumer.owner, "subscribed");
+        Ok(Self {
+            consumer: clients.group,
+            topic: config.kafka.topic,
+            batch: config.batch,
+            partitions: BTreeMap::new(),
+            current,
+            budget: MemoryBudget::new(config.memory),
+            writers,
+            writer_threads,
+            reports_rx,
+            status,
+            metrics,
+            shutdown,
+            last_mirror_at: Instant::now(),
+            last_trouble_report: None,
+        })
+    }
+
+    /// Works until shutdown, then finishes what is under way and leaves the group.
+    ///
+    /// # Errors
+    /// Fails where only a restart helps: the client cannot go on, or a writer has died.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        while !self.shutdown.is_cancelled() {
+            self.take_turn()?;
+        }
+        self.finish()
+    }
+
+    fn take_turn(&mut self) -> anyhow::Result<()> {
+        self.follow_group()?;
+        while let Ok(report) = self.reports_rx.try_recv() {
+            self.follow_writer(report)?;
+        }
+        self.claim_due();
+        self.hand_over_due()?;
+        self.mirror_offsets();
+        match self.budget.pressure() {
+            Pressure::None => self.set_paused(false)?,
+            Pressure::Wait => return self.wait_for_writers(),
+            Pressure::Pause => self.set_paused(true)?,
+        }
+        let mut timeout = self.poll_timeout();
+        for _ in 0..RECORDS_PER_TURN {
+            let Some(event) = self.consumer.poll(timeout) else {
+                break;
+            };
+            timeout = Duration::ZERO;
+            match event {
+                Ok(message) => Self::take(&mut self.partitions, &mut self.budget, &message),
+                Err(KafkaError::PartitionEOF(partition)) => self.reach_end(partition)?,
+                Err(error) => self.trouble(&error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_timeout(&self) -> Duration {
+        let busy = self
+            .partitions
+            .values()
+            .any(|partition| partition.is_busy());
+        let age_left = self
+            .partitions
+            .values()
+            .filter_map(|partition| partition.age_left(self.batch.max_age))
+            .min();
+        let longest = if busy { BUSY_POLL } else { IDLE_POLL };
+        age_left.map_or(longest, |left| left.min(longest))
+    }
+
+    /// Takes over what the rebalance callbacks left.
+    fn follow_group(&mut self) -> anyhow::Result<()> {
+        for event in self.consumer.context().take_rebalance_events() {
+            match event {
+                RebalanceEvent::Assigned(numbers) => {
+                    info!(kafka.partitions = ?numbers, "assigned");
+                    for number in numbers {
+                        self.partitions.insert(number, Partition::new());
+                        self.begin_claim(number);
+                    }
+                }
+                RebalanceEvent::Revoked(numbers) => {
+                    info!(kafka.partitions = ?numbers, "revoked");
+                    for number in numbers {
+                        self.release(number);
+                    }
+                }
+                RebalanceEvent::Failed(reason) => {
+                    bail!("Kafka's client could not follow the group: {reason}")
+                }
+            }
+        }
+        self.metrics.paused_partitions.set(self.not_running());
+        Ok(())
+    }
+
+    fn not_running(&self) -> i64 {
+        let not_running = self
+            .partitions
+            .values()
+            .filter(|partition| !matches!(partition.state, State::Running(_)));
+        i64::try_from(not_running.count()).unwrap_or(i64::MAX)
+    }
+
+    fn release(&mut self, number: i32) {
+        self.current.end(number);
+        self.send(number, Task::Release { partition: number });
+        if let Some(mut partition) = self.partitions.remove(&number) {
+            self.budget.free(partition.drop_batch());
+        }
+        self.status.forget(number);
+    }
+
+    /// Begins a new reading: what was read before is dropped, the partition stays paused until it is claimed.
+    fn begin_claim(&mut self, number: i32) {
+        let reading = self.current.begin(number);
+        if let Some(partition) = self.partitions.get_mut(&number) {
+            self.budget.free(partition.drop_batch());
+            partition.state = State::Claiming;
+            self.status.set_state(number, "claiming");
+            self.send(number, Task::Claim(reading));
+        }
+    }
+
+    fn claim_due(&mut self) {
+        let due: Vec<i32> = (self.partitions.iter())
+            .filter(|(_, partition)| matches!(partition.state, State::Waiting { until } if until <= Instant::now()))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in due {
+            self.begin_claim(number);
+        }
+    }
+
+    fn follow_writer(&mut self, report: Report) -> anyhow::Result<()> {
+        match report {
+            Report::Claimed {
+                reading,
+                next_offset,
+            } if self.current.is(reading) => self.start_reading(reading, next_offset)?,
+            Report::Stored {
+                reading,
+                next_offset,
+                size_bytes,
+            } => {
+                self.budget.free(size_bytes);
+                if let Some(partition) = self.partition_of(reading) {
+                    partition.stored(next_offset);
+                }
+            }
+            Report::Dropped { size_bytes } => self.budget.free(size_bytes),
+            Report::Lost { reading } if self.current.is(reading) => {
+                self.stop_reading(reading, "lost", LOST_RETRY_INTERVAL)?
+            }
+            Report::Stopped { reading, reason } if self.current.is(reading) => {
+                error!(
+                    kafka.partition = reading.partition,
+                    "the partition is not read: {reason}"
+                );
+                self.stop_reading(reading, &reason, STOPPED_RETRY_INTERVAL)?;
+            }
+            // Of a reading that does not count any more.
+            Report::Claimed { .. } | Report::Lost { .. } | Report::Stopped { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn partition_of(&mut self, reading: Reading) -> Option<&mut Partition> {
+        if self.current.is(reading) {
+            self.partitions.get_mut(&reading.partition)
+        } else {
+            None
+        }
+    }
+
+    /// Moves the consumer to the claimed offset and lets it fetch.
+    fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
+        let number = reading.partition;
+        let offset = Offset::Offset(next_offset);
+        let target = partition_list(&self.topic, [(number, offset)])?;
+        let sought = self
+            .consumer
+            .seek_partitions(target, SEEK_TIMEOUT)
+            .and_then(|result| check_each(&result));
+        if let Err(error) = sought {
+            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
+            debug!(
+                kafka.partition = number,
+                "seek failed, assigning anew: {error}"
+            );
+            let target = partition_list(&self.topic, [(number, offset)])?;
+            self.consumer
+                .incremental_unassign(&target)
+                .context("cannot unassign a partition")?;
+            self.consumer
+                .incremental_assign(&target)
+                .context("cannot assign a partition")?;
+        }
+        if let Some(partition) = self.partitions.get_mut(&number) {
+            partition.start(reading, next_offset);
+        }
+        self.status.set_position(number, next_offset, None);
+        self.status.set_state(number, "running");
+        self.budget.forget_pause();
+        self.resume(&[number])
+    }
+
+    fn stop_reading(
+        &mut self,
+        reading: Reading,
+        state: &str,
+        retry_after: Duration,
+    ) -> anyhow::Result<()> {
+        let number = reading.partition;
+        self.current.end(number);
+        if let Some(partition) = self.partitions.get_mut(&number) {
+            self.budget.free(partition.drop_batch());
+            partition.state = State::Waiting {
+                until: Instant::now() + retry_after,
+            };
+        }
+        self.status.set_state(number, state);
+        self.pause(&[number])
+    }
+
+    fn pause(&self, numbers: &[i32]) -> anyhow::Result<()> {
+        let list = partition_list(
+            &self.topic,
+            numbers.iter().map(|number| (*number, Offset::Invalid)),
+        )?;
+        self.consumer
+            .pause(&list)
+            .context("cannot pause a partition")
+    }
+
+    fn resume(&self, numbers: &[i32]) -> anyhow::Result<()> {
+        let list = partition_list(
+            &self.topic,
+            numbers.iter().map(|number| (*number, Offset::Invalid)),
+        )?;
+        self.consumer
+            .resume(&list)
+            .context("cannot resume a partition")
+    }
+
+    /// Pauses or resumes everything that runs, where that is a change. Only when the database is away for long: a pause
+    /// throws away what the client has fetched.
+    fn set_paused(&mut self, paused: bool) -> anyhow::Result<()> {
+        if !self.budget.change_pause(paused) {
+            return Ok(());
+        }
+        let running: Vec<i32> = (self.partitions.iter())
+            .filter(|(_, partition)| matches!(partition.state, State::Running(_)))
+            .map(|(number, _)| *number)
+            .collect();
+        info!(kafka.partitions = ?running, paused, "the writers' queue decides over reading");
+        if paused {
+            self.pause(&running)
+        } else {
+            self.resume(&running)
+        }
+    }
+
+    /// Puts a record into its partition's batch.
+    fn take(
+        partitions: &mut BTreeMap<i32, Partition>,
+        budget: &mut MemoryBudget,
+        message: &BorrowedMessage<'_>,
+    ) {
+        let Some(open) = partitions
+            .get_mut(&message.partition())
+            .and_then(Partition::batch_mut)
+        else {
+            return;
+        };
+        let position = Position {
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
+        };
+        let size_before = open.size_bytes;
+        open.push(position, message.payload_len(), || {
+            batch::decode(message.payload())
+                .map_err(|refusal| DeadLetter::new(message, position, refusal))
+        });
+        budget.take(open.size_bytes - size_before);
+    }
+
+    /// At the end of a partition its offset moves past transaction markers, so that lag at rest is 0.
+    fn reach_end(&mut self, number: i32) -> KafkaResult<()> {
+        let Some(open) = self
+            .partitions
+            .get_mut(&number)
+            .and_then(Partition::batch_mut)
+        else {
+            return Ok(());
+        };
+        let positions = self.consumer.position()?;
+        let position = positions
+            .find_partition(&self.topic, number)
+            .map(|element| element.offset());
+        if let Some(Offset::Offset(position)) = position {
+            open.reach(position);
+        }
+        Ok(())
+    }
+
+    /// Hands over every batch that is full, or old while its writer has nothing of the partition.
+    fn hand_over_due(&mut self) -> anyhow::Result<()> {
+        let batch_bytes = self.budget.batch_bytes();
+        for (number, partition) in &mut self.partitions {
+            if let Some(batch) = partition.take_due(self.batch, batch_bytes) {
+                let writer = &self.writers[writer_of(*number)];
+                writer
+                    .send(Task::Store(batch))
+                    .ok()
+                    .context("a writer has died")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, number: i32, task: Task) {
+        // A writer that has died is noticed where batches are handed over.
+        self.writers[writer_of(number)].send(task).ok();
+    }
+
+    fn wait_for_writers(&mut self) -> anyhow::Result<()> {
+        match self.reports_rx.recv_timeout(IDLE_POLL) {
+            Ok(report) => self.follow_writer(report),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => bail!("the writers have died"),
+        }
+    }
+
+    /// Tells Kafka what is stored, for lag tools; nobody reads it back.
+    fn mirror_offsets(&mut self) {
+        if self.last_mirror_at.elapsed() < MIRROR_INTERVAL {
+            return;
+        }
+        self.last_mirror_at = Instant::now();
+        self.commit_mirror(CommitMode::Async);
+    }
+
+    fn commit_mirror(&mut self, mode: CommitMode) {
+        let stored: Vec<(i32, Offset)> = (self.partitions.iter_mut())
+            .filter_map(|(number, partition)| {
+                Some((*number, Offset::Offset(partition.take_unmirrored()?)))
+            })
+            .collect();
+        if stored.is_empty() {
+            return;
+        }
+        let committed =
+            partition_list(&self.topic, stored).and_then(|list| self.consumer.commit(&list, mode));
+        if let Err(error) = committed {
+            debug!("Kafka did not take the mirror of the offsets: {error}");
+        }
+    }
+
+    fn trouble(&mut self, error: &KafkaError) -> anyhow::Result<()> {
+        match error {
+            KafkaError::MessageConsumptionFatal(code) => {
+                bail!("Kafka's client cannot go on: {code}")
+            }
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                // The client does not say of which partition: the claim finds the one whose offset is gone.
+                let running: Vec<Reading> = self
+                    .partitions
+                    .values()
+                    .filter_map(Partition::running)
+                    .collect();
+                for reading in running {
+                    self.stop_reading(reading, "offset out of range", Duration::ZERO)?;
+                }
+            }
+            other => {
+                if self
+                    .last_trouble_report
+                    .is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
+                {
+                    self.last_trouble_report = Some(Instant::now());
+                    warn!(
+                        "trouble with reading topic {}, going on trying: {other}",
+                        self.topic
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what is read, waits for the writers, leaves the group. The caller bounds the time.
+    fn finish(mut self) -> anyhow::Result<()> {
+        for (number, partition) in &mut self.partitions {
+            if let Some(batch) = partition.take_any() {
+                // A writer that has died stores nothing, and the batch is read again.
+                self.writers[writer_of(*number)]
+                    .send(Task::Store(batch))
+                    .ok();
+            }
+        }
+        self.current.stop();
+        self.writers.clear();
+        for thread in self.writer_threads.drain(..) {
+            if thread.join().is_err() {
+                bail!("a writer has panicked");
+            }
+        }
+        while let Ok(report) = self.reports_rx.try_recv() {
+            if let Report::Stored {
+                reading,
+                next_offset,
+                ..
+            } = report
+                && let Some(partition) = self.partition_of(reading)
+            {
+                partition.stored(next_offset);
+            }
+        }
+        self.commit_mirror(CommitMode::Sync);
+        Ok(())
+    }
+}
+
+/// Partitions are pinned to writers, so that their batches stay in order.
+fn writer_of(partition: i32) -> usize {
+    usize::try_from(partition).unwrap_or_default() % WRITERS
+}

@@ -1,0 +1,112 @@
+//! The memory that batches may take together, and what is done when it is used up.
+
+use std::time::{Duration, Instant};
+
+use crate::config::MemorySettings;
+
+/// Writers that need longer than this have a database in trouble: reading is paused, so that the group sees a live
+/// member while nothing is fetched for nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the poll thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pressure {
+    /// Read on.
+    None,
+    /// Wait for the writers; what was fetched stays with the client.
+    Wait,
+    /// Poll with everything paused.
+    Pause,
+}
+
+/// Counts the bytes of all batches.
+#[derive(Debug)]
+pub(super) struct MemoryBudget {
+    settings: MemorySettings,
+    used_bytes: usize,
+    full_since: Option<Instant>,
+    paused: bool,
+}
+
+impl MemoryBudget {
+    pub(super) fn new(settings: MemorySettings) -> Self {
+        Self {
+            settings,
+            used_bytes: 0,
+            full_since: None,
+            paused: false,
+        }
+    }
+
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.used_bytes += bytes;
+    }
+
+    pub(super) fn free(&mut self, bytes: usize) {
+        self.used_bytes = self.used_bytes.saturating_sub(bytes);
+    }
+
+    /// At which size a batch closes.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.settings.batch_bytes()
+    }
+
+    /// Reading stops when the budget is used up and goes on when half of it is free again.
+    pub(super) fn pressure(&mut self) -> Pressure {
+        let limit = self.settings.batches_bytes();
+        let full = if self.full_since.is_some() {
+            self.used_bytes > limit / 2
+        } else {
+            self.used_bytes >= limit
+        };
+        if !full {
+            self.full_since = None;
+            return Pressure::None;
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE {
+            Pressure::Wait
+        } else {
+            Pressure::Pause
+        }
+    }
+
+    /// Notes whether everything is paused; says whether that is a change.
+    pub(super) fn change_pause(&mut self, paused: bool) -> bool {
+        std::mem::replace(&mut self.paused, paused) != paused
+    }
+
+    /// A partition was resumed on its own: the next pressure pauses everything again.
+    pub(super) fn forget_pause(&mut self) {
+        self.paused = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_stops_at_the_limit_and_goes_on_at_half_of_it() {
+        let mut budget = MemoryBudget::new(MemorySettings { total_bytes: 400 });
+        budget.take(99);
+        assert_eq!(budget.pressure(), Pressure::None);
+        budget.take(1);
+        assert_eq!(budget.pressure(), Pressure::Wait);
+        budget.free(49);
+        assert_eq!(budget.pressure(), Pressure::Wait);
+        budget.free(1);
+        assert_eq!(budget.pressure(), Pressure::None);
+    }
+
+    #[test]
+    fn a_long_wait_becomes_a_pause() {
+        let mut budget = MemoryBudget::new(MemorySettings { total_bytes: 400 });
+        budget.take(100);
+        budget.full_since = Instant::now().checked_sub(PATIENCE);
+        assert_eq!(budget.pressure(), Pressure::Pause);
+        assert!(
+            budget.change_pause(true) && !budget.change_pause(true) && budget.change_pause(false)
+        );
+    }
+}

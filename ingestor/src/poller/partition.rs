@@ -1,0 +1,115 @@
+//! One assigned partition, as the poll thread sees it.
+
+use std::time::{Duration, Instant};
+
+use crate::batch::{Batch, Reading};
+use crate::config::BatchSettings;
+
+/// What may be done with a partition.
+#[derive(Debug)]
+pub(super) enum State {
+    /// A writer claims it; paused.
+    Claiming,
+    /// It is read.
+    Running(Batch),
+    /// Not ours or not readable now; paused, claimed again later.
+    Waiting {
+        /// When.
+        until: Instant,
+    },
+}
+
+/// An assigned partition.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub(super) state: State,
+    /// Batches with the writer.
+    handed_over: usize,
+    /// Stored, and not yet told to Kafka.
+    unmirrored: Option<i64>,
+}
+
+impl Partition {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Waiting {
+                until: Instant::now(),
+            },
+            handed_over: 0,
+            unmirrored: None,
+        }
+    }
+
+    /// Reads on from an offset that was claimed.
+    pub(super) fn start(&mut self, reading: Reading, next_offset: i64) {
+        self.state = State::Running(Batch::open(reading, next_offset));
+        self.handed_over = 0;
+    }
+
+    /// The batch being filled, while the partition is read.
+    pub(super) fn batch_mut(&mut self) -> Option<&mut Batch> {
+        match &mut self.state {
+            State::Running(batch) => Some(batch),
+            _ => None,
+        }
+    }
+
+    pub(super) fn running(&self) -> Option<Reading> {
+        match &self.state {
+            State::Running(batch) => Some(batch.reading),
+            _ => None,
+        }
+    }
+
+    /// Whether a writer's answer is awaited.
+    pub(super) fn is_busy(&self) -> bool {
+        self.handed_over > 0 || matches!(self.state, State::Claiming)
+    }
+
+    /// Time until the batch is old, where it has anything and its writer is free.
+    pub(super) fn age_left(&self, max_age: Duration) -> Option<Duration> {
+        match &self.state {
+            State::Running(batch) if !batch.is_empty() && self.handed_over == 0 => {
+                Some(max_age.saturating_sub(batch.opened_at().elapsed()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The batch, if it is full, or old while the writer has nothing of this partition: under load batches so grow
+    /// until they are full.
+    pub(super) fn take_due(&mut self, settings: BatchSettings, max_bytes: usize) -> Option<Batch> {
+        let old = self
+            .age_left(settings.max_age)
+            .is_some_and(|left| left.is_zero());
+        let batch = self.batch_mut()?;
+        let full = batch.records() >= settings.max_records || batch.size_bytes >= max_bytes;
+        if old || full { self.take_any() } else { None }
+    }
+
+    /// The batch, if there is anything in it; the next one goes on behind it.
+    pub(super) fn take_any(&mut self) -> Option<Batch> {
+        let batch = self.batch_mut().filter(|batch| !batch.is_empty())?;
+        let next = Batch::open(batch.reading, batch.new_next_offset);
+        self.handed_over += 1;
+        Some(std::mem::replace(self.batch_mut()?, next))
+    }
+
+    /// Forgets what was read; answers the memory that came free.
+    pub(super) fn drop_batch(&mut self) -> usize {
+        let freed = self.batch_mut().map_or(0, |batch| batch.size_bytes);
+        self.state = State::Waiting {
+            until: Instant::now(),
+        };
+        freed
+    }
+
+    pub(super) fn stored(&mut self, next_offset: i64) {
+        self.handed_over = self.handed_over.saturating_sub(1);
+        self.unmirrored = Some(next_offset);
+    }
+
+    pub(super) fn take_unmirrored(&mut self) -> Option<i64> {
+        self.unmirrored.take()
+    }
+}

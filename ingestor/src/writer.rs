@@ -1,0 +1,414 @@
+//! Writer threads: each with its own connection, each with the partitions that are pinned to it.
+//!
+//! A writer stores one batch after another, every one in one transaction ([`transaction`]). A database that is away or
+//! sick is waited for, for ever; a batch is given up only when its partition is not ours any more or the process stops.
+
+mod transaction;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
+use diesel::result::Error as DieselError;
+use shared::backoff::Backoff;
+use shared::config::DatabaseSettings;
+use shared::db;
+use tracing::{error, info, warn};
+
+use crate::APPLICATION_NAME;
+use crate::batch::{Batch, Reading};
+use crate::consumer::Probe;
+use crate::current::Current;
+use crate::metrics::{Metrics, RetryClass};
+use crate::offsets::{self, Claim, ClaimOutcome, Consumer};
+use crate::status::Status;
+
+/// What the poll thread asks of a writer.
+#[derive(Debug)]
+pub enum Task {
+    /// Claim the partition and say where to read on.
+    Claim(Reading),
+    /// Store the batch.
+    Store(Batch),
+    /// The partition was taken from us.
+    Release {
+        /// Which.
+        partition: i32,
+    },
+}
+
+/// What a writer answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The partition is ours.
+    Claimed {
+        /// Which reading.
+        reading: Reading,
+        /// Where to read on.
+        next_offset: i64,
+    },
+    /// The partition must not be read.
+    Stopped {
+        /// Which reading.
+        reading: Reading,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A batch is stored.
+    Stored {
+        /// Which reading.
+        reading: Reading,
+        /// What the database now says.
+        next_offset: i64,
+        /// Memory that came free.
+        size_bytes: usize,
+    },
+    /// A batch was dropped, to be read again; its memory came free.
+    Dropped {
+        /// Memory that came free.
+        size_bytes: usize,
+    },
+    /// The partition is somebody else's, or not where we believed: claim it again if it is still assigned.
+    Lost {
+        /// Which reading.
+        reading: Reading,
+    },
+}
+
+/// An idle owner looks at its rows so often, so that a rewind or a failover reaches it.
+const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two looks at watermarks that do not fit.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(3);
+/// How often trouble with the database is reported while it lasts.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// Most time for a statement; a batch takes milliseconds.
+const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '60s'";
+
+/// What a writer needs.
+pub(crate) struct Writer {
+    pub(crate) consumer: Consumer,
+    pub(crate) database: DatabaseSettings,
+    pub(crate) probe: Arc<Probe>,
+    pub(crate) current: Arc<Current>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) reports_tx: Sender<Report>,
+    pub(crate) session: Session,
+}
+
+/// A writer's state: its connection and its claims.
+#[derive(Default)]
+pub(crate) struct Session {
+    connection: Option<PgConnection>,
+    claims: HashMap<i32, Owned>,
+    last_trouble_report: Option<Instant>,
+}
+
+struct Owned {
+    reading: Reading,
+    claim: Claim,
+    last_confirmed_at: Instant,
+}
+
+/// Why something was given up.
+enum GivenUp {
+    /// The partition is not ours any more, or the process stops.
+    NotCurrent,
+}
+
+impl Writer {
+    /// Works until the poll thread drops its end.
+    pub(crate) fn run(mut self, tasks_rx: &Receiver<Task>) {
+        loop {
+            match tasks_rx.recv_timeout(IDLE_REREAD_INTERVAL) {
+                Ok(Task::Claim(reading)) => self.claim(reading),
+                Ok(Task::Store(batch)) => self.store(batch),
+                Ok(Task::Release { partition }) => {
+                    self.session.claims.remove(&partition);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.reread_idle();
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // The poll thread is gone only when the process ends, and then nobody needs the report.
+        self.reports_tx.send(report).ok();
+    }
+
+    fn claim(&mut self, reading: Reading) {
+        self.session.claims.remove(&reading.partition);
+        let mut backoff = Backoff::for_database();
+        let mut confirmed = false;
+        while self.current.is(reading) {
+            match self.try_claim(reading, confirmed) {
+                Ok(ClaimOutcome::Claimed(claim)) => {
+                    self.healthy();
+                    let next_offset = claim.next_offset;
+                    info!(
+                        kafka.partition = reading.partition,
+                        kafka.offset = next_offset,
+                        epoch = claim.epoch,
+                        "claimed"
+                    );
+                    let owned = Owned {
+                        reading,
+                        claim,
+                        last_confirmed_at: Instant::now(),
+                    };
+                    self.session.claims.insert(reading.partition, owned);
+                    return self.report(Report::Claimed {
+                        reading,
+                        next_offset,
+                    });
+                }
+                Ok(ClaimOutcome::Doubtful) => {
+                    confirmed = true;
+                    self.current.wait(DOUBT_INTERVAL);
+                }
+                Ok(ClaimOutcome::Stopped(reason)) => {
+                    return self.report(Report::Stopped { reading, reason });
+                }
+                Err(trouble) => {
+                    self.trouble(&trouble, "claim a partition");
+                    self.current.wait(backoff.next_delay());
+                }
+            }
+        }
+    }
+
+    fn try_claim(&mut self, reading: Reading, confirmed: bool) -> Result<ClaimOutcome, Trouble> {
+        let partition = reading.partition;
+        let consumer = self.consumer.clone();
+        if !offsets::exists(self.connection()?, &consumer, partition)? {
+            let mut lows = Vec::new();
+            for number in self.probe.partitions()? {
+                lows.push((number, self.probe.watermarks(number)?.low));
+            }
+            if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)? {
+                return Ok(ClaimOutcome::Stopped(reason));
+            }
+        }
+        let watermarks = self.probe.watermarks(partition)?;
+        let outcome = offsets::claim(
+            self.connection()?,
+            &consumer,
+            partition,
+            watermarks,
+            confirmed,
+        )?;
+        if let (ClaimOutcome::Stopped(_), true) = (&outcome, confirmed) {
+            self.metrics.offset_incidents.inc();
+        }
+        Ok(outcome)
+    }
+
+    fn store(&mut self, batch: Batch) {
+        let reading = batch.reading;
+        let size_bytes = batch.size_bytes;
+        let stored = self.store_until_settled(&batch);
+        self.report(match stored {
+            Ok(()) => Report::Stored {
+                reading,
+                next_offset: batch.new_next_offset,
+                size_bytes,
+            },
+            Err(GivenUp::NotCurrent) => Report::Dropped { size_bytes },
+        });
+    }
+
+    /// Tries until the batch is stored or no longer ours to store.
+    fn store_until_settled(&mut self, batch: &Batch) -> Result<(), GivenUp> {
+        let mut backoff = Backoff::for_database();
+        let mut outcome_unknown = false;
+        loop {
+            let owned = self
+                .session
+                .claims
+                .get(&batch.reading.partition)
+                .filter(|owned| owned.reading == batch.reading);
+            let Some(claim) = owned.map(|owned| owned.claim.clone()) else {
+                return Err(GivenUp::NotCurrent);
+            };
+            if !self.current.is(batch.reading) {
+                return Err(GivenUp::NotCurrent);
+            }
+            let step = if outcome_unknown {
+                self.settle(batch, &claim)
+            } else {
+                self.try_store(batch, &claim)
+            };
+            match step {
+                Ok(Step::Stored) => {
+                    self.stored(batch);
+                    return Ok(());
+                }
+                Ok(Step::NotStored) => outcome_unknown = false,
+                Ok(Step::Lost) => {
+                    self.lose(batch.reading);
+                    return Err(GivenUp::NotCurrent);
+                }
+                Err(trouble) => {
+                    self.trouble(&trouble, "store a batch");
+                    // The answer to a COMMIT may be what was lost.
+                    outcome_unknown = true;
+                    self.current.wait(backoff.next_delay());
+                    if self.current.is_stopping() {
+                        return Err(GivenUp::NotCurrent);
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_store(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
+        let consumer = self.consumer.clone();
+        let started_at = Instant::now();
+        match transaction::store(self.connection()?, &consumer, claim, batch) {
+            Ok(()) => {
+                self.metrics
+                    .commit_seconds
+                    .observe(started_at.elapsed().as_secs_f64());
+                Ok(Step::Stored)
+            }
+            Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks the database what came of a transaction whose outcome is unknown.
+    fn settle(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
+        let consumer = self.consumer.clone();
+        let next_offset = offsets::reread(
+            self.connection()?,
+            &consumer,
+            batch.reading.partition,
+            claim.epoch,
+        )?;
+        Ok(match next_offset {
+            Some(offset) if offset == batch.new_next_offset => Step::Stored,
+            Some(offset) if offset == batch.old_next_offset => Step::NotStored,
+            _ => Step::Lost,
+        })
+    }
+
+    fn stored(&mut self, batch: &Batch) {
+        self.healthy();
+        if let Some(owned) = self.session.claims.get_mut(&batch.reading.partition) {
+            owned.claim.consecutive_bad = offsets::consecutive_bad_after(&owned.claim, batch);
+            owned.claim.next_offset = batch.new_next_offset;
+            owned.last_confirmed_at = Instant::now();
+        }
+        self.metrics.batch_stored(batch);
+        self.status.set_position(
+            batch.reading.partition,
+            batch.new_next_offset,
+            batch.last_record,
+        );
+    }
+
+    fn lose(&mut self, reading: Reading) {
+        self.metrics.fences.inc();
+        warn!(
+            kafka.partition = reading.partition,
+            "fenced: another process has claimed the partition, or its offset was changed; what was read is dropped"
+        );
+        self.session.claims.remove(&reading.partition);
+        self.report(Report::Lost { reading });
+    }
+
+    fn reread_idle(&mut self) {
+        let due: Vec<(Reading, Claim)> = (self.session.claims.values())
+            .filter(|owned| owned.last_confirmed_at.elapsed() >= IDLE_REREAD_INTERVAL)
+            .map(|owned| (owned.reading, owned.claim.clone()))
+            .collect();
+        for (reading, claim) in due {
+            let consumer = self.consumer.clone();
+            let reread = self.connection().and_then(|connection| {
+                offsets::reread(connection, &consumer, reading.partition, claim.epoch)
+                    .map_err(Trouble::from)
+            });
+            match reread {
+                Ok(Some(next_offset)) if next_offset == claim.next_offset => {
+                    self.healthy();
+                    if let Some(owned) = self.session.claims.get_mut(&reading.partition) {
+                        owned.last_confirmed_at = Instant::now();
+                    }
+                }
+                Ok(_) => self.lose(reading),
+                Err(trouble) => return self.trouble(&trouble, "look at the offsets"),
+            }
+        }
+    }
+
+    fn connection(&mut self) -> Result<&mut PgConnection, Trouble> {
+        if self.session.connection.is_none() {
+            let mut connection = db::connect_blocking(&self.database, APPLICATION_NAME)?;
+            connection.batch_execute(STATEMENT_TIMEOUT)?;
+            self.session.connection = Some(connection);
+        }
+        self.session
+            .connection
+            .as_mut()
+            .ok_or_else(|| Trouble::Other(anyhow::anyhow!("no connection")))
+    }
+
+    fn healthy(&mut self) {
+        self.status.set_database_ok(true);
+        if self.session.last_trouble_report.take().is_some() {
+            info!("the database is well again");
+        }
+    }
+
+    /// Counts and reports once in a while; the next try gets a new connection.
+    fn trouble(&mut self, trouble: &Trouble, doing: &str) {
+        let class = trouble.class();
+        self.metrics.retried(class);
+        if !matches!(trouble, Trouble::Other(_)) {
+            self.status.set_database_ok(false);
+        }
+        self.session.connection = None;
+        if self
+            .session
+            .last_trouble_report
+            .is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
+        {
+            self.session.last_trouble_report = Some(Instant::now());
+            error!("cannot {doing}, going on trying: {trouble}");
+        }
+    }
+}
+
+enum Step {
+    Stored,
+    NotStored,
+    Lost,
+}
+
+/// Everything that is waited for.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("cannot connect to the database: {0}")]
+    Connect(#[from] diesel::ConnectionError),
+    #[error("{0}")]
+    Query(#[from] DieselError),
+    #[error("Kafka: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+impl Trouble {
+    fn class(&self) -> RetryClass {
+        match self {
+            Self::Connect(_) => RetryClass::Connect,
+            Self::Query(_) => RetryClass::Query,
+            Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
+        }
+    }
+}
