@@ -76,46 +76,45 @@ impl Batch {
         }
     }
 
-    /// Takes a record's outcome. A record below the batch's end was here before and changes nothing; one above it is a
-    /// gap, which transaction markers and compaction leave.
-    pub fn push(
-        &mut self,
-        position: Position,
-        payload_bytes: usize,
-        decode: impl FnOnce() -> Result<Order, DeadLetter>,
-    ) {
-        if position.offset < self.new_next_offset {
-            return;
-        }
-        if self.is_empty() {
-            self.opened_at = Instant::now();
-        }
-        match decode() {
-            Ok(order) => {
-                self.orders.push(IncomingOrder {
-                    order,
-                    offset: position.offset,
-                });
-                self.trailing_dead_letters = 0;
-            }
-            Err(dead_letter) => {
-                self.dead_letters.push(dead_letter);
-                self.trailing_dead_letters += 1;
-            }
-        }
-        self.new_next_offset = position.offset + 1;
+    /// Whether a record is new. One below the batch's end was here before and changes nothing; one above it is a gap,
+    /// which transaction markers and compaction leave.
+    pub fn is_new(&self, offset: i64) -> bool {
+        offset >= self.new_next_offset
+    }
+
+    /// Takes a valid order.
+    pub fn push_order(&mut self, position: Position, payload_bytes: usize, order: Order) {
+        self.go_to(position.offset + 1);
+        self.orders.push(IncomingOrder {
+            order,
+            offset: position.offset,
+        });
+        self.trailing_dead_letters = 0;
         self.last_record = Some(position);
         self.size_bytes += payload_bytes + RECORD_OVERHEAD_BYTES;
+    }
+
+    /// Takes a refused message.
+    pub fn push_dead_letter(&mut self, position: Position, letter: DeadLetter) {
+        self.go_to(position.offset + 1);
+        self.size_bytes += letter.size_bytes() + RECORD_OVERHEAD_BYTES;
+        self.dead_letters.push(letter);
+        self.trailing_dead_letters += 1;
+        self.last_record = Some(position);
     }
 
     /// Moves the batch's end to the consumer's position at the end of the partition.
     pub fn reach(&mut self, position: i64) {
         if position > self.new_next_offset {
-            if self.is_empty() {
-                self.opened_at = Instant::now();
-            }
-            self.new_next_offset = position;
+            self.go_to(position);
         }
+    }
+
+    fn go_to(&mut self, next_offset: i64) {
+        if self.is_empty() {
+            self.opened_at = Instant::now();
+        }
+        self.new_next_offset = next_offset;
     }
 
     /// Nothing to write, not even an offset.
@@ -186,38 +185,35 @@ mod tests {
     };
 
     fn push_order(batch: &mut Batch, offset: i64, order: Order) {
-        batch.push(
+        batch.push_order(
             Position {
                 offset,
                 timestamp_ms: Some(offset),
             },
             100,
-            || Ok(order),
+            order,
         );
     }
 
     fn push_dead(batch: &mut Batch, offset: i64) {
-        let refusal = Refusal {
-            reason: "not_json",
-            detail: String::new(),
+        let letter = DeadLetter {
+            offset,
+            timestamp_ms: None,
+            key: None,
+            payload: None,
+            payload_size: 0,
+            headers: serde_json::json!([]),
+            refusal: Refusal {
+                reason: "not_json",
+                detail: String::new(),
+            },
         };
-        batch.push(
+        batch.push_dead_letter(
             Position {
                 offset,
                 timestamp_ms: None,
             },
-            100,
-            || {
-                Err(DeadLetter {
-                    offset,
-                    timestamp_ms: None,
-                    key: None,
-                    payload: None,
-                    payload_size: 0,
-                    headers: serde_json::json!([]),
-                    refusal,
-                })
-            },
+            letter,
         );
     }
 
@@ -245,13 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn records_below_the_end_change_nothing() {
-        let mut generator = OrderGenerator::new(2, Utc::now());
+    fn records_below_the_end_are_not_new() {
         let mut batch = Batch::open(READING, 10);
-        for offset in [9, 10, 10, 9, 0] {
-            push_order(&mut batch, offset, generator.next_order());
-        }
-        assert_eq!((batch.orders.len(), batch.new_next_offset), (1, 11));
+        assert!(!batch.is_new(9) && batch.is_new(10) && batch.is_new(12));
+        push_dead(&mut batch, 12);
+        assert!(!batch.is_new(12) && batch.is_new(13));
     }
 
     #[test]

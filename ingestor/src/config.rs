@@ -55,10 +55,6 @@ struct SettingsArgs {
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Kafka")]
-#[expect(
-    clippy::doc_markdown,
-    reason = "the doc comments are help texts for a terminal"
-)]
 struct KafkaArgs {
     /// Brokers to start from, host:port, comma-separated
     #[arg(
@@ -108,10 +104,6 @@ struct KafkaArgs {
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Ingestion")]
-#[expect(
-    clippy::doc_markdown,
-    reason = "the doc comments are help texts for a terminal"
-)]
 struct IngestArgs {
     /// Most records of a batch, 1..=10000
     #[arg(long, env = "BATCH_MAX_RECORDS", default_value_t = 1000, value_name = "BATCH_MAX_RECORDS",

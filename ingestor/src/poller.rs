@@ -399,15 +399,20 @@ impl Poller {
         else {
             return;
         };
+        if !open.is_new(message.offset()) {
+            return;
+        }
         let position = Position {
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis(),
         };
         let size_before = open.size_bytes;
-        open.push(position, message.payload_len(), || {
-            batch::decode(message.payload())
-                .map_err(|refusal| DeadLetter::new(message, position, refusal))
-        });
+        match batch::decode(message.payload()) {
+            Ok(order) => open.push_order(position, message.payload_len(), order),
+            Err(refusal) => {
+                open.push_dead_letter(position, DeadLetter::new(message, position, refusal));
+            }
+        }
         budget.take(open.size_bytes - size_before);
     }
 
