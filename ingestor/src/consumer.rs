@@ -12,7 +12,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, metadata::Metadata};
 use tracing::{debug, error, info, warn};
 
@@ -197,11 +197,7 @@ impl Probe {
             .first()
             .context("the brokers do not know the topic")?;
         if let Some(error) = topic.error() {
-            anyhow::bail!(
-                "topic {}: {}",
-                self.topic,
-                rdkafka::types::RDKafkaErrorCode::from(error)
-            );
+            anyhow::bail!("topic {}: {}", self.topic, RDKafkaErrorCode::from(error));
         }
         Ok(topic
             .partitions()
@@ -265,8 +261,11 @@ impl ClientContext for GroupContext {
         }
     }
 
-    /// Reports trouble with the brokers once in a while; the default logs an error at every end of a partition.
+    /// Reports trouble with the brokers once in a while. The end of a partition is none, though it comes here too.
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         let mut last_report = self
             .last_trouble_report
             .lock()

@@ -11,7 +11,11 @@ use crate::config::Settings;
 pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()> {
     shared::telemetry::init(&settings.log)?;
     let shutdown = shared::shutdown::on_signal()?;
-    info!(version = env!("CARGO_PKG_VERSION"), settings = ?settings.shown(), "starting");
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        settings = shared::config::to_lines(&settings.shown()).replace('\n', " "),
+        "starting"
+    );
     // Before the port is bound: what only a person can mend ends the process here.
     if let Err(StartupError::Fatal(message)) = db::check(&settings.database, APPLICATION_NAME).await
     {

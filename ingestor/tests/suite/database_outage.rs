@@ -1,0 +1,65 @@
+//! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
+
+use shared::config::{DatabaseSettings, Secret, SslMode};
+use shared::testing::{TestDatabase, wait_until};
+use xtask::postgres::{Options, PrivatePostgres};
+
+use crate::support::{Api, PATIENCE, Scene};
+
+fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
+    DatabaseSettings {
+        host: server.host().to_owned(),
+        port: server.port(),
+        user: server.user().to_owned(),
+        password: Secret::new(server.password()),
+        name: server.database().to_owned(),
+        sslmode: SslMode::Disable,
+        sslrootcert: None,
+    }
+}
+
+#[test]
+fn a_killed_database_is_waited_for_and_nothing_is_lost() {
+    // Its own server: it is killed. Nothing of it is lost with `fsync` off, as the machine itself goes on.
+    let mut server = PrivatePostgres::start(&Options::default()).unwrap();
+    let mut scene = Scene::with_database(4, TestDatabase::create_on(settings_of(&server)));
+    scene.audit_writes();
+    let mut orders = scene.produce_orders(10_000);
+    let api = Api::start(scene.database.settings());
+    let daemon = scene.start_daemon_with(&[("BATCH_MAX_RECORDS", "50")]);
+    wait_until("orders are being stored", PATIENCE, || {
+        scene.stored() > 1_000
+    });
+    let known = scene
+        .database
+        .texts("SELECT order_uid AS value FROM orders LIMIT 1")
+        .remove(0);
+    wait_until("the api answers", PATIENCE, || {
+        api.order(&known).status == 200
+    });
+
+    server.kill_nine().unwrap();
+    orders.extend(scene.produce_orders(2_000));
+    wait_until("the api says that the database is away", PATIENCE, || {
+        api.order(&known).status == 503
+    });
+    assert!(api.order(&known).head.contains("\r\nretry-after: "));
+    wait_until("the ingestor says it too", PATIENCE, || {
+        daemon
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 503)
+    });
+    server.restart().unwrap();
+
+    scene.wait_until_settled(12_000);
+    scene.assert_each_stored_once(&orders);
+    wait_until("the api answers again", PATIENCE, || {
+        api.order(&known).status == 200
+    });
+    wait_until("the ingestor is well again", PATIENCE, || {
+        daemon
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 200)
+    });
+    assert!(daemon.stop().success());
+}

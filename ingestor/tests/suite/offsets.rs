@@ -1,0 +1,138 @@
+//! Where reading starts, and what stops it.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use shared::testing::wait_until;
+
+use crate::support::{PATIENCE, Scene};
+
+#[test]
+fn at_rest_the_lag_is_zero_behind_transaction_markers_too() {
+    let mut scene = Scene::new(1);
+    let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
+    let aborted = serde_json::to_vec(&scene.later("aborted")).unwrap();
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", scene.brokers())
+        .set("transactional.id", &scene.topic)
+        .create()
+        .unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    producer
+        .send(BaseRecord::to(&scene.topic).key("a").payload(&order))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    producer.commit_transaction(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    producer
+        .send(BaseRecord::to(&scene.topic).key("b").payload(&aborted))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+    producer.abort_transaction(PATIENCE).unwrap();
+
+    // Two records and two markers.
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(4);
+    assert_eq!(
+        scene
+            .database
+            .texts("SELECT order_uid AS value FROM orders"),
+        ["in-a-transaction"]
+    );
+    wait_until("the lag is measured", PATIENCE, || {
+        daemon
+            .get("/metrics")
+            .is_some_and(|(_, text)| text.contains("orders_ingestor_lag_records{"))
+    });
+    assert!(daemon.metric("orders_ingestor_lag_records").abs() < f64::EPSILON);
+    scene.produce_orders(1);
+    // One order more; nothing follows it.
+    scene.wait_until_settled(5);
+}
+
+#[test]
+fn an_offset_beyond_the_topics_end_stops_the_partition_loudly() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    scene
+        .database
+        .execute("UPDATE consumer_offsets SET next_offset = 100");
+
+    let daemon = scene.start_daemon();
+    wait_until("the incident is recorded", PATIENCE, || {
+        scene
+            .database
+            .integer("SELECT count(*) AS value FROM offset_incidents WHERE kind = 'truncated'")
+            == 1
+    });
+    wait_until("the process is degraded", PATIENCE, || {
+        daemon
+            .get("/health")
+            .is_some_and(|(status, body)| status == 200 && body.contains("degraded"))
+    });
+    assert!(daemon.log().contains("the partition is not read"));
+    assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
+    assert!((daemon.metric("orders_ingestor_paused_partitions") - 1.0).abs() < f64::EPSILON);
+    scene.produce_orders(5);
+    assert_eq!(scene.settled(), 100, "nothing may be skipped in silence");
+}
+
+#[test]
+fn a_rewind_reaches_a_running_owner_and_repeats_nothing_it_must_not() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    scene
+        .database
+        .execute("UPDATE consumer_offsets SET next_offset = 3");
+    wait_until("the rewound records are read again", PATIENCE, || {
+        scene.settled() == 10
+    });
+    assert_eq!(scene.stored(), 10);
+    assert!(daemon.log().contains("fenced"));
+}
+
+#[test]
+fn a_new_group_on_a_topic_that_another_has_read_is_refused() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    scene.group = format!("other-{}", scene.group);
+    let daemon = scene.start_daemon();
+    daemon.wait_until_logged("ingestor offsets init");
+    assert_eq!(
+        scene
+            .database
+            .integer("SELECT count(*) AS value FROM consumer_offsets"),
+        1
+    );
+}
+
+#[test]
+fn partitions_that_are_added_are_read_from_their_start() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon_with(&[(
+        "KAFKA_CONFIG",
+        "topic.metadata.refresh.interval.ms=500,session.timeout.ms=6000",
+    )]);
+    scene.wait_until_settled(10);
+    scene.add_partitions(3);
+    scene.produce_orders(100);
+    scene.wait_until_settled(110);
+    assert_eq!(scene.stored(), 110);
+    let epochs = "SELECT count(*) AS value FROM consumer_offsets WHERE epoch >= 1";
+    assert_eq!(scene.database.integer(epochs), 3);
+    let mut daemon = daemon;
+    daemon.signal(rustix::process::Signal::INT);
+    assert!(daemon.wait(Duration::from_secs(15)).success());
+}

@@ -1,0 +1,255 @@
+//! What every test of the suite needs: a topic, a database, the program as a child process, an api.
+
+mod api_process;
+mod daemon;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use shared::config::DatabaseSettings;
+use shared::order::Order;
+use shared::testing::{OrderGenerator, TestDatabase, wait_until};
+
+pub use api_process::Api;
+pub use daemon::{Daemon, command};
+
+/// Long enough for a loaded machine; what is waited for usually takes a second.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A topic and a database of a test's own.
+pub struct Scene {
+    pub database: TestDatabase,
+    pub topic: String,
+    pub group: String,
+    brokers: String,
+    producer: BaseProducer,
+    generator: OrderGenerator,
+}
+
+impl Scene {
+    pub fn new(partitions: i32) -> Self {
+        Self::with_database(partitions, TestDatabase::create())
+    }
+
+    pub fn with_database(partitions: i32, database: TestDatabase) -> Self {
+        let brokers = std::env::var("KAFKA_BROKERS")
+            .expect("KAFKA_BROKERS is not set: run the tests by `make test`");
+        let topic = format!("test-{}", uuid::Uuid::new_v4());
+        create_topic(&brokers, &topic, partitions);
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", &brokers)
+            .create()
+            .unwrap();
+        let generator = OrderGenerator::new(7, "2026-01-01T00:00:00Z".parse().unwrap());
+        Self {
+            database,
+            group: format!("group-{topic}"),
+            topic,
+            brokers,
+            producer,
+            generator,
+        }
+    }
+
+    /// The program's environment.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let DatabaseSettings {
+            host,
+            port,
+            user,
+            password,
+            name,
+            ..
+        } = self.database.settings();
+        let variables = [
+            ("DB_HOST", host),
+            ("DB_PORT", port.to_string()),
+            ("DB_USER", user),
+            ("DB_PASSWORD", password.expose().to_owned()),
+            ("DB_NAME", name),
+            ("KAFKA_BROKERS", self.brokers.clone()),
+            ("KAFKA_TOPIC", self.topic.clone()),
+            ("KAFKA_GROUP_ID", self.group.clone()),
+            // A member that is gone is noticed in seconds.
+            (
+                "KAFKA_CONFIG",
+                "session.timeout.ms=6000,heartbeat.interval.ms=1000".to_owned(),
+            ),
+        ];
+        variables
+            .map(|(name, value)| (name.to_owned(), value))
+            .to_vec()
+    }
+
+    pub fn start_daemon(&self) -> Daemon {
+        self.start_daemon_with(&[])
+    }
+
+    pub fn start_daemon_with(&self, more: &[(&str, &str)]) -> Daemon {
+        let mut environment = self.environment();
+        environment.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        Daemon::start(&environment)
+    }
+
+    /// Sends new orders, keyed by uid, and waits until Kafka has them all.
+    pub fn produce_orders(&mut self, count: usize) -> Vec<Order> {
+        let orders: Vec<Order> = (0..count).map(|_| self.generator.next_order()).collect();
+        self.produce(&orders);
+        orders
+    }
+
+    /// A later state of an order.
+    pub fn later(&mut self, uid: &str) -> Order {
+        self.generator.order_with_uid(uid)
+    }
+
+    pub fn produce(&self, orders: &[Order]) {
+        for order in orders {
+            self.send(
+                Some(order.order_uid.as_str()),
+                Some(&serde_json::to_vec(order).unwrap()),
+            );
+        }
+        self.flush();
+    }
+
+    /// Sends a message as it is.
+    pub fn send(&self, key: Option<&str>, payload: Option<&[u8]>) {
+        let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.topic);
+        record.key = key;
+        record.payload = payload;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return,
+                // The producer's queue is full: it empties while it is polled.
+                Err((_, back)) => {
+                    record = back;
+                    self.producer.poll(Duration::from_millis(50));
+                }
+            }
+        }
+    }
+
+    pub fn flush(&self) {
+        self.producer.flush(PATIENCE).unwrap();
+    }
+
+    /// Grows the topic, and makes a producer that knows of it.
+    pub fn add_partitions(&mut self, total: usize) {
+        let (admin, runtime) = admin(&self.brokers);
+        let grown = runtime.block_on(admin.create_partitions(
+            &[NewPartitions::new(&self.topic, total)],
+            &AdminOptions::new(),
+        ));
+        grown
+            .unwrap()
+            .into_iter()
+            .for_each(|outcome| drop(outcome.unwrap()));
+        self.producer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .create()
+            .unwrap();
+    }
+
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Records settled over all partitions, as the database says.
+    pub fn settled(&self) -> i64 {
+        self.database
+            .integer("SELECT coalesce(sum(next_offset), 0)::bigint AS value FROM consumer_offsets")
+    }
+
+    pub fn wait_until_settled(&self, records: i64) {
+        wait_until("all records are settled", PATIENCE, || {
+            self.settled() >= records
+        });
+        assert_eq!(self.settled(), records);
+    }
+
+    pub fn stored(&self) -> i64 {
+        self.database
+            .integer("SELECT count(*) AS value FROM orders")
+    }
+
+    pub fn dead_letters(&self) -> i64 {
+        self.database
+            .integer("SELECT count(*) AS value FROM dead_letters")
+    }
+
+    /// Has the database write down every write of an order, in the transaction that writes it.
+    pub fn audit_writes(&self) {
+        self.database.execute(
+            "CREATE TABLE audit (uid text, partition int, \"offset\" bigint, txid bigint DEFAULT txid_current());
+             CREATE FUNCTION write_audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO audit (uid, partition, \"offset\")
+                 VALUES (NEW.order_uid, NEW.source_partition, NEW.source_offset);
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER audit AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION write_audit();",
+        );
+    }
+
+    /// Every order is there, whole, and was written once.
+    pub fn assert_each_stored_once(&self, orders: &[Order]) {
+        let count = i64::try_from(orders.len()).unwrap();
+        assert_eq!(self.stored(), count);
+        assert_eq!(
+            self.database.integer("SELECT count(*) AS value FROM audit"),
+            count,
+            "an order was written twice"
+        );
+        let places = "SELECT count(DISTINCT (partition, \"offset\")) AS value FROM audit";
+        assert_eq!(self.database.integer(places), count);
+        let items: usize = orders.iter().map(|order| order.items.len()).sum();
+        assert_eq!(
+            self.database
+                .integer("SELECT count(*) AS value FROM order_items"),
+            i64::try_from(items).unwrap()
+        );
+        let stored: HashSet<String> = self
+            .database
+            .texts("SELECT order_uid AS value FROM orders")
+            .into_iter()
+            .collect();
+        assert!(
+            orders
+                .iter()
+                .all(|order| stored.contains(order.order_uid.as_str()))
+        );
+        assert_eq!(self.dead_letters(), 0);
+    }
+}
+
+fn create_topic(brokers: &str, topic: &str, partitions: i32) {
+    let topics = [NewTopic::new(topic, partitions, TopicReplication::Fixed(1))];
+    let (admin, runtime) = admin(brokers);
+    let created = runtime
+        .block_on(admin.create_topics(&topics, &AdminOptions::new()))
+        .unwrap();
+    created
+        .into_iter()
+        .for_each(|outcome| drop(outcome.unwrap()));
+}
+
+fn admin(brokers: &str) -> (AdminClient<DefaultClientContext>, tokio::runtime::Runtime) {
+    let admin = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .unwrap();
+    (
+        admin,
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap(),
+    )
+}

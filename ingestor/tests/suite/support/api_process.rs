@@ -1,0 +1,99 @@
+//! An api in this process, asked over TCP.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use api::config::{CacheSettings, Config, PoolSettings};
+use serde_json::Value;
+use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+/// A running api; it ends with the test.
+pub struct Api {
+    port: u16,
+    _runtime: Runtime,
+}
+
+/// What it answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+impl Api {
+    pub fn start(database: DatabaseSettings) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = Config {
+            database,
+            pool: PoolSettings::with_size(8),
+            address: ("127.0.0.1".to_owned(), port),
+            api_token: None,
+            allow_unauthenticated_writes: false,
+            cache: CacheSettings {
+                capacity: NonZeroUsize::new(10_000).unwrap(),
+                warmup: 1_000,
+                lease: Duration::from_secs(5),
+            },
+            log: LogSettings {
+                format: LogFormat::Text,
+                filter: "info".to_owned(),
+            },
+            shutdown: ShutdownSettings::new(Duration::from_secs(1)),
+        };
+        runtime.spawn(api::run(config, listener, CancellationToken::new()));
+        Self {
+            port,
+            _runtime: runtime,
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.request("GET", path, None)
+    }
+
+    pub fn order(&self, uid: &str) -> Answer {
+        self.get(&format!("/order/{uid}"))
+    }
+
+    pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Answer {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(15)))
+            .unwrap();
+        let body = body.unwrap_or_default();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer {
+            status,
+            head: head.to_ascii_lowercase(),
+            body: body.to_owned(),
+        }
+    }
+}

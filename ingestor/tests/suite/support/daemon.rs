@@ -1,0 +1,126 @@
+//! The `ingestor` program as a child process.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use shared::testing::wait_until;
+
+use super::PATIENCE;
+
+/// A running daemon; dropping it kills it.
+pub struct Daemon {
+    child: Child,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub fn start(environment: &[(String, String)]) -> Self {
+        let port = xtask::ports::free_port().unwrap();
+        let log = std::env::temp_dir().join(format!("ingestor-{}.log", uuid::Uuid::new_v4()));
+        let child = command(&["run"], environment)
+            .env("INGESTOR_PORT", port.to_string())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, port, log }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// SIGKILL, and its end.
+    pub fn kill_nine(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and its end within the time it promises.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(Duration::from_secs(15))
+    }
+
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until("the daemon has ended", timeout, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn wait_until_logged(&self, text: &str) {
+        wait_until(&format!("{text:?} is in the log"), PATIENCE, || {
+            self.log().contains(text)
+        });
+    }
+
+    /// Status and body of a path of the operators' port; `None` while nobody listens.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
+        .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// The value of a metric, or the sum over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let Some((200, text)) = self.get("/metrics") else {
+            return 0.0;
+        };
+        let lines = text
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.kill().is_ok() {
+            self.child.wait().ok();
+        }
+        if std::thread::panicking() {
+            eprintln!("log of the daemon:\n{}", self.log());
+        }
+        std::fs::remove_file(&self.log).ok();
+    }
+}
+
+/// The program with these variables and no others of ours.
+pub fn command(arguments: &[&str], environment: &[(String, String)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ingestor"));
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().cloned());
+    // No `.env` of a developer's is found here.
+    command
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}

@@ -1,0 +1,44 @@
+//! A process that was frozen while another took over must not write.
+
+use rustix::process::Signal;
+use shared::testing::wait_until;
+
+use crate::support::{PATIENCE, Scene};
+
+const OWNERS: &str =
+    "SELECT count(DISTINCT owner) AS value FROM consumer_offsets WHERE owner IS NOT NULL";
+
+#[test]
+fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
+    let mut scene = Scene::new(4);
+    scene.audit_writes();
+    let small_batches = [("BATCH_MAX_RECORDS", "20")];
+    let frozen = scene.start_daemon_with(&small_batches);
+    let taker = scene.start_daemon_with(&small_batches);
+    wait_until("each has claimed partitions", PATIENCE, || {
+        scene.database.integer(OWNERS) == 2
+    });
+
+    let mut orders = scene.produce_orders(30_000);
+    wait_until("both are storing", PATIENCE, || scene.stored() > 500);
+    frozen.signal(Signal::STOP);
+    assert!(scene.stored() < 30_000, "frozen too late to prove anything");
+    scene.wait_until_settled(30_000);
+    assert_eq!(
+        scene.database.integer(OWNERS),
+        1,
+        "the other has taken over everything"
+    );
+
+    frozen.signal(Signal::CONT);
+    frozen.wait_until_logged("fenced");
+    wait_until("the woken one owns partitions again", PATIENCE, || {
+        scene.database.integer(OWNERS) == 2
+    });
+    orders.extend(scene.produce_orders(1_000));
+    scene.wait_until_settled(31_000);
+    scene.assert_each_stored_once(&orders);
+    assert!(frozen.metric("orders_ingestor_fences_total") >= 1.0);
+    assert!(frozen.stop().success());
+    assert!(taker.stop().success());
+}
