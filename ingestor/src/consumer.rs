@@ -112,7 +112,8 @@ fn group_config(settings: &KafkaSettings, memory: MemorySettings) -> ClientConfi
         // Partitions that were added are found within half a minute.
         .set("topic.metadata.refresh.interval.ms", "30000")
         .set("socket.keepalive.enable", "true")
-        .set_log_level(RDKafkaLogLevel::Info);
+        // The log's filter decides; librdkafka says more only where KAFKA_CONFIG has `debug=...`.
+        .set_log_level(RDKafkaLogLevel::Debug);
     apply_overrides(&mut config, settings);
     config
 }
@@ -290,9 +291,10 @@ impl ConsumerContext for GroupContext {
             .map(|element| element.partition())
             .collect();
         let outcome = if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // At the end, where nothing is fetched before the pause; the claim tells the true offset.
+            // The claim tells the true offset. Until then any number does, but none that must be looked up, such as the
+            // end: the client went on with that look-up after the seek and jumped there, over thousands of records.
             partitions
-                .set_all_offsets(Offset::End)
+                .set_all_offsets(Offset::Offset(0))
                 .and_then(|()| consumer.incremental_assign(partitions))
                 .and_then(|()| consumer.pause(partitions))
                 .map(|()| RebalanceEvent::Assigned(numbers))

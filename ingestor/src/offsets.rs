@@ -292,10 +292,14 @@ fn terminate_holder(
         pid: i32,
     }
     let holders: Vec<Holder> = diesel::sql_query(
-        "SELECT held.pid FROM consumer_offsets AS row
-           JOIN pg_locks AS held ON held.locktype = 'transactionid' AND held.transactionid = row.xmax
-                                AND held.granted AND held.mode = 'ExclusiveLock'
-          WHERE row.group_id = $1 AND row.topic = $2 AND row.partition = $3 AND pg_terminate_backend(held.pid)",
+        // Materialized: as a mere condition, the planner would end the session of every lock that it looks at.
+        "WITH holder AS MATERIALIZED (
+             SELECT held.pid FROM consumer_offsets AS row
+               JOIN pg_locks AS held ON held.locktype = 'transactionid' AND held.transactionid = row.xmax
+                                    AND held.granted AND held.mode = 'ExclusiveLock'
+              WHERE row.group_id = $1 AND row.topic = $2 AND row.partition = $3
+                AND held.pid <> pg_backend_pid())
+         SELECT pid FROM holder WHERE pg_terminate_backend(pid)",
     )
     .bind::<Text, _>(&consumer.group_id)
     .bind::<Text, _>(&consumer.topic)

@@ -327,7 +327,10 @@ impl Poller {
         }
         self.status.set_position(number, next_offset, None);
         self.status.set_state(number, "running");
-        self.budget.forget_pause();
+        // While everything is paused this one stays so too, and is resumed with the others.
+        if self.budget.is_paused() {
+            return Ok(());
+        }
         self.resume(&[number])
     }
 

@@ -76,9 +76,9 @@ impl MemoryBudget {
         std::mem::replace(&mut self.paused, paused) != paused
     }
 
-    /// A partition was resumed on its own: the next pressure pauses everything again.
-    pub(super) fn forget_pause(&mut self) {
-        self.paused = false;
+    /// Whether everything is paused.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
     }
 }
 

@@ -8,5 +8,5 @@ mod end_to_end;
 mod exactly_once;
 mod offsets;
 mod poison_messages;
+mod rebalances;
 mod support;
-mod zombies;

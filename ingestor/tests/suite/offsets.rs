@@ -136,3 +136,34 @@ fn partitions_that_are_added_are_read_from_their_start() {
     daemon.signal(rustix::process::Signal::INT);
     assert!(daemon.wait(Duration::from_secs(15)).success());
 }
+
+#[test]
+fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
+    use diesel::connection::SimpleConnection;
+
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    // A process frozen inside a batch, and a bystander with a transaction of its own.
+    let mut frozen = scene.database.connect();
+    frozen
+        .batch_execute("BEGIN; UPDATE consumer_offsets SET updated_at = now()")
+        .unwrap();
+    let mut bystander = scene.database.connect();
+    bystander
+        .batch_execute("BEGIN; CREATE TABLE bystander (); SELECT pg_advisory_lock(1)")
+        .unwrap();
+
+    let daemon = scene.start_daemon();
+    scene.produce_orders(5);
+    scene.wait_until_settled(15);
+    assert!(
+        daemon
+            .log()
+            .contains("ended a session that held the partition's row")
+    );
+    bystander.batch_execute("COMMIT").unwrap();
+    assert!(frozen.batch_execute("COMMIT").is_err());
+}

@@ -4,7 +4,7 @@ mod api_process;
 mod daemon;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -169,10 +169,23 @@ impl Scene {
     }
 
     pub fn wait_until_settled(&self, records: i64) {
-        wait_until("all records are settled", PATIENCE, || {
-            self.settled() >= records
-        });
+        let start = Instant::now();
+        while self.settled() < records {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{records} records are not settled: {:?}",
+                self.progress()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_eq!(self.settled(), records);
+    }
+
+    /// Where each partition stands, for the message of a failure.
+    fn progress(&self) -> Vec<String> {
+        self.database.texts(
+            "SELECT concat_ws(' ', partition, next_offset, epoch, owner) AS value FROM consumer_offsets ORDER BY partition",
+        )
     }
 
     pub fn stored(&self) -> i64 {

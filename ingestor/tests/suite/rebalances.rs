@@ -1,4 +1,4 @@
-//! A process that was frozen while another took over must not write.
+//! Partitions change hands: by a process that comes and goes, and by one that was frozen while another took over.
 
 use rustix::process::Signal;
 use shared::testing::wait_until;
@@ -19,11 +19,11 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         scene.database.integer(OWNERS) == 2
     });
 
-    let mut orders = scene.produce_orders(30_000);
+    let mut orders = scene.produce_orders(40_000);
     wait_until("both are storing", PATIENCE, || scene.stored() > 500);
     frozen.signal(Signal::STOP);
-    assert!(scene.stored() < 30_000, "frozen too late to prove anything");
-    scene.wait_until_settled(30_000);
+    assert!(scene.stored() < 40_000, "frozen too late to prove anything");
+    scene.wait_until_settled(40_000);
     assert_eq!(
         scene.database.integer(OWNERS),
         1,
@@ -36,9 +36,32 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         scene.database.integer(OWNERS) == 2
     });
     orders.extend(scene.produce_orders(1_000));
-    scene.wait_until_settled(31_000);
+    scene.wait_until_settled(41_000);
     scene.assert_each_stored_once(&orders);
     assert!(frozen.metric("orders_ingestor_fences_total") >= 1.0);
     assert!(frozen.stop().success());
     assert!(taker.stop().success());
+}
+
+#[test]
+fn members_that_come_and_go_lose_nothing_and_stall_nothing() {
+    let mut scene = Scene::new(4);
+    scene.audit_writes();
+    let small_batches = [("BATCH_MAX_RECORDS", "20")];
+    let steady = scene.start_daemon_with(&small_batches);
+    let mut orders = Vec::new();
+    for _ in 0..4 {
+        orders.extend(scene.produce_orders(5_000));
+        let guest = scene.start_daemon_with(&small_batches);
+        wait_until("both own partitions", PATIENCE, || {
+            scene.database.integer(OWNERS) == 2
+        });
+        assert!(guest.stop().success());
+        wait_until("the steady one owns everything", PATIENCE, || {
+            scene.database.integer(OWNERS) == 1
+        });
+    }
+    scene.wait_until_settled(20_000);
+    scene.assert_each_stored_once(&orders);
+    assert!(steady.stop().success());
 }
