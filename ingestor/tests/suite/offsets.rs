@@ -167,3 +167,20 @@ fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
     bystander.batch_execute("COMMIT").unwrap();
     assert!(frozen.batch_execute("COMMIT").is_err());
 }
+
+#[test]
+fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_incident() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(100);
+    scene.delete_records_below(50);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(100);
+    assert_eq!(scene.stored(), 50);
+    assert!(daemon.stop().success());
+
+    scene.produce_orders(100);
+    scene.delete_records_below(150);
+    let daemon = scene.start_daemon();
+    daemon.wait_until_logged("records 100..150 were deleted before they were read");
+    assert_eq!(scene.settled(), 100, "nothing may be skipped in silence");
+}

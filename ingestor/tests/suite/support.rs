@@ -10,9 +10,10 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase, wait_until};
+use shared::testing::{OrderGenerator, TestDatabase};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
@@ -155,6 +156,17 @@ impl Scene {
         self.producer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             .create()
+            .unwrap();
+    }
+
+    /// Has the broker delete the older records of partition 0, as retention does.
+    pub fn delete_records_below(&self, offset: i64) {
+        let (admin, runtime) = admin(&self.brokers);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, 0, Offset::Offset(offset))
+            .unwrap();
+        runtime
+            .block_on(admin.delete_records(&list, &AdminOptions::new()))
             .unwrap();
     }
 
