@@ -1,13 +1,12 @@
 //! Command line and environment of the ingestor.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, GivenPath, LogSettings, Secret, ShownSettings, ShutdownSettings,
 };
 
 use crate::consumer::PROTECTED_SETTINGS;
@@ -99,7 +98,7 @@ struct KafkaArgs {
         value_name = "KAFKA_CONFIG_FILE",
         global = true
     )]
-    kafka_config_file: Option<PathBuf>,
+    kafka_config_file: Option<GivenPath>,
 }
 
 #[derive(Args, Debug)]
@@ -331,11 +330,10 @@ fn shown_override(key: &str, value: &Secret) -> String {
 
 fn kafka_overrides(
     direct: Option<Secret>,
-    file: Option<PathBuf>,
+    file: Option<GivenPath>,
 ) -> anyhow::Result<Vec<(String, Secret)>> {
-    let file = file.filter(|path| !path.as_os_str().is_empty());
-    let from_file = match &file {
-        Some(path) => std::fs::read_to_string(path)
+    let from_file = match GivenPath::into_path(file) {
+        Some(path) => std::fs::read_to_string(&path)
             .with_context(|| format!("KAFKA_CONFIG_FILE: cannot read {}", path.display()))?,
         None => String::new(),
     };
@@ -367,7 +365,7 @@ mod tests {
     use super::*;
 
     fn settings(arguments: &[&str]) -> anyhow::Result<Settings> {
-        Cli::try_parse_from([&["ingestor"], arguments].concat())?.settings()
+        shared::testing::parse_arguments::<Cli>(arguments)?.settings()
     }
 
     #[test]

@@ -29,21 +29,49 @@ impl Secret {
     /// Takes the secret from where it was given: directly or in a file, of which a final line break does not count.
     ///
     /// # Errors
-    /// Fails where both were given, or the file cannot be read; `name` is the variable's.
+    /// Fails where both were given, or the file cannot be read or is empty; `name` is the variable's.
     pub fn resolve(
         name: &str,
         direct: Option<Self>,
-        file: Option<PathBuf>,
+        file: Option<GivenPath>,
     ) -> anyhow::Result<Option<Self>> {
+        let direct = direct.filter(|secret| !secret.0.is_empty());
+        let file = GivenPath::into_path(file);
         match (direct, file) {
             (Some(_), Some(_)) => bail!("{name} and {name}_FILE are both set: keep one of them"),
             (direct, None) => Ok(direct),
             (None, Some(path)) => {
                 let text = std::fs::read_to_string(&path)
                     .with_context(|| format!("{name}_FILE: cannot read {}", path.display()))?;
-                Ok(Some(Self(text.trim_end_matches(['\r', '\n']).to_owned())))
+                let secret = text.trim_end_matches(['\r', '\n']);
+                if secret.is_empty() {
+                    // Somebody meant to have a secret: without a token, writes would be open.
+                    bail!("{name}_FILE: {} is empty", path.display());
+                }
+                Ok(Some(Self(secret.to_owned())))
             }
         }
+    }
+}
+
+/// A path as given; an empty one counts as none, as `NAME=` in a `.env` means it.
+#[derive(Clone, Debug)]
+pub struct GivenPath(PathBuf);
+
+impl GivenPath {
+    /// The path, if there is one.
+    pub fn into_path(given: Option<Self>) -> Option<PathBuf> {
+        given
+            .map(|path| path.0)
+            .filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+impl FromStr for GivenPath {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(PathBuf::from(text)))
     }
 }
 
@@ -92,7 +120,7 @@ pub fn parse<T: Parser>() -> anyhow::Result<T> {
 }
 
 /// Clap's message without its usage part.
-fn one_line(error: &clap::Error) -> String {
+pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or(&text);
     let words: Vec<&str> = message
@@ -139,7 +167,7 @@ pub struct DatabaseArgs {
     db_password: Option<Secret>,
     /// File with the password, in place of DB_PASSWORD
     #[arg(long, env = "DB_PASSWORD_FILE", value_name = "DB_PASSWORD_FILE")]
-    db_password_file: Option<PathBuf>,
+    db_password_file: Option<GivenPath>,
     /// Name of the database
     #[arg(
         long,
@@ -158,7 +186,7 @@ pub struct DatabaseArgs {
     db_sslmode: SslMode,
     /// PEM file with the certificates of the CAs that may have signed the server's
     #[arg(long, env = "DB_SSLROOTCERT", value_name = "DB_SSLROOTCERT")]
-    db_sslrootcert: Option<PathBuf>,
+    db_sslrootcert: Option<GivenPath>,
 }
 
 /// libpq's `sslmode`, with its meanings.
@@ -214,9 +242,7 @@ impl DatabaseArgs {
     /// # Errors
     /// Fails with one line that names the variable.
     pub fn resolve(self) -> anyhow::Result<DatabaseSettings> {
-        let sslrootcert = self
-            .db_sslrootcert
-            .filter(|path| !path.as_os_str().is_empty());
+        let sslrootcert = GivenPath::into_path(self.db_sslrootcert);
         if matches!(self.db_sslmode, SslMode::VerifyCa | SslMode::VerifyFull)
             && sslrootcert.is_none()
         {
@@ -226,10 +252,7 @@ impl DatabaseArgs {
                 self.db_sslmode.as_str()
             );
         }
-        let file = self
-            .db_password_file
-            .filter(|path| !path.as_os_str().is_empty());
-        let password = Secret::resolve("DB_PASSWORD", self.db_password, file)?;
+        let password = Secret::resolve("DB_PASSWORD", self.db_password, self.db_password_file)?;
         Ok(DatabaseSettings {
             host: self.db_host,
             port: self.db_port,
@@ -354,6 +377,7 @@ pub fn to_lines(settings: &ShownSettings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::parse_arguments;
 
     #[derive(Parser, Debug)]
     struct Program {
@@ -366,10 +390,7 @@ mod tests {
     }
 
     fn database(arguments: &[&str]) -> anyhow::Result<DatabaseSettings> {
-        Program::try_parse_from([&["program"], arguments].concat())
-            .map_err(|error| anyhow::anyhow!(one_line(&error)))?
-            .database
-            .resolve()
+        parse_arguments::<Program>(arguments)?.database.resolve()
     }
 
     #[test]
@@ -392,11 +413,17 @@ mod tests {
         let path = file.to_str().unwrap();
         let settings = database(&["--db-password-file", path]).unwrap();
         assert_eq!(settings.password.expose(), "from file");
+        std::fs::write(&file, "\n").unwrap();
+        let empty = database(&["--db-password-file", path]).unwrap_err();
         let both = database(&["--db-password-file", path, "--db-password", "x"]).unwrap_err();
         std::fs::remove_file(&file).unwrap();
         assert_eq!(
             both.to_string(),
             "DB_PASSWORD and DB_PASSWORD_FILE are both set: keep one of them"
+        );
+        assert_eq!(
+            empty.to_string(),
+            format!("DB_PASSWORD_FILE: {path} is empty")
         );
         let gone = database(&["--db-password-file", path]).unwrap_err();
         assert!(
@@ -404,6 +431,21 @@ mod tests {
                 .starts_with("DB_PASSWORD_FILE: cannot read"),
             "{gone}"
         );
+    }
+
+    #[test]
+    fn what_is_empty_counts_as_not_given() {
+        let empty = [
+            "--db-sslrootcert",
+            "",
+            "--db-password-file",
+            "",
+            "--db-password",
+            "",
+        ];
+        let settings = database(&empty).unwrap();
+        assert_eq!(settings.sslrootcert, None);
+        assert_eq!(settings.password.expose(), "myapp_password");
     }
 
     #[test]

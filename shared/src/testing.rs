@@ -12,6 +12,19 @@ pub use proxy::TcpProxy;
 
 use std::time::{Duration, Instant};
 
+use clap::Parser;
+
+/// Reads a command line as a program would that has no environment: tests must not depend on their own.
+///
+/// # Errors
+/// Fails with the line that the program would print.
+pub fn parse_arguments<T: Parser>(arguments: &[&str]) -> anyhow::Result<T> {
+    let command = T::command().mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
+    let matches = command.try_get_matches_from([&["program"], arguments].concat());
+    let parsed = matches.and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
+    parsed.map_err(|error| anyhow::anyhow!(crate::config::one_line(&error)))
+}
+
 /// Waits until a condition holds.
 ///
 /// # Panics
