@@ -1,6 +1,6 @@
 //! Writer threads: each with its own connection, each with the partitions that are pinned to it.
 //!
-//! A writer stores one batch after another, every one in one transaction ([`transaction`]). A database that is away or
+//! A writer stores one batch after another, every one in one transaction (`transaction`). A database that is away or
 //! sick is waited for, for ever; a batch is given up only when its partition is not ours any more or the process stops.
 
 mod transaction;
