@@ -1,0 +1,8 @@
+//! What both processes share, against a real PostgreSQL. One file a behaviour.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod migrations;
+mod roundtrip;
+mod startup;
+mod tls;
