@@ -12,7 +12,7 @@ from pathlib import Path
 PROGRAMS = ("ingestor", "api")
 CONTAINER_NAMES = {"postgres": "myapp_postgres", "kafka": "myapp_kafka"}
 PORTS = {"kafka": "9092", "kafka-ui": "8080", "ingestor": "8082", "api": "8081"}
-# DESIGN's configuration table; what programs know besides is found in their sources.
+# The README's configuration table; what programs know besides is found in their sources.
 DOCUMENTED = """
     DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME DB_SSLMODE DB_SSLROOTCERT DB_POOL_SIZE SERVER_HOST SERVER_PORT
     CACHE_CAPACITY CACHE_WARMUP CACHE_LEASE_MS API_TOKEN KAFKA_BROKERS KAFKA_TOPIC KAFKA_GROUP_ID KAFKA_DLQ_TOPIC

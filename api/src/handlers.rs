@@ -1,4 +1,5 @@
-//! What each route does. Each handler makes its checks in the order of DESIGN.md section 9.
+//! What each route does. Each handler makes its checks in one order: path,
+//! method, authority, media type, size, JSON, order, uids, existence, precondition.
 
 pub mod cache;
 pub mod health;

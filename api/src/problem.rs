@@ -95,7 +95,7 @@ pub enum ApiError {
     Internal,
 }
 
-/// RFC 9457, with the members of DESIGN.md section 9.
+/// RFC 9457, with members of our own: `code`, `request_id`, `errors`.
 #[derive(Serialize)]
 struct Problem<'a> {
     r#type: String,

@@ -2,7 +2,7 @@
 //!
 //! - [`postgres`] and [`kafka`]: private servers; the tests of the other crates start their own ones with these.
 //! - [`stack`]: both servers together, with the environment that makes ours use them.
-//! - [`demo`], [`testing`], [`check`], [`tools`]: the commands of `cargo xtask`.
+//! - [`demo`], [`testing`], [`check`], [`bench`], [`tools`]: the commands of `cargo xtask`.
 //! - [`packages`]: installs what a bare machine lacks.
 //! - [`process`], [`interrupt`], [`ports`]: child processes that never outlive us.
 //! - [`progress`], [`project`]: what is printed, and where things are.
@@ -10,6 +10,7 @@
 //! Nothing of the services is used here: this must build in seconds on a machine that has only cargo, because it is what
 //! installs everything else.
 
+pub mod bench;
 mod cargo;
 pub mod check;
 pub mod demo;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use xtask::{check, demo, interrupt, packages, progress, stack, testing, tools};
+use xtask::{bench, check, demo, interrupt, packages, progress, stack, testing, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
@@ -13,6 +13,7 @@ usage: cargo xtask <command>
   check                         formatting, lints, documentation, gates
   check-deploy                  static checks of compose and the image
   stack                         PostgreSQL and Kafka alone, until Ctrl-C; their addresses in .stack/dev.env
+  bench ingest|read [options]   throughput beside a rival in one run: bare COPY, nginx
   install                       what the other commands would install
 
   with a demo or a stack running:
@@ -59,6 +60,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,
+        ("bench", [which, arguments @ ..]) => bench::run(which, arguments)?,
         ("install", []) => packages::ensure(&[
             packages::Purpose::Build,
             packages::Purpose::Postgres,

@@ -15,7 +15,7 @@ use crate::kafka::{Jars, MockBroker, PrivateKafka};
 use crate::postgres::{self, PrivatePostgres};
 use crate::{interrupt, packages, progress, project};
 
-/// The topic that ingestors read unless `KAFKA_TOPIC` says otherwise, as DESIGN.md fixes it.
+/// The topic that ingestors read unless `KAFKA_TOPIC` says otherwise.
 const DEFAULT_TOPIC: &str = "orders";
 /// Enough for two ingestors to share, few enough to start fast.
 const PARTITIONS: u32 = 4;

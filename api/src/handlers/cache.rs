@@ -76,7 +76,7 @@ async fn warm_up(call: &Call) -> Result<Response, ApiError> {
     Ok(json_response(StatusCode::OK, &answer))
 }
 
-/// DESIGN.md section 10.
+/// The body of `GET /api/v1/cache/stats`.
 #[derive(Serialize)]
 struct Stats {
     size: usize,

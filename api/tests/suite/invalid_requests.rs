@@ -1,4 +1,4 @@
-//! Every row of DESIGN.md section 9 that these routes can meet.
+//! Every invalid request that these routes can meet.
 
 use shared::order::MAX_ORDER_BYTES;
 

@@ -1,9 +1,11 @@
-//! The load generator: orders into Kafka, as a shop's producers would send them.
+//! The load generator: orders into Kafka, as a shop's producers would send them. And the benchmarks.
 
+mod bench;
 mod mock_broker;
 mod orders;
 mod producer;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +39,38 @@ enum Command {
         /// How many messages; 0 never ends
         #[arg(long, default_value_t = 0, value_name = "NUMBER")]
         count: u64,
+    },
+    /// Drains a backlog with the ingestor, beside bare COPY of such rows (see `cargo xtask bench ingest`)
+    BenchIngest {
+        /// The program
+        #[arg(long)]
+        ingestor: String,
+        #[arg(long, env = "KAFKA_BROKERS")]
+        brokers: String,
+        /// Orders of the backlog
+        #[arg(long, default_value_t = 100_000, value_name = "NUMBER")]
+        count: u64,
+        /// How often each is measured
+        #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+        rounds: usize,
+    },
+    /// Asks the api for a cached order, beside nginx (see `cargo xtask bench read`)
+    BenchRead {
+        /// The program
+        #[arg(long)]
+        api: String,
+        /// For nginx's files
+        #[arg(long)]
+        folder: PathBuf,
+        /// A free port for the api
+        #[arg(long)]
+        api_port: u16,
+        /// A free port for nginx
+        #[arg(long)]
+        nginx_port: u16,
+        /// How often each is measured
+        #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+        rounds: usize,
     },
     /// Runs librdkafka's in-process broker and prints its address; for machines without Apache Kafka
     MockBroker {
@@ -82,6 +116,19 @@ fn run(command: Command) -> anyhow::Result<()> {
             rate,
             count,
         } => producer::produce(&target.into(), mix, rate, count),
+        Command::BenchIngest {
+            ingestor,
+            brokers,
+            count,
+            rounds,
+        } => bench::ingest::run(&ingestor, &brokers, count, rounds),
+        Command::BenchRead {
+            api,
+            folder,
+            api_port,
+            nginx_port,
+            rounds,
+        } => bench::read::run(&api, &folder, api_port, nginx_port, rounds),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
     }
 }
