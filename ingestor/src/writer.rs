@@ -145,7 +145,7 @@ impl Writer {
         self.session.claims.remove(&reading.partition);
         let mut backoff = Backoff::for_database();
         let mut confirmed = false;
-        while self.current.is(reading) {
+        while self.current.is(reading) && !self.current.is_stopping() {
             match self.try_claim(reading, confirmed) {
                 Ok(ClaimOutcome::Claimed(claim)) => {
                     self.healthy();
@@ -235,7 +235,9 @@ impl Writer {
             let Some(claim) = owned.map(|owned| owned.claim.clone()) else {
                 return Err(GivenUp::NotCurrent);
             };
-            if !self.current.is(batch.reading) {
+            // While the process stops, a database in trouble is not waited for: the batch is read again.
+            let hopeless = self.current.is_stopping() && self.session.last_trouble_report.is_some();
+            if hopeless || !self.current.is(batch.reading) {
                 return Err(GivenUp::NotCurrent);
             }
             let step = if outcome_unknown {
@@ -258,9 +260,6 @@ impl Writer {
                     // The answer to a COMMIT may be what was lost.
                     outcome_unknown = true;
                     self.current.wait(backoff.next_delay());
-                    if self.current.is_stopping() {
-                        return Err(GivenUp::NotCurrent);
-                    }
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
 
 use shared::config::{DatabaseSettings, Secret, SslMode};
-use shared::testing::{TestDatabase, wait_until};
+use shared::testing::{TcpProxy, TestDatabase, wait_until};
 use xtask::postgres::{Options, PrivatePostgres};
 
 use crate::support::{Api, PATIENCE, Scene};
@@ -61,5 +61,41 @@ fn a_killed_database_is_waited_for_and_nothing_is_lost() {
             .get("/readyz")
             .is_some_and(|(status, _)| status == 200)
     });
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_stop_while_the_database_is_away_is_clean_and_loses_nothing() {
+    let mut scene = Scene::new(2);
+    scene.audit_writes();
+    let DatabaseSettings { host, port, .. } = scene.database.settings();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(TcpProxy::start(&host, port));
+    let through_proxy = [
+        ("DB_HOST", "127.0.0.1"),
+        ("DB_PORT", &proxy.port().to_string()),
+    ];
+    let daemon = scene.start_daemon_with(&through_proxy);
+    let mut orders = scene.produce_orders(500);
+    scene.wait_until_settled(500);
+
+    proxy.cut();
+    orders.extend(scene.produce_orders(5_000));
+    wait_until(
+        "the ingestor says that the database is away",
+        PATIENCE,
+        || {
+            daemon
+                .get("/readyz")
+                .is_some_and(|(status, _)| status == 503)
+        },
+    );
+    assert!(daemon.log().lines().count() < 50, "{}", daemon.log());
+    assert!(daemon.stop().success());
+
+    proxy.mend();
+    let daemon = scene.start_daemon_with(&through_proxy);
+    scene.wait_until_settled(5_500);
+    scene.assert_each_stored_once(&orders);
     assert!(daemon.stop().success());
 }
