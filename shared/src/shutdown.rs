@@ -24,12 +24,12 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
                 _ = terminate.recv() => "SIGTERM",
             }
         };
-        info!(
-            "{} received, stopping; once more to stop at once",
-            next_signal().await
-        );
+        // Awaited outside of the macros, which leave out their arguments where the level is not logged.
+        let signal = next_signal().await;
+        info!("{signal} received, stopping; once more to stop at once");
         first.cancel();
-        warn!("{} received again, stopping at once", next_signal().await);
+        let signal = next_signal().await;
+        warn!("{signal} received again, stopping at once");
         std::process::exit(EXIT_AT_ONCE);
     });
     Ok(token)

@@ -130,3 +130,13 @@ fn committed(scene: &Scene, count: i32) -> Vec<Offset> {
         .map(|element| element.offset())
         .collect()
 }
+
+#[test]
+fn a_daemon_that_logs_nothing_works_and_stops_all_the_same() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon_with(&[("RUST_LOG", "off")]);
+    scene.wait_until_settled(10);
+    assert_eq!(daemon.log(), "");
+    assert!(daemon.stop().success());
+}
