@@ -7,8 +7,8 @@ use shared::order::{Order, OrderError};
 
 use crate::dead_letters::DeadLetter;
 
-/// Memory that an order takes besides its texts, and a batch for each of its records: measured roughly, on the high side.
-const RECORD_OVERHEAD_BYTES: usize = 1024;
+/// Memory that a record takes beyond the bytes of its message: the order's structs and some forty texts of their own.
+const RECORD_OVERHEAD_BYTES: usize = 4096;
 
 /// Which reading of a partition a batch belongs to. Every claim begins a new generation; what an older one has read is
 /// dropped, not stored.

@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::cargo::{cargo, target_folder};
 use crate::process::{Launch, find_program};
 use crate::stack::{self, Stack, StackFolder};
-use crate::{ports, progress};
+use crate::{packages, ports, progress};
 
 /// Runs one benchmark; further arguments go to it.
 pub fn run(which: &str, arguments: &[String]) -> Result<()> {
-    if which == "read" && (find_program("wrk").is_none() || find_program("nginx").is_none()) {
-        bail!("bench read needs wrk and nginx (Debian: apt-get install wrk nginx-light)");
+    match which {
+        "ingest" => {}
+        "read" => install_rivals()?,
+        _ => bail!("bench ingest or bench read"),
     }
     let folder = StackFolder::take_own("bench")?;
     stack::install_packages()?;
@@ -46,4 +48,14 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
         _ => bail!("bench ingest or bench read"),
     };
     load.args(arguments).run()
+}
+
+/// wrk is a plain command. nginx is not installed for anybody: its package starts a server that listens on every address.
+fn install_rivals() -> Result<()> {
+    if find_program("nginx").is_none() {
+        bail!(
+            "bench read needs nginx (Debian: apt-get install nginx-light, which also starts it as a service on port 80)"
+        );
+    }
+    packages::ensure(&[packages::Purpose::Load])
 }

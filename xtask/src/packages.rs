@@ -22,6 +22,8 @@ pub enum Purpose {
     Postgres,
     /// A private Apache Kafka.
     Kafka,
+    /// The benchmark of reading.
+    Load,
 }
 
 /// Something that a purpose needs, and what the systems call it.
@@ -36,7 +38,7 @@ struct Need {
     brew: &'static str,
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need {
         purpose: Purpose::Build,
         what: "a C and a C++ compiler and make (librdkafka is built from source)",
@@ -119,6 +121,15 @@ const NEEDS: [Need; 9] = [
         fedora: "maven",
         arch: "maven",
         brew: "maven",
+    },
+    Need {
+        purpose: Purpose::Load,
+        what: "wrk (loads HTTP servers)",
+        present: || is_on_path("wrk"),
+        debian: "wrk",
+        fedora: "wrk",
+        arch: "wrk",
+        brew: "wrk",
     },
 ];
 

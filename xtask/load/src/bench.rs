@@ -1,5 +1,11 @@
-//! Benchmarks: ratios to a named rival in one run, because machines differ and have moods. `cargo xtask bench` sets up
-//! the servers for them.
+//! Benchmarks: ratios to a named rival in one run, because machines differ and have moods.
+//!
+//! - [`ingest`]: orders drained from a backlog in Kafka, beside bare COPY of the same rows;
+//! - [`read`]: cached orders answered over HTTP, beside nginx answering the same bytes from a file.
+//!
+//! `cargo xtask bench` sets up the servers. Each table starts and ends with the machine's load average: where others
+//! compile meanwhile, figures of single rounds mean little. Nothing here asserts a time; what is asserted is that both
+//! sides did the whole work.
 
 pub(crate) mod ingest;
 pub(crate) mod read;
@@ -11,9 +17,16 @@ use anyhow::{Context as _, bail};
 
 /// Most time for anything that is waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Most time for a service that was asked to stop.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks: a look must not cost the measured side anything, a run takes seconds.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A service of ours under measurement; it is killed with the benchmark.
-struct Service(Child);
+/// A service under measurement; it is killed with the benchmark.
+struct Service {
+    name: String,
+    child: Child,
+}
 
 impl Service {
     fn start(
@@ -30,17 +43,47 @@ impl Service {
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        command
+        let child = command
             .spawn()
-            .map(Self)
-            .with_context(|| format!("cannot start {program}"))
+            .with_context(|| format!("cannot start {program}"))?;
+        Ok(Self {
+            name: program.to_owned(),
+            child,
+        })
+    }
+
+    /// Waits for a condition; fails at once if the service has ended.
+    fn wait_for(
+        &mut self,
+        what: &str,
+        mut condition: impl FnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while !condition()? {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended ({status}) before: {what}", self.name);
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("not within {PATIENCE:?}: {what}");
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Gives it a moment to end by itself.
+    fn wait_for_end(&mut self) {
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < END_PATIENCE {
+            std::thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     /// CPU time in seconds and the highest resident memory in MiB, as Linux counts them.
     fn usage(&self) -> anyhow::Result<(f64, f64)> {
         /// Linux counts in hundredths of a second for programs, whatever the kernel does (`USER_HZ` in `man 5 proc`).
         const TICKS_PER_SECOND: f64 = 100.0;
-        let folder = format!("/proc/{}", self.0.id());
+        let folder = format!("/proc/{}", self.child.id());
         let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
         // The second field, a name in parentheses, may hold spaces.
         let fields: Vec<&str> = stat
@@ -59,7 +102,7 @@ impl Service {
         let peak = status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))
-            .context("no VmHWM")?;
+            .context("no VmHWM: the service has ended")?;
         let peak_kib: f64 = peak.trim().trim_end_matches(" kB").parse()?;
         Ok((ticks / TICKS_PER_SECOND, peak_kib / 1024.0))
     }
@@ -67,21 +110,33 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if self.0.kill().is_ok() {
-            self.0.wait().ok();
+        if self.child.kill().is_ok() {
+            self.child.wait().ok();
         }
     }
 }
 
-fn wait_for(what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let start = Instant::now();
-    while !condition()? {
-        if start.elapsed() > PATIENCE {
-            bail!("not within {PATIENCE:?}: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(2));
+/// Measures both in turn; who goes first changes with every round, so that neither always finds what the other left.
+fn in_turn<A, B>(
+    round: usize,
+    first: impl FnOnce() -> anyhow::Result<A>,
+    second: impl FnOnce() -> anyhow::Result<B>,
+) -> anyhow::Result<(A, B)> {
+    if round % 2 == 1 {
+        let first = first()?;
+        Ok((first, second()?))
+    } else {
+        let second = second()?;
+        Ok((first()?, second))
     }
-    Ok(())
+}
+
+fn print_load_average() {
+    // Only Linux has it there; the figures stand without.
+    if let Ok(text) = std::fs::read_to_string("/proc/loadavg") {
+        let averages: Vec<&str> = text.split_whitespace().take(3).collect();
+        println!("load average {}", averages.join(" "));
+    }
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -21,6 +21,10 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the doc comments are help texts for a terminal"
+)]
 enum Command {
     /// Sends the sample order
     Sample {
@@ -40,7 +44,12 @@ enum Command {
         #[arg(long, default_value_t = 0, value_name = "NUMBER")]
         count: u64,
     },
-    /// Drains a backlog with the ingestor, beside bare COPY of such rows (see `cargo xtask bench ingest`)
+    /// Drains a backlog with the ingestor, beside bare COPY (see `cargo xtask bench ingest`)
+    ///
+    /// Sends the orders to a new topic of 4 partitions, then measures in turn, each on a fresh database of the server that
+    /// the DB_* variables name: COPY BINARY of the same rows over two connections, 1,000 orders a transaction; and
+    /// `ingestor run` from its first claim to the last order stored. Prints orders a second, their ratio, and the
+    /// ingestor's CPU time an order and peak memory. Fails where either has not stored every row.
     BenchIngest {
         /// The program
         #[arg(long)]
@@ -55,6 +64,10 @@ enum Command {
         rounds: usize,
     },
     /// Asks the api for a cached order, beside nginx (see `cargo xtask bench read`)
+    ///
+    /// Needs wrk and nginx. Fills the api's cache with 10,000 orders, then loads it and nginx, which has the same bytes in
+    /// a file, in turn over 64 connections for 4 seconds. Prints requests a second, p50, p99 and the ratio. Fails where the
+    /// bytes differ or an answer did not come from the cache.
     BenchRead {
         /// The program
         #[arg(long)]

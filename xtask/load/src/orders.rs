@@ -22,17 +22,6 @@ pub(crate) struct Mix {
     pub seed: Option<u64>,
 }
 
-impl Mix {
-    /// New orders and nothing else, the same at every call.
-    pub(crate) fn only_new() -> Self {
-        Self {
-            invalid_percent: 0,
-            update_percent: 0,
-            seed: Some(1),
-        }
-    }
-}
-
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

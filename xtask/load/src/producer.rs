@@ -71,6 +71,20 @@ pub(crate) fn send_sample(target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sends orders as they are, as fast as Kafka takes them.
+pub(crate) fn send_orders(target: &Target, orders: &[Order]) -> anyhow::Result<()> {
+    let producer = connect(target)?;
+    for order in orders {
+        let message = Message {
+            kind: Kind::New,
+            key: order.order_uid.to_string(),
+            payload: serde_json::to_vec(order)?,
+        };
+        send(&producer, &target.topic, &message)?;
+    }
+    finish(&producer)
+}
+
 /// Sends a stream; `rate` 0 is unpaced, `count` 0 endless.
 pub(crate) fn produce(target: &Target, mix: Mix, rate: u32, count: u64) -> anyhow::Result<()> {
     let producer = connect(target)?;

@@ -1,7 +1,13 @@
-//! How fast a backlog is drained, beside bare COPY BINARY of such rows into the same schema.
+//! How fast a backlog is drained, beside bare COPY BINARY of the same rows into the same schema.
 //!
 //! The rival is the ceiling: two connections, 1,000 orders a transaction, orders made beforehand; no Kafka, no JSON, no
-//! offsets, no events.
+//! offsets, no events. It encodes by diesel's `copy_from`, as the ingestor does: another encoder (tokio-postgres's binary
+//! copy) would mix the encoders' difference into the ratio, which is to show what everything around COPY costs.
+//!
+//! The drain is the program itself, with its default settings, timed from its first claim until its offsets have passed
+//! the last order. It is watched over one connection that is made before: a connection for each look (a fork and a SCRAM
+//! handshake) was seen to take a core away from what is measured. Every measurement has a database of its own; dropping
+//! the one before forced a checkpoint, so both sides start with clean buffers.
 
 use std::time::Instant;
 
@@ -15,8 +21,7 @@ use shared::db::schema::{order_items, orders};
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
-use super::{Service, median, wait_for};
-use crate::orders::Mix;
+use super::{Service, in_turn, median, print_load_average};
 use crate::producer::{self, Target};
 
 const PARTITIONS: i32 = 4;
@@ -32,18 +37,22 @@ pub(crate) fn run(ingestor: &str, brokers: &str, count: u64, rounds: usize) -> a
         topic: topic.clone(),
         settings: String::new(),
     };
-    producer::produce(&target, Mix::only_new(), 0, count)?;
     let mut generator = OrderGenerator::new(1, chrono::Utc::now());
     let rows: Vec<Order> = (0..count).map(|_| generator.next_order()).collect();
+    producer::send_orders(&target, &rows)?;
 
     println!(
         "{count} orders, {PARTITIONS} partitions, in turn on fresh databases of one PostgreSQL:"
     );
+    print_load_average();
     println!("round   COPY orders/s   drain orders/s   ratio   CPU us/order   peak RSS MiB");
     let mut ratios = Vec::new();
     for round in 1..=rounds {
-        let ceiling = copy(&rows)?;
-        let drain = drain(ingestor, brokers, &topic, count)?;
+        let (ceiling, drain) = in_turn(
+            round,
+            || copy(&rows),
+            || drain(ingestor, brokers, &topic, &rows),
+        )?;
         let ratio = drain.orders_per_second / ceiling;
         println!(
             "{round:>5} {ceiling:>15.0} {:>16.0} {ratio:>7.2} {:>14.1} {:>14.0}",
@@ -51,6 +60,7 @@ pub(crate) fn run(ingestor: &str, brokers: &str, count: u64, rounds: usize) -> a
         );
         ratios.push(ratio);
     }
+    print_load_average();
     println!("median ratio {:.2}", median(&mut ratios));
     Ok(())
 }
@@ -85,8 +95,21 @@ fn copy(rows: &[Order]) -> anyhow::Result<f64> {
         })
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
-    ensure!(database.integer("SELECT count(*) AS value FROM orders") == i64::try_from(rows.len())?);
+    ensure_all_stored(&database, rows)?;
     Ok(rows.len() as f64 / seconds)
+}
+
+/// Both sides must have written every order and every item, or their rates mean nothing.
+fn ensure_all_stored(database: &TestDatabase, rows: &[Order]) -> anyhow::Result<()> {
+    let items: usize = rows.iter().map(|order| order.items.len()).sum();
+    for (table, expected) in [("orders", rows.len()), ("order_items", items)] {
+        let stored = database.integer(&format!("SELECT count(*) AS value FROM {table}"));
+        ensure!(
+            stored == i64::try_from(expected)?,
+            "{stored} rows in {table} in place of {expected}"
+        );
+    }
+    Ok(())
 }
 
 fn copy_share(connection: &mut PgConnection, share: &[Order]) -> anyhow::Result<()> {
@@ -115,10 +138,11 @@ struct Drain {
 }
 
 /// From the first claim to the last order stored; joining the group comes before, and is not a matter of throughput.
-fn drain(ingestor: &str, brokers: &str, topic: &str, count: u64) -> anyhow::Result<Drain> {
+fn drain(ingestor: &str, brokers: &str, topic: &str, rows: &[Order]) -> anyhow::Result<Drain> {
     let database = TestDatabase::create();
     let settings = database.settings();
-    let service = Service::start(
+    let mut watch = database.connect();
+    let mut service = Service::start(
         ingestor,
         &["run"],
         &[
@@ -133,27 +157,34 @@ fn drain(ingestor: &str, brokers: &str, topic: &str, count: u64) -> anyhow::Resu
             ("INGESTOR_PORT", "0".to_owned()),
         ],
     )?;
-    wait_for("a first claim", || {
-        Ok(database.integer("SELECT count(*) AS value FROM consumer_offsets WHERE epoch > 0") > 0)
+    service.wait_for("a first claim", || {
+        let claimed = "SELECT count(*) AS value FROM consumer_offsets WHERE epoch > 0";
+        Ok(integer(&mut watch, claimed)? > 0)
     })?;
     let started_at = Instant::now();
     let cpu_before = service.usage()?.0;
-    let total = i64::try_from(count)?;
-    wait_for("the backlog is drained", || {
-        Ok(
-            database.integer("SELECT sum(next_offset)::bigint AS value FROM consumer_offsets")
-                >= total,
-        )
+    let total = i64::try_from(rows.len())?;
+    service.wait_for("the backlog is drained", || {
+        let passed = "SELECT sum(next_offset)::bigint AS value FROM consumer_offsets";
+        Ok(integer(&mut watch, passed)? >= total)
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
     let (cpu_after, peak_mib) = service.usage().context("the ingestor has ended")?;
-    ensure!(
-        database.integer("SELECT count(*) AS value FROM orders") == total,
-        "not every order is stored"
-    );
+    ensure_all_stored(&database, rows)?;
+    let orders = rows.len() as f64;
     Ok(Drain {
-        orders_per_second: count as f64 / seconds,
-        cpu_us_per_order: (cpu_after - cpu_before) * 1e6 / count as f64,
+        orders_per_second: orders / seconds,
+        cpu_us_per_order: (cpu_after - cpu_before) * 1e6 / orders,
         peak_mib,
     })
+}
+
+fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        value: i64,
+    }
+    let row: Row = diesel::sql_query(query).get_result(connection)?;
+    Ok(row.value)
 }
