@@ -184,3 +184,73 @@ fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_inci
     daemon.wait_until_logged("records 100..150 were deleted before they were read");
     assert_eq!(scene.settled(), 100, "nothing may be skipped in silence");
 }
+
+#[test]
+fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
+    use ingestor::batch::{Batch, Position, Reading};
+    use ingestor::consumer::Watermarks;
+    use ingestor::offsets::{self, Claim, ClaimOutcome, Consumer};
+
+    let database = shared::testing::TestDatabase::create();
+    let mut connection = database.connect();
+    let consumer = |owner| Consumer {
+        group_id: "group".to_owned(),
+        topic: "topic".to_owned(),
+        owner,
+    };
+    let (old, new) = (
+        consumer(uuid::Uuid::new_v4()),
+        consumer(uuid::Uuid::new_v4()),
+    );
+    assert_eq!(
+        offsets::initialise(&mut connection, &old, &[(0, 5)]).unwrap(),
+        None
+    );
+    let mut claim = |consumer: &Consumer| {
+        let watermarks = Watermarks { low: 0, high: 100 };
+        match offsets::claim(&mut connection, consumer, 0, watermarks, true).unwrap() {
+            ClaimOutcome::Claimed(claim) => claim,
+            other => panic!("{other:?}"),
+        }
+    };
+    let old_claim = claim(&old);
+    let new_claim = claim(&new);
+    assert_eq!(
+        (old_claim.next_offset, new_claim.epoch),
+        (5, old_claim.epoch + 1)
+    );
+
+    let batch = |from, to| {
+        let mut batch = Batch::open(
+            Reading {
+                partition: 0,
+                generation: 1,
+            },
+            from,
+        );
+        batch.reach(to);
+        batch.last_record = Some(Position {
+            offset: to - 1,
+            timestamp_ms: None,
+        });
+        batch
+    };
+    let advance = |consumer: &Consumer, claim: &Claim, from, to| {
+        offsets::advance(&mut database.connect(), consumer, claim, &batch(from, to))
+    };
+    for (who, consumer, claim, from) in [
+        ("the owner before", &old, &old_claim, 5),
+        ("the owner before, under the new epoch", &old, &new_claim, 5),
+        ("the owner, under an old epoch", &new, &old_claim, 5),
+        ("the owner, behind", &new, &new_claim, 4),
+        ("the owner, ahead", &new, &new_claim, 6),
+    ] {
+        let refusal = advance(consumer, claim, from, 9).expect_err(who);
+        assert!(offsets::is_fence(&refusal), "{who}: {refusal}");
+    }
+    advance(&new, &new_claim, 5, 9).unwrap();
+    assert_eq!(
+        database.integer("SELECT next_offset AS value FROM consumer_offsets"),
+        9
+    );
+}
