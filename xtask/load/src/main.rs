@@ -21,10 +21,6 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(
-    clippy::doc_markdown,
-    reason = "the doc comments are help texts for a terminal"
-)]
 enum Command {
     /// Sends the sample order
     Sample {
