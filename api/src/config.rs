@@ -1,13 +1,14 @@
 //! Command line and environment of the api.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, Parser};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, GivenPath, LogSettings, Secret, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
 };
 
 /// Answers for orders over HTTP, out of a cache that the database's events keep true
@@ -66,7 +67,7 @@ struct ServerArgs {
     api_token: Option<Secret>,
     /// File with the token, in place of API_TOKEN
     #[arg(long, env = "API_TOKEN_FILE", value_name = "API_TOKEN_FILE")]
-    api_token_file: Option<GivenPath>,
+    api_token_file: Option<PathBuf>,
     /// Without a token, take writes even where the server is not bound to loopback
     #[arg(long, env = "ALLOW_UNAUTHENTICATED_WRITES", action = ArgAction::Set, value_parser = BoolishValueParser::new(),
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",

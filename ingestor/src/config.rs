@@ -1,12 +1,13 @@
 //! Command line and environment of the ingestor.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, GivenPath, LogSettings, Secret, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
 };
 
 use crate::consumer::PROTECTED_SETTINGS;
@@ -98,7 +99,7 @@ struct KafkaArgs {
         value_name = "KAFKA_CONFIG_FILE",
         global = true
     )]
-    kafka_config_file: Option<GivenPath>,
+    kafka_config_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -330,9 +331,9 @@ fn shown_override(key: &str, value: &Secret) -> String {
 
 fn kafka_overrides(
     direct: Option<Secret>,
-    file: Option<GivenPath>,
+    file: Option<PathBuf>,
 ) -> anyhow::Result<Vec<(String, Secret)>> {
-    let from_file = match GivenPath::into_path(file) {
+    let from_file = match file {
         Some(path) => std::fs::read_to_string(&path)
             .with_context(|| format!("KAFKA_CONFIG_FILE: cannot read {}", path.display()))?,
         None => String::new(),

@@ -1,15 +1,17 @@
 //! Configuration that both processes share, and the rules by which all of it is read.
 //!
-//! Flags win over the environment, the environment over a `.env` file in the working directory. Secrets may come from a
-//! file (`..._FILE`) and are never printed.
+//! Flags win over the environment, the environment over a `.env` file in the working directory; an empty variable counts
+//! as not set. Secrets may come from a file (`..._FILE`) and are never printed.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, ValueEnum};
+use clap::builder::Resettable;
+use clap::{Args, Command, Parser, ValueEnum};
 
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -33,10 +35,9 @@ impl Secret {
     pub fn resolve(
         name: &str,
         direct: Option<Self>,
-        file: Option<GivenPath>,
+        file: Option<PathBuf>,
     ) -> anyhow::Result<Option<Self>> {
         let direct = direct.filter(|secret| !secret.0.is_empty());
-        let file = GivenPath::into_path(file);
         match (direct, file) {
             (Some(_), Some(_)) => bail!("{name} and {name}_FILE are both set: keep one of them"),
             (direct, None) => Ok(direct),
@@ -51,27 +52,6 @@ impl Secret {
                 Ok(Some(Self(secret.to_owned())))
             }
         }
-    }
-}
-
-/// A path as given; an empty one counts as none, as `NAME=` in a `.env` means it.
-#[derive(Clone, Debug)]
-pub struct GivenPath(PathBuf);
-
-impl GivenPath {
-    /// The path, if there is one.
-    pub fn into_path(given: Option<Self>) -> Option<PathBuf> {
-        given
-            .map(|path| path.0)
-            .filter(|path| !path.as_os_str().is_empty())
-    }
-}
-
-impl FromStr for GivenPath {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(PathBuf::from(text)))
     }
 }
 
@@ -110,11 +90,30 @@ pub fn parse<T: Parser>() -> anyhow::Result<T> {
         }
         Err(error) => bail!(".env: {error}"),
     }
-    T::try_parse().map_err(|error| {
+    parse_from(std::env::args_os()).map_err(|error| {
         if error.use_stderr() {
             anyhow::anyhow!(one_line(&error))
         } else {
             error.exit()
+        }
+    })
+}
+
+fn parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<T, clap::Error> {
+    let mut matches = without_empty_variables(T::command()).try_get_matches_from(arguments)?;
+    T::from_arg_matches_mut(&mut matches)
+}
+
+/// Makes a variable that is set but empty count as not set: that is what `NAME=` means in a `.env` or a Compose file.
+///
+/// Without this, clap refuses an empty path or number, and takes an empty `DB_HOST` for a host: libpq's Unix socket.
+fn without_empty_variables(command: Command) -> Command {
+    command.mut_args(|argument| {
+        let value = argument.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) {
+            argument.env(Resettable::Reset)
+        } else {
+            argument
         }
     })
 }
@@ -167,7 +166,7 @@ pub struct DatabaseArgs {
     db_password: Option<Secret>,
     /// File with the password, in place of DB_PASSWORD
     #[arg(long, env = "DB_PASSWORD_FILE", value_name = "DB_PASSWORD_FILE")]
-    db_password_file: Option<GivenPath>,
+    db_password_file: Option<PathBuf>,
     /// Name of the database
     #[arg(
         long,
@@ -186,7 +185,7 @@ pub struct DatabaseArgs {
     db_sslmode: SslMode,
     /// PEM file with the certificates of the CAs that may have signed the server's
     #[arg(long, env = "DB_SSLROOTCERT", value_name = "DB_SSLROOTCERT")]
-    db_sslrootcert: Option<GivenPath>,
+    db_sslrootcert: Option<PathBuf>,
 }
 
 /// libpq's `sslmode`, with its meanings.
@@ -242,7 +241,7 @@ impl DatabaseArgs {
     /// # Errors
     /// Fails with one line that names the variable.
     pub fn resolve(self) -> anyhow::Result<DatabaseSettings> {
-        let sslrootcert = GivenPath::into_path(self.db_sslrootcert);
+        let sslrootcert = self.db_sslrootcert;
         if matches!(self.db_sslmode, SslMode::VerifyCa | SslMode::VerifyFull)
             && sslrootcert.is_none()
         {
@@ -406,45 +405,91 @@ mod tests {
         assert_eq!(settings.password.expose(), "canary");
     }
 
+    /// A file that goes when the test ends, also where it fails.
+    struct SecretFile(PathBuf);
+
+    impl SecretFile {
+        fn with_text(text: &str) -> Self {
+            let name = format!("orders-secret-{}", uuid::Uuid::new_v4());
+            let file = Self(std::env::temp_dir().join(name));
+            std::fs::write(&file.0, text).unwrap();
+            file
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().unwrap()
+        }
+    }
+
+    impl Drop for SecretFile {
+        fn drop(&mut self) {
+            std::fs::remove_file(&self.0).ok();
+        }
+    }
+
     #[test]
     fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
-        let file = std::env::temp_dir().join(format!("orders-secret-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&file, "from file\n").unwrap();
-        let path = file.to_str().unwrap();
-        let settings = database(&["--db-password-file", path]).unwrap();
+        let file = SecretFile::with_text("from file\n");
+        let settings = database(&["--db-password-file", file.path()]).unwrap();
         assert_eq!(settings.password.expose(), "from file");
-        std::fs::write(&file, "\n").unwrap();
-        let empty = database(&["--db-password-file", path]).unwrap_err();
-        let both = database(&["--db-password-file", path, "--db-password", "x"]).unwrap_err();
-        std::fs::remove_file(&file).unwrap();
+        let both = database(&["--db-password-file", file.path(), "--db-password", "x"]);
         assert_eq!(
-            both.to_string(),
+            both.unwrap_err().to_string(),
             "DB_PASSWORD and DB_PASSWORD_FILE are both set: keep one of them"
-        );
-        assert_eq!(
-            empty.to_string(),
-            format!("DB_PASSWORD_FILE: {path} is empty")
-        );
-        let gone = database(&["--db-password-file", path]).unwrap_err();
-        assert!(
-            gone.to_string()
-                .starts_with("DB_PASSWORD_FILE: cannot read"),
-            "{gone}"
         );
     }
 
     #[test]
-    fn what_is_empty_counts_as_not_given() {
-        let empty = [
-            "--db-sslrootcert",
-            "",
-            "--db-password-file",
-            "",
-            "--db-password",
-            "",
-        ];
-        let settings = database(&empty).unwrap();
-        assert_eq!(settings.sslrootcert, None);
+    fn a_secret_file_must_be_there_and_hold_something() {
+        let file = SecretFile::with_text("\n");
+        let empty = database(&["--db-password-file", file.path()]).unwrap_err();
+        assert_eq!(
+            empty.to_string(),
+            format!("DB_PASSWORD_FILE: {} is empty", file.path())
+        );
+        let gone = database(&["--db-password-file", "/no/such/file"]).unwrap_err();
+        assert_eq!(
+            gone.to_string(),
+            "DB_PASSWORD_FILE: cannot read /no/such/file"
+        );
+    }
+
+    /// Variables cannot be set safely in a process of many threads, so this runs itself again with them.
+    #[test]
+    fn an_empty_variable_counts_as_not_set() {
+        use clap::CommandFactory;
+        const CHILD: &str = "ORDERS_TEST_READS_EMPTY_VARIABLES";
+        if std::env::var_os(CHILD).is_some() {
+            let program: Program = parse_from(["program".into()]).unwrap();
+            let without_environment: Program = parse_arguments(&[]).unwrap();
+            assert_eq!(format!("{program:?}"), format!("{without_environment:?}"));
+            return;
+        }
+        let command = Program::command();
+        let variables: Vec<_> = command
+            .get_arguments()
+            .filter_map(clap::Arg::get_env)
+            .collect();
+        assert!(variables.len() > 10, "{variables:?}");
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "config::tests::an_empty_variable_counts_as_not_set",
+            ])
+            .env(CHILD, "1")
+            .envs(variables.into_iter().map(|name| (name, "")))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_empty_password_counts_as_not_given() {
+        let settings = database(&["--db-password", ""]).unwrap();
         assert_eq!(settings.password.expose(), "myapp_password");
     }
 
