@@ -18,7 +18,7 @@ use diesel_async::pooled_connection::deadpool::{Hook, HookError, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
-use tokio_postgres::config::{SslMode as TokioSslMode, TargetSessionAttrs};
+use tokio_postgres::config::SslMode as TokioSslMode;
 
 use crate::config::{DatabaseSettings, SslMode};
 pub use startup::{StartupError, check, wait_until_reachable};
@@ -77,8 +77,6 @@ fn libpq_conninfo(settings: &DatabaseSettings, application_name: &str) -> String
             "sslrootcert",
             root_certificate.unwrap_or_else(|| "/nonexistent".to_owned()),
         ),
-        // A standby is no place to write, and reads of one would fill caches with the past.
-        ("target_session_attrs", "read-write".to_owned()),
         ("gssencmode", "disable".to_owned()),
         ("application_name", application_name.to_owned()),
         ("connect_timeout", CONNECT_TIMEOUT.as_secs().to_string()),
@@ -114,7 +112,6 @@ pub fn tokio_config(settings: &DatabaseSettings, application_name: &str) -> toki
             SslMode::Prefer => TokioSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => TokioSslMode::Require,
         })
-        .target_session_attrs(TargetSessionAttrs::ReadWrite)
         .application_name(application_name)
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives_idle(KEEPALIVE_IDLE)

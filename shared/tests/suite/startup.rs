@@ -83,22 +83,3 @@ async fn a_server_that_is_away_is_waited_for() {
             .unwrap()
     );
 }
-
-#[tokio::test]
-async fn a_standby_is_waited_for_to_become_the_primary() {
-    let database = TestDatabase::create_empty();
-    let name = database.settings().name;
-    database.execute(
-        &[
-            "ALTER DATABASE ",
-            &name,
-            " SET default_transaction_read_only = on",
-        ]
-        .concat(),
-    );
-    assert!(matches!(
-        db::check(&database.settings(), NAME).await,
-        Err(StartupError::Unreachable(_))
-    ));
-    assert!(db::connect_blocking(&database.settings(), NAME).is_err());
-}
