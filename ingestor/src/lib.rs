@@ -10,7 +10,7 @@
 //! - [`current`]: which reading of each partition counts, known to both sides.
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
-//! - [`status`], [`metrics`], [`ops_server`]: what operators see.
+//! - [`status`], [`metrics`], [`ops_server`]: what operators see; [`watch`]: the lag, and whether it is still our topic.
 
 pub mod batch;
 pub mod commands;
@@ -23,6 +23,7 @@ pub mod offsets;
 pub mod ops_server;
 pub mod poller;
 pub mod status;
+pub mod watch;
 pub mod writer;
 
 use std::sync::Arc;

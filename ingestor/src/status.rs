@@ -1,23 +1,15 @@
-//! What the daemon knows of itself, for `/readyz`, `/health` and the lag metrics.
+//! What the daemon knows of itself, for `/readyz`, `/health` and `watch`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context;
-use chrono::Utc;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use crate::batch::Position;
-use crate::consumer::Probe;
-use crate::metrics::{Metrics, PartitionLabels};
+use crate::batch::{Position, Reading};
+use crate::offsets::{Claim, Witness};
 
-/// How often the brokers are asked how far behind we are.
-const LAG_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks at whether the process stops.
-const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// State of a partition that is read.
+pub const RUNNING: &str = "running";
 
 /// State of the process; written by the poll thread and the writers.
 #[derive(Debug)]
@@ -30,6 +22,8 @@ struct Inner {
     phase: Phase,
     database_ok: bool,
     partitions: BTreeMap<i32, PartitionStatus>,
+    /// Kept while a partition is not assigned, too: what was read stays read.
+    witnesses: BTreeMap<i32, Witness>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +36,23 @@ enum Phase {
 #[derive(Clone, Debug, Default)]
 struct PartitionStatus {
     state: String,
+    reading: Option<Reading>,
+    incarnation: i32,
     next_offset: Option<i64>,
-    last_timestamp_ms: Option<i64>,
+    last_record: Option<Position>,
+}
+
+/// How far a partition is that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunningPartition {
+    /// Which reading.
+    pub reading: Reading,
+    /// Which topic of that name.
+    pub incarnation: i32,
+    /// What comes next.
+    pub next_offset: i64,
+    /// The last record stored.
+    pub last_record: Option<Position>,
 }
 
 /// How well the process is, in the words of the contract.
@@ -81,6 +90,7 @@ impl Status {
             phase: Phase::Starting,
             database_ok: false,
             partitions: BTreeMap::new(),
+            witnesses: BTreeMap::new(),
         };
         Self {
             inner: Mutex::new(inner),
@@ -107,16 +117,86 @@ impl Status {
         state.clone_into(&mut self.lock().partitions.entry(partition).or_default().state);
     }
 
+    /// A partition was claimed.
+    pub fn set_claimed(&self, reading: Reading, claim: &Claim) {
+        let mut inner = self.lock();
+        // A claim that was under way while its partition was taken away brings nothing back.
+        if let Some(status) = inner.partitions.get_mut(&reading.partition) {
+            status.reading = Some(reading);
+            status.incarnation = claim.incarnation;
+            status.next_offset = Some(claim.next_offset);
+            status.last_record = claim.last_record;
+        }
+        // The claim has looked that both are there.
+        let of_row = claim
+            .last_record
+            .and_then(|record| Witness::new(claim.incarnation, record));
+        let kept = inner.witnesses.remove(&reading.partition);
+        let kept = kept.filter(|witness| witness.incarnation == claim.incarnation);
+        if let Some(witness) = of_row.or(kept) {
+            inner.witnesses.insert(reading.partition, witness);
+        }
+    }
+
     /// How far a partition is stored.
     pub fn set_position(&self, partition: i32, next_offset: i64, last_record: Option<Position>) {
         let mut inner = self.lock();
         // A batch that was under way while its partition was taken away brings nothing back.
-        if let Some(status) = inner.partitions.get_mut(&partition) {
-            status.next_offset = Some(next_offset);
-            status.last_timestamp_ms = last_record
-                .and_then(|record| record.timestamp_ms)
-                .or(status.last_timestamp_ms);
+        let Some(status) = inner.partitions.get_mut(&partition) else {
+            return;
+        };
+        status.next_offset = Some(next_offset);
+        status.last_record = last_record.or(status.last_record);
+        let witness = last_record.and_then(|record| Witness::new(status.incarnation, record));
+        // Only the first one: a later record may be of a topic made anew meanwhile, see `watch`.
+        if let Some(witness) = witness {
+            inner.witnesses.entry(partition).or_insert(witness);
         }
+    }
+
+    /// By which record a topic made anew is known.
+    pub fn witness(&self, partition: i32) -> Option<Witness> {
+        self.lock().witnesses.get(&partition).copied()
+    }
+
+    /// Goes on to a later record, if the partition is still in the same reading.
+    pub fn set_witness(&self, reading: Reading, witness: Witness) {
+        let mut inner = self.lock();
+        let status = inner.partitions.get(&reading.partition);
+        if status.is_some_and(|status| status.reading == Some(reading)) {
+            inner.witnesses.insert(reading.partition, witness);
+        }
+    }
+
+    /// Next offset and last timestamp of every assigned partition; `None` before it was claimed.
+    pub fn positions(&self) -> BTreeMap<i32, Option<(i64, Option<i64>)>> {
+        let inner = self.lock();
+        let position = |status: &PartitionStatus| {
+            let timestamp_ms = status.last_record.and_then(|record| record.timestamp_ms);
+            status.next_offset.map(|offset| (offset, timestamp_ms))
+        };
+        (inner.partitions.iter())
+            .map(|(partition, status)| (*partition, position(status)))
+            .collect()
+    }
+
+    /// The partitions that are read.
+    pub fn running_partitions(&self) -> Vec<RunningPartition> {
+        let inner = self.lock();
+        let running = inner
+            .partitions
+            .values()
+            .filter(|status| status.state == RUNNING);
+        running
+            .filter_map(|status| {
+                Some(RunningPartition {
+                    reading: status.reading?,
+                    incarnation: status.incarnation,
+                    next_offset: status.next_offset?,
+                    last_record: status.last_record,
+                })
+            })
+            .collect()
     }
 
     /// The partition is no longer assigned.
@@ -130,7 +210,7 @@ impl Status {
         let all_running = inner
             .partitions
             .values()
-            .all(|status| matches!(status.state.as_str(), "running" | "claiming"));
+            .all(|status| matches!(status.state.as_str(), RUNNING | "claiming"));
         let health = match (inner.phase, inner.database_ok, all_running) {
             (Phase::Running, true, true) => Health::Ok,
             (Phase::Running, true, false) => Health::Degraded,
@@ -152,76 +232,8 @@ impl Status {
         (health, checks)
     }
 
-    /// Starts to keep the lag metrics, on a thread of its own: the brokers' answers may take seconds.
-    ///
-    /// # Errors
-    /// Fails where the thread cannot be started.
-    pub fn watch_lag(
-        self: &Arc<Self>,
-        probe: Arc<Probe>,
-        metrics: Arc<Metrics>,
-        topic: String,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
-        let status = self.clone();
-        let thread = std::thread::Builder::new().name("lag".to_owned());
-        let watch = move || {
-            let mut waited = LAG_INTERVAL;
-            while !shutdown.is_cancelled() {
-                if waited >= LAG_INTERVAL {
-                    status.measure_lag(&probe, &metrics, &topic);
-                    waited = Duration::ZERO;
-                }
-                std::thread::sleep(STOP_POLL_INTERVAL);
-                waited += STOP_POLL_INTERVAL;
-            }
-        };
-        thread
-            .spawn(watch)
-            .map(drop)
-            .context("cannot start the thread that watches the lag")
-    }
-
-    fn measure_lag(&self, probe: &Probe, metrics: &Metrics, topic: &str) {
-        let partitions = self.lock().partitions.clone();
-        metrics.forget_lag_except(topic, partitions.keys().copied());
-        for (partition, status) in partitions {
-            let Some(next_offset) = status.next_offset else {
-                continue;
-            };
-            match probe.watermarks(partition) {
-                Ok(watermarks) => {
-                    let records = (watermarks.high - next_offset).max(0);
-                    let labels = PartitionLabels {
-                        topic: topic.to_owned(),
-                        partition,
-                    };
-                    metrics.lag_records.get_or_create(&labels).set(records);
-                    metrics
-                        .lag_seconds
-                        .get_or_create(&labels)
-                        .set(lag_seconds(records, status.last_timestamp_ms));
-                }
-                Err(error) => debug!(
-                    kafka.partition = partition,
-                    "the brokers did not tell the watermarks: {error}"
-                ),
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Age of the last record stored, while there are later ones.
-fn lag_seconds(lag_records: i64, last_timestamp_ms: Option<i64>) -> f64 {
-    match last_timestamp_ms {
-        Some(last) if lag_records > 0 => {
-            (Utc::now().timestamp_millis() - last).max(0) as f64 / 1000.0
-        }
-        _ => 0.0,
     }
 }
 
@@ -245,11 +257,5 @@ mod tests {
         status.set_database_ok(true);
         status.set_stopping();
         assert_eq!(status.health().0, Health::Down);
-    }
-
-    #[test]
-    fn a_partition_at_its_end_has_no_lag_however_old_its_last_record() {
-        assert!(lag_seconds(0, Some(0)).abs() < f64::EPSILON);
-        assert!(lag_seconds(1, Some(0)) > 1e9);
     }
 }

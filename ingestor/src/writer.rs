@@ -23,7 +23,7 @@ use crate::batch::{Batch, Reading};
 use crate::consumer::Probe;
 use crate::current::Current;
 use crate::metrics::{Metrics, RetryClass};
-use crate::offsets::{self, Claim, ClaimOutcome, Consumer};
+use crate::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting, Standing};
 use crate::status::Status;
 
 /// What the poll thread asks of a writer.
@@ -156,6 +156,7 @@ impl Writer {
                         epoch = claim.epoch,
                         "claimed"
                     );
+                    self.status.set_claimed(reading, &claim);
                     let owned = Owned {
                         reading,
                         claim,
@@ -174,6 +175,10 @@ impl Writer {
                 Ok(ClaimOutcome::Stopped(reason)) => {
                     return self.report(Report::Stopped { reading, reason });
                 }
+                Ok(ClaimOutcome::Incident(reason)) => {
+                    self.metrics.offset_incidents.inc();
+                    return self.report(Report::Stopped { reading, reason });
+                }
                 Err(trouble) => {
                     self.trouble(&trouble, "claim a partition");
                     self.current.wait(backoff.next_delay());
@@ -185,27 +190,28 @@ impl Writer {
     fn try_claim(&mut self, reading: Reading, confirmed: bool) -> Result<ClaimOutcome, Trouble> {
         let partition = reading.partition;
         let consumer = self.consumer.clone();
-        if !offsets::exists(self.connection()?, &consumer, partition)? {
-            let mut lows = Vec::new();
-            for number in self.probe.partitions()? {
-                lows.push((number, self.probe.watermarks(number)?.low));
+        let glimpse = loop {
+            match offsets::standing(self.connection()?, &consumer, partition)? {
+                Standing::Claimable(glimpse) => break glimpse,
+                Standing::Stopped(reason) => return Ok(ClaimOutcome::Stopped(reason)),
+                Standing::Missing => {
+                    let mut lows = Vec::new();
+                    for number in self.probe.partitions()? {
+                        lows.push((number, self.probe.watermarks(number)?.low));
+                    }
+                    if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)?
+                    {
+                        return Ok(ClaimOutcome::Stopped(reason));
+                    }
+                }
             }
-            if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)? {
-                return Ok(ClaimOutcome::Stopped(reason));
-            }
-        }
-        let watermarks = self.probe.watermarks(partition)?;
-        let outcome = offsets::claim(
-            self.connection()?,
-            &consumer,
-            partition,
-            watermarks,
-            confirmed,
-        )?;
-        if let (ClaimOutcome::Stopped(_), true) = (&outcome, confirmed) {
-            self.metrics.offset_incidents.inc();
-        }
-        Ok(outcome)
+        };
+        let witness = self.status.witness(partition);
+        let sighting = Sighting::take(&self.probe, partition, &glimpse, witness)?;
+        let connection = self.connection()?;
+        Ok(offsets::claim(
+            connection, &consumer, partition, &sighting, confirmed,
+        )?)
     }
 
     fn store(&mut self, batch: Batch) {
