@@ -6,6 +6,8 @@ mod bad_configuration;
 mod database_outage;
 mod end_to_end;
 mod exactly_once;
+mod incidents;
+mod offset_commands;
 mod offsets;
 mod poison_messages;
 mod rebalances;

@@ -2,6 +2,7 @@
 
 mod api_process;
 mod daemon;
+mod topic;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

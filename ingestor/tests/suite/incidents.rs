@@ -1,0 +1,293 @@
+//! What may befall a topic: each is an incident with its exact range, nothing is read or skipped in silence, and after
+//! it was accepted reading goes on exactly there.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use ingestor::batch::{Position, Reading};
+use ingestor::config::KafkaSettings;
+use ingestor::consumer::Probe;
+use ingestor::metrics::Metrics;
+use ingestor::offsets::Claim;
+use ingestor::status::{RUNNING, Status};
+use ingestor::watch::Watch;
+use shared::order::Order;
+use shared::testing::wait_until;
+
+use crate::support::{PATIENCE, Scene};
+
+/// Of these orders, the number that is stored.
+fn stored_of(scene: &Scene, orders: &[Order]) -> usize {
+    let uids: Vec<String> = scene
+        .database
+        .texts("SELECT order_uid AS value FROM orders");
+    orders
+        .iter()
+        .filter(|order| uids.iter().any(|uid| uid == order.order_uid.as_str()))
+        .count()
+}
+
+const ACCEPT: [&str; 5] = ["offsets", "accept-gap", "--partition", "0", "--yes"];
+
+/// Reads ten orders, makes the topic anew while nobody reads, and accepts the incident.
+fn make_anew_while_stopped(new_records: usize, expected: &str) {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    scene.recreate_topic(1);
+    let orders = scene.produce_orders(new_records);
+
+    let daemon = scene.start_daemon();
+    scene.wait_for_incidents(1);
+    assert_eq!(scene.incidents(), [format!("{expected} open")]);
+    daemon.wait_until_logged("accept-gap --partition 0");
+    assert_eq!(
+        (scene.settled(), stored_of(&scene, &orders)),
+        (10, 0),
+        "nothing may be read in silence"
+    );
+    let printed = scene.run_well(&ACCEPT);
+    assert!(
+        printed.contains("goes on at 0 as incarnation 1"),
+        "{printed}"
+    );
+    // The daemon goes on by itself.
+    scene.wait_until_at(i64::try_from(new_records).unwrap(), 1);
+    assert_eq!(stored_of(&scene, &orders), new_records);
+    assert_eq!(scene.incidents(), [format!("{expected} accepted")]);
+    wait_until("all is well", PATIENCE, || {
+        daemon
+            .get("/health")
+            .is_some_and(|(_, body)| body.contains("\"status\":\"ok\""))
+    });
+}
+
+#[test]
+fn a_topic_made_anew_and_shorter_is_read_from_its_start_once_accepted() {
+    make_anew_while_stopped(4, "recreated p0 10 0..4 -> 0 inc 1");
+}
+
+#[test]
+fn a_topic_made_anew_and_longer_is_read_from_its_start_once_accepted() {
+    make_anew_while_stopped(30, "recreated p0 10 0..30 -> 0 inc 1");
+}
+
+#[test]
+fn an_empty_topic_made_anew_is_an_incident_too() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    scene.recreate_topic(1);
+    let _daemon = scene.start_daemon();
+    scene.wait_for_incidents(1);
+    assert_eq!(scene.incidents(), ["recreated p0 10 0..0 -> 0 inc 1 open"]);
+}
+
+#[test]
+fn the_watch_suspects_a_topic_made_anew_and_no_other() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let probe = Arc::new(
+        Probe::new(&KafkaSettings {
+            brokers: scene.brokers().to_owned(),
+            topic: scene.topic.clone(),
+            group_id: scene.group.clone(),
+            overrides: Vec::new(),
+        })
+        .unwrap(),
+    );
+    let status = Arc::new(Status::new());
+    let (suspicions_tx, suspicions_rx) = mpsc::channel();
+    let watch = Watch {
+        status: status.clone(),
+        probe: probe.clone(),
+        metrics: Arc::new(Metrics::new()),
+        topic: scene.topic.clone(),
+        suspicions_tx,
+    };
+    let record_at = |offset| probe.first_record_from(0, offset).unwrap();
+    let reading = Reading {
+        partition: 0,
+        generation: 1,
+    };
+    status.set_state(0, RUNNING);
+    status.set_claimed(
+        reading,
+        &Claim {
+            epoch: 1,
+            next_offset: 5,
+            incarnation: 0,
+            consecutive_bad: 0,
+            replay_until: None,
+            last_record: record_at(4),
+        },
+    );
+    status.set_position(0, 10, record_at(9));
+    assert_eq!(status.witness(0).unwrap().offset, 4);
+    watch.look_at_records();
+    assert!(suspicions_rx.try_recv().is_err());
+    assert_eq!(
+        status.witness(0).unwrap().offset,
+        9,
+        "the look goes on to later records"
+    );
+
+    // Compaction may take a record away; what is behind it proves nothing.
+    let beyond = Position {
+        offset: 10,
+        timestamp_ms: Some(1),
+    };
+    status.set_position(0, 10, Some(beyond));
+    watch.look_at_records();
+    watch.look_at_records();
+    assert!(suspicions_rx.try_recv().is_err());
+    assert_eq!(record_at(10), None);
+
+    // Meanwhile it has read on in the new topic, which is long enough, up to a record that is there.
+    status.set_claimed(
+        reading,
+        &Claim {
+            epoch: 2,
+            next_offset: 10,
+            incarnation: 0,
+            consecutive_bad: 0,
+            replay_until: None,
+            last_record: record_at(9),
+        },
+    );
+    scene.recreate_topic(1);
+    scene.produce_orders(30);
+    wait_until("the new topic answers", PATIENCE, || {
+        probe
+            .first_record_from(0, 29)
+            .is_ok_and(|found| found.is_some())
+    });
+    status.set_position(0, 30, record_at(29));
+    watch.look_at_records();
+    assert_eq!(suspicions_rx.try_recv(), Ok(reading));
+    assert_eq!(
+        status.witness(0).unwrap().offset,
+        9,
+        "the new record proves nothing"
+    );
+}
+
+#[test]
+fn a_topic_made_anew_while_it_is_read_is_noticed_though_it_is_longer() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    scene.recreate_topic(1);
+    let orders = scene.produce_orders(30);
+    scene.wait_for_incidents(1);
+    let incident = scene.incidents().remove(0);
+    assert!(
+        incident.starts_with("recreated p0 ") && incident.ends_with(" 0..30 -> 0 inc 1 open"),
+        "{incident}"
+    );
+    assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
+    scene.run_well(&ACCEPT);
+    scene.wait_until_at(30, 1);
+    assert_eq!(stored_of(&scene, &orders), 30);
+}
+
+#[test]
+fn an_offset_beyond_the_end_goes_on_at_the_end_once_accepted() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    scene
+        .database
+        .execute("UPDATE consumer_offsets SET next_offset = 100, last_offset = 99");
+    scene.wait_for_incidents(1);
+    assert_eq!(
+        scene.incidents(),
+        ["truncated p0 100 0..10 -> 10 inc 1 open"]
+    );
+    let orders = scene.produce_orders(5);
+    scene.run_well(&ACCEPT);
+    scene.wait_until_at(15, 1);
+    assert_eq!((stored_of(&scene, &orders), scene.stored()), (5, 15));
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn an_accepted_gap_is_the_recorded_one_and_what_is_lost_since_is_another() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    let orders = scene.produce_orders(40);
+    scene.delete_records_of(0, 20);
+
+    let daemon = scene.start_daemon();
+    scene.wait_for_incidents(1);
+    assert_eq!(
+        scene.incidents(),
+        ["retention p0 10 20..50 -> 20 inc 0 open"]
+    );
+    scene.delete_records_of(0, 30);
+    scene.run_well(&ACCEPT);
+    scene.wait_for_incidents(2);
+    assert_eq!(
+        scene.incidents(),
+        [
+            "retention p0 10 20..50 -> 20 inc 0 accepted",
+            "retention p0 20 30..50 -> 30 inc 0 open"
+        ]
+    );
+    daemon.wait_until_logged("records 20..30 were deleted before they were read");
+    scene.run_well(&ACCEPT);
+    scene.wait_until_at(50, 0);
+    assert_eq!(stored_of(&scene, &orders[20..]), 20);
+    assert_eq!(scene.stored(), 30);
+}
+
+#[test]
+fn a_topic_that_grows_while_it_is_read_is_read_whole() {
+    let mut scene = Scene::new(4);
+    let mut orders = scene.produce_orders(40);
+    scene.audit_writes();
+    let _daemon = scene.start_daemon_with(&[(
+        "KAFKA_CONFIG",
+        "topic.metadata.refresh.interval.ms=500,session.timeout.ms=6000",
+    )]);
+    scene.wait_until_settled(40);
+    scene.add_partitions(8);
+    orders.extend(scene.produce_orders(200));
+    scene.wait_until_settled(240);
+    scene.assert_each_stored_once(&orders);
+    let rows = "SELECT count(*) AS value FROM consumer_offsets WHERE owner IS NOT NULL";
+    assert_eq!(scene.database.integer(rows), 8);
+    assert_eq!(scene.incidents(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_partition_that_was_added_and_has_lost_records_already_is_an_incident() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    scene.add_partitions(2);
+    scene.produce_orders(100);
+    scene.delete_records_of(1, 5);
+    let _daemon = scene.start_daemon();
+    scene.wait_for_incidents(1);
+    let incident = scene.incidents().remove(0);
+    assert!(
+        incident.starts_with("retention p1 0 5..") && incident.ends_with(" -> 5 inc 0 open"),
+        "{incident}"
+    );
+    scene.run_well(&["offsets", "accept-gap", "--partition", "1", "--yes"]);
+    wait_until("all but the lost ones are stored", PATIENCE, || {
+        scene.stored() == 105
+    });
+}

@@ -1,0 +1,123 @@
+//! What may befall a topic, and the commands by which operators go on.
+
+use std::process::Output;
+
+use rdkafka::admin::AdminOptions;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use shared::testing::wait_until;
+
+use super::{PATIENCE, Scene, admin, command, create_topic};
+
+/// What a command printed, and whether it succeeded.
+#[derive(Debug)]
+pub struct Answer {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            success: output.status.success(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Scene {
+    /// Deletes the topic and makes it anew under its name, and makes a producer that knows nothing of the old one.
+    pub fn recreate_topic(&mut self, partitions: i32) {
+        let (admin, runtime) = admin(&self.brokers);
+        let deleted = runtime
+            .block_on(admin.delete_topics(&[&self.topic], &AdminOptions::new()))
+            .unwrap();
+        deleted
+            .into_iter()
+            .for_each(|outcome| drop(outcome.unwrap()));
+        wait_until("the topic is deleted", PATIENCE, || {
+            let metadata = admin.inner().fetch_metadata(None, PATIENCE).unwrap();
+            !metadata
+                .topics()
+                .iter()
+                .any(|topic| topic.name() == self.topic)
+        });
+        create_topic(&self.brokers, &self.topic, partitions);
+        self.producer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .create()
+            .unwrap();
+    }
+
+    /// Has the broker delete the older records of a partition, as retention does.
+    pub fn delete_records_of(&self, partition: i32, below: i64) {
+        let (admin, runtime) = admin(&self.brokers);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(below))
+            .unwrap();
+        let deleted = runtime
+            .block_on(admin.delete_records(&list, &AdminOptions::new()))
+            .unwrap();
+        assert!(
+            deleted
+                .elements()
+                .iter()
+                .all(|element| element.error().is_ok())
+        );
+    }
+
+    /// Runs a command of the program to its end; nobody sits at a terminal.
+    pub fn run(&self, arguments: &[&str]) -> Answer {
+        self.run_with(arguments, &[])
+    }
+
+    pub fn run_with(&self, arguments: &[&str], more: &[(&str, &str)]) -> Answer {
+        let mut environment = self.environment();
+        environment.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        command(arguments, &environment).output().unwrap().into()
+    }
+
+    /// Runs a command that must succeed, and gives what it printed.
+    pub fn run_well(&self, arguments: &[&str]) -> String {
+        let answer = self.run(arguments);
+        assert!(answer.success, "{arguments:?}: {answer:?}");
+        answer.stdout
+    }
+
+    /// Runs a command that must refuse, and gives its last line.
+    pub fn run_badly(&self, arguments: &[&str]) -> String {
+        let answer = self.run(arguments);
+        assert!(!answer.success, "{arguments:?}: {answer:?}");
+        answer.stderr.trim_end().lines().last().unwrap().to_owned()
+    }
+
+    /// Every incident, oldest first: kind, where we stood, what the broker held, where it goes on, and whether it is open.
+    pub fn incidents(&self) -> Vec<String> {
+        self.database.texts(
+            "SELECT concat_ws(' ', kind, 'p' || partition, next_offset, low_watermark || '..' || high_watermark, '->',
+                              resume_offset, 'inc', resume_incarnation,
+                              CASE WHEN resolved_at IS NULL THEN 'open' ELSE 'accepted' END) AS value
+               FROM offset_incidents ORDER BY id",
+        )
+    }
+
+    pub fn wait_for_incidents(&self, count: usize) {
+        wait_until("the incident is recorded", PATIENCE, || {
+            self.incidents().len() == count
+        });
+    }
+
+    /// Waits until partition 0 stands here under this incarnation.
+    pub fn wait_until_at(&self, next_offset: i64, incarnation: i32) {
+        let expected = format!("{next_offset} {incarnation}");
+        wait_until(&format!("partition 0 is at {expected}"), PATIENCE, || {
+            self.database.texts(
+                "SELECT concat_ws(' ', next_offset, incarnation) AS value FROM consumer_offsets WHERE partition = 0",
+            ) == [expected.clone()]
+        });
+    }
+}
