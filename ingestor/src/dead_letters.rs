@@ -4,11 +4,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{Headers, Message};
 use serde_json::{Value, json};
 use shared::db::schema::dead_letters;
 
-use crate::batch::{Position, Refusal};
+use crate::batch::Refusal;
 
 /// Most bytes of a payload that are kept.
 pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
@@ -39,11 +39,11 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Copies what is kept of a message.
-    pub fn new(message: &BorrowedMessage<'_>, position: Position, refusal: Refusal) -> Self {
+    pub fn new(message: &impl Message, refusal: Refusal) -> Self {
         let payload = message.payload();
         Self {
-            offset: position.offset,
-            timestamp_ms: position.timestamp_ms,
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
             payload: payload.map(|bytes| bytes[..bytes.len().min(MAX_PAYLOAD_BYTES)].to_vec()),
             payload_size: payload.map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX)),
@@ -59,7 +59,7 @@ impl DeadLetter {
 }
 
 /// The headers as JSON. rdkafka panics on a name that is not UTF-8; such headers are left out, with a word on it.
-fn headers(message: &BorrowedMessage<'_>) -> Value {
+fn headers(message: &impl Message) -> Value {
     let read = || {
         let headers = message.headers()?;
         Some(
