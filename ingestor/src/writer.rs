@@ -283,7 +283,7 @@ impl Writer {
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if isolation::is_refusal(&error) => {
                 let refused =
-                    isolation::find_refused(self.connection()?, batch, None /* replay */)?;
+                    isolation::find_refused(self.connection()?, batch, claim.replay_until)?;
                 if refused.is_empty() {
                     // Refused and then not: no order is to blame.
                     return Err(error.into());
