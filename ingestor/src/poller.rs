@@ -302,26 +302,6 @@ impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
     fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
         let number = reading.partition;
-        let offset = Offset::Offset(next_offset);
-        let target = partition_list(&self.topic, [(number, offset)])?;
-        let sought = self
-            .consumer
-            .seek_partitions(target, SEEK_TIMEOUT)
-            .and_then(|result| check_each(&result));
-        if let Err(error) = sought {
-            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
-            debug!(
-                kafka.partition = number,
-                "seek failed, assigning anew: {error}"
-            );
-            let target = partition_list(&self.topic, [(number, offset)])?;
-            self.consumer
-                .incremental_unassign(&target)
-                .context("cannot unassign a partition")?;
-            self.consumer
-                .incremental_assign(&target)
-                .context("cannot assign a partition")?;
-        }
         if let Some(partition) = self.partitions.get_mut(&number) {
             partition.start(reading, next_offset);
         }
@@ -331,7 +311,41 @@ impl Poller {
         if self.budget.is_paused() {
             return Ok(());
         }
-        self.resume(&[number])
+        self.read_from(number, next_offset)
+    }
+
+    /// Lets a paused partition fetch from an offset.
+    ///
+    /// Resumed first and moved then: a resume alone does not wake the thread that fetches, which then sleeps for up to a
+    /// second; a seek does, but only one to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
+    fn read_from(&self, number: i32, next_offset: i64) -> anyhow::Result<()> {
+        self.resume(number)?;
+        if next_offset == 0 {
+            self.seek(number, 1)?;
+        }
+        self.seek(number, next_offset)
+    }
+
+    fn seek(&self, number: i32, offset: i64) -> anyhow::Result<()> {
+        let target = || partition_list(&self.topic, [(number, Offset::Offset(offset))]);
+        let sought = self
+            .consumer
+            .seek_partitions(target()?, SEEK_TIMEOUT)
+            .and_then(|result| check_each(&result));
+        if let Err(error) = sought {
+            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
+            debug!(
+                kafka.partition = number,
+                "seek failed, assigning anew: {error}"
+            );
+            self.consumer
+                .incremental_unassign(&target()?)
+                .context("cannot unassign a partition")?;
+            self.consumer
+                .incremental_assign(&target()?)
+                .context("cannot assign a partition")?;
+        }
+        Ok(())
     }
 
     fn stop_reading(
@@ -349,24 +363,18 @@ impl Poller {
             };
         }
         self.status.set_state(number, state);
-        self.pause(&[number])
+        self.pause(number)
     }
 
-    fn pause(&self, numbers: &[i32]) -> anyhow::Result<()> {
-        let list = partition_list(
-            &self.topic,
-            numbers.iter().map(|number| (*number, Offset::Invalid)),
-        )?;
+    fn pause(&self, number: i32) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
         self.consumer
             .pause(&list)
             .context("cannot pause a partition")
     }
 
-    fn resume(&self, numbers: &[i32]) -> anyhow::Result<()> {
-        let list = partition_list(
-            &self.topic,
-            numbers.iter().map(|number| (*number, Offset::Invalid)),
-        )?;
+    fn resume(&self, number: i32) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
         self.consumer
             .resume(&list)
             .context("cannot resume a partition")
@@ -378,16 +386,18 @@ impl Poller {
         if !self.budget.change_pause(paused) {
             return Ok(());
         }
-        let running: Vec<i32> = (self.partitions.iter())
-            .filter(|(_, partition)| matches!(partition.state, State::Running(_)))
-            .map(|(number, _)| *number)
-            .collect();
-        info!(kafka.partitions = ?running, paused, "the writers' queue decides over reading");
-        if paused {
-            self.pause(&running)
-        } else {
-            self.resume(&running)
+        info!(paused, "the writers' queue decides over reading");
+        for (number, partition) in &self.partitions {
+            let State::Running(open) = &partition.state else {
+                continue;
+            };
+            if paused {
+                self.pause(*number)?;
+            } else {
+                self.read_from(*number, open.new_next_offset)?;
+            }
         }
+        Ok(())
     }
 
     /// Puts a record into its partition's batch.
