@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod bad_configuration;
+mod damaged_log;
 mod database_outage;
 mod end_to_end;
 mod exactly_once;
