@@ -11,4 +11,5 @@ mod hostile_messages;
 mod offsets;
 mod poison_messages;
 mod rebalances;
+mod sick_database;
 mod support;

@@ -3,6 +3,7 @@
 mod api_process;
 mod daemon;
 mod raw_record;
+mod watch;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use shared::testing::{OrderGenerator, TestDatabase};
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
 pub use raw_record::{RawHeader, RawRecord};
+pub use watch::Watch;
 
 /// Long enough for a loaded machine; what is waited for usually takes a second.
 pub const PATIENCE: Duration = Duration::from_secs(60);
