@@ -98,10 +98,12 @@ fn stops_of_both_kinds() {
 
     patient.send(1_000);
     server.stop().unwrap();
+    patient.send(1_000);
     patient.assert_waits_calmly();
     server.restart().unwrap();
     patient.send(1_000);
     server.stop_immediately().unwrap();
+    patient.send(1_000);
     patient.assert_waits_calmly();
     server.restart().unwrap();
 
