@@ -13,3 +13,4 @@ mod poison_messages;
 mod rebalances;
 mod sick_database;
 mod support;
+mod write_paths;

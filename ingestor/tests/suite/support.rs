@@ -126,13 +126,16 @@ impl Scene {
     }
 
     pub fn produce(&self, orders: &[Order]) {
-        for order in orders {
-            self.send(
-                Some(order.order_uid.as_str()),
-                Some(&serde_json::to_vec(order).unwrap()),
-            );
-        }
+        orders.iter().for_each(|order| self.send_order(order));
         self.flush();
+    }
+
+    /// Sends an order, keyed by uid; Kafka has it after [`Self::flush`].
+    pub fn send_order(&self, order: &Order) {
+        self.send(
+            Some(order.order_uid.as_str()),
+            Some(&serde_json::to_vec(order).unwrap()),
+        );
     }
 
     /// Sends a message as it is.
