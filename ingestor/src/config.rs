@@ -113,6 +113,10 @@ struct IngestArgs {
     #[arg(long, env = "BATCH_MAX_AGE_MS", default_value_t = 10, value_name = "BATCH_MAX_AGE_MS",
           value_parser = clap::value_parser!(u64).range(0..=10_000), global = true)]
     batch_max_age_ms: u64,
+    /// Bad messages in a row beyond which a partition halts, 1..=1000000000
+    #[arg(long, env = "DEAD_LETTER_MAX_CONSECUTIVE", default_value_t = 1000, value_name = "DEAD_LETTER_MAX_CONSECUTIVE",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000_000), global = true)]
+    dead_letter_max_consecutive: u32,
     /// Memory of the whole process to aim at, in MiB, 64..=65536
     #[arg(long, env = "INGEST_MEMORY_MB", default_value_t = 96, value_name = "INGEST_MEMORY_MB",
           value_parser = clap::value_parser!(u64).range(64..=65_536), global = true)]
@@ -186,13 +190,15 @@ pub struct KafkaSettings {
     pub overrides: Vec<(String, Secret)>,
 }
 
-/// When a batch closes: on the first bound that it meets.
+/// When a batch closes, on the first bound that it meets, and when its partition halts.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSettings {
     /// Most records.
     pub max_records: usize,
     /// Most time since its first record.
     pub max_age: Duration,
+    /// Bad messages in a row beyond which a partition halts.
+    pub max_consecutive_bad: i64,
 }
 
 /// How much memory to aim at, and how it is shared out.
@@ -253,6 +259,7 @@ impl Cli {
             batch: BatchSettings {
                 max_records: ingest.batch_max_records as usize,
                 max_age: Duration::from_millis(ingest.batch_max_age_ms),
+                max_consecutive_bad: ingest.dead_letter_max_consecutive.into(),
             },
             memory: MemorySettings {
                 total_bytes: usize::try_from(ingest.ingest_memory_mb)? * 1024 * 1024,
@@ -283,6 +290,10 @@ impl Settings {
             (
                 "BATCH_MAX_AGE_MS",
                 self.batch.max_age.as_millis().to_string(),
+            ),
+            (
+                "DEAD_LETTER_MAX_CONSECUTIVE",
+                self.batch.max_consecutive_bad.to_string(),
             ),
             (
                 "INGEST_MEMORY_MB",

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
 
-use crate::batch::{Position, Refusal};
+use crate::batch::Refusal;
 use crate::headers;
 
 /// Most bytes of a payload that are kept.
@@ -38,11 +38,11 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Copies what is kept of a message.
-    pub fn new(message: &BorrowedMessage<'_>, position: Position, refusal: Refusal) -> Self {
+    pub fn new(message: &impl Message, refusal: Refusal) -> Self {
         let payload = message.payload();
         Self {
-            offset: position.offset,
-            timestamp_ms: position.timestamp_ms,
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
             payload: payload.map(|bytes| bytes[..bytes.len().min(MAX_PAYLOAD_BYTES)].to_vec()),
             payload_size: payload.map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX)),

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
+use rdkafka::message::{Header, Headers, Message};
 use serde_json::{Value, json};
 
 /// Most headers that are kept of a message; librdkafka reads up to 100,000.
@@ -20,6 +20,9 @@ const NOTE: &str = "ingestor.headers";
 
 /// Memory of one header beyond its bytes: a JSON object with two members.
 const HEADER_OVERHEAD_BYTES: usize = 512;
+
+/// Memory of one header of a copied message beyond its bytes.
+const COPY_OVERHEAD_BYTES: usize = 64;
 
 thread_local! {
     /// Whether a panic on this thread is one that we catch and say in another way.
@@ -37,7 +40,7 @@ pub fn print_no_expected_panics() {
 }
 
 /// The headers of a message: `[{"key", "value"}]`, values in base64.
-pub fn to_json(message: &BorrowedMessage<'_>) -> Value {
+pub fn to_json(message: &impl Message) -> Value {
     let Some(headers) = message.headers() else {
         return Value::Array(Vec::new());
     };
@@ -58,7 +61,19 @@ pub fn to_json(message: &BorrowedMessage<'_>) -> Value {
     Value::Array(kept)
 }
 
-/// Memory that headers take, about.
+/// Memory that the headers of a message take in a copy of it, about.
+pub fn copied_bytes(message: &impl Message) -> usize {
+    message.headers().map_or(0, |headers| {
+        (0..headers.count())
+            .filter_map(|index| read(headers, index))
+            .map(|header| {
+                header.key.len() + header.value.map_or(0, <[u8]>::len) + COPY_OVERHEAD_BYTES
+            })
+            .sum()
+    })
+}
+
+/// Memory that headers take as JSON, about.
 pub fn size_bytes(headers: &Value) -> usize {
     let text = |value: &Value| value.as_str().map_or(0, str::len);
     headers.as_array().map_or(0, |headers| {

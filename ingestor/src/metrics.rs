@@ -159,9 +159,8 @@ impl Metrics {
         self
     }
 
-    /// Counts a batch that has committed.
-    pub fn batch_stored(&self, batch: &Batch) {
-        let stored = batch.folded().len();
+    /// Counts a batch that has committed, and the orders that it wrote.
+    pub fn batch_stored(&self, batch: &Batch, stored: usize) {
         self.records.inc_by(batch.records() as u64);
         self.orders_stored.inc_by(stored as u64);
         self.superseded.inc_by((batch.orders.len() - stored) as u64);

@@ -12,7 +12,7 @@ use shared::db::schema::{consumer_offsets, offset_incidents};
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::batch::Batch;
+use crate::batch::{BadRun, Batch};
 use crate::consumer::Watermarks;
 
 /// How long a claim waits for another process's transaction before it ends that process's session. A process that was
@@ -38,6 +38,15 @@ pub struct Consumer {
     pub topic: String,
     /// This process.
     pub owner: Uuid,
+    /// Bad messages in a row beyond which a partition halts.
+    pub max_consecutive_bad: i64,
+}
+
+impl Consumer {
+    /// Whether the breaker trips: a producer gone bad must not empty the topic.
+    pub fn is_broken_by(&self, run: BadRun) -> bool {
+        run.longest > self.max_consecutive_bad
+    }
 }
 
 /// A partition that is ours until somebody claims it with a higher epoch.
@@ -151,9 +160,7 @@ pub fn claim(
     connection.transaction(|connection| {
         let row = lock_row(connection, consumer, partition)?;
         if row.halted {
-            return Ok(ClaimOutcome::Stopped(
-                "halted: too many bad messages in a row".to_owned(),
-            ));
+            return Ok(ClaimOutcome::Stopped(halted_reason(consumer, partition)));
         }
         if let Some(incident) = open_incident(connection, consumer, partition)? {
             return Ok(ClaimOutcome::Stopped(incident));
@@ -179,6 +186,15 @@ pub fn claim(
             consecutive_bad: row.consecutive_bad,
         }))
     })
+}
+
+/// What an operator reads of a partition whose breaker has tripped.
+pub fn halted_reason(consumer: &Consumer, partition: i32) -> String {
+    format!(
+        "halted: more than {} bad messages in a row; when their producer is mended, go on with `ingestor offsets resume \
+         --partition {partition}`",
+        consumer.max_consecutive_bad
+    )
 }
 
 /// Where the partition stands, if it is still ours under this epoch. Waits for a COMMIT of ours that may still be
@@ -210,6 +226,7 @@ pub fn advance(
     claim: &Claim,
     batch: &Batch,
 ) -> QueryResult<()> {
+    let bad_run = batch.bad_run(claim.consecutive_bad);
     diesel::sql_query(
         "SELECT advance_consumer_offset($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
@@ -222,20 +239,10 @@ pub fn advance(
     .bind::<BigInt, _>(batch.new_next_offset)
     .bind::<Nullable<BigInt>, _>(batch.last_record.map(|record| record.offset))
     .bind::<Nullable<BigInt>, _>(batch.last_record.and_then(|record| record.timestamp_ms))
-    .bind::<BigInt, _>(consecutive_bad_after(claim, batch))
-    .bind::<Bool, _>(false)
+    .bind::<BigInt, _>(bad_run.trailing)
+    .bind::<Bool, _>(consumer.is_broken_by(bad_run))
     .execute(connection)
     .map(|_| ())
-}
-
-/// Dead letters in a row once the batch is stored.
-pub fn consecutive_bad_after(claim: &Claim, batch: &Batch) -> i64 {
-    let carried = if batch.orders.is_empty() {
-        claim.consecutive_bad
-    } else {
-        0
-    };
-    carried + batch.trailing_dead_letters
 }
 
 /// Whether an error is the refusal of [`advance`].

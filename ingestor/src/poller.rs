@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{self, Position, Reading};
+use crate::batch::{self, Reading};
 use crate::config::{BatchSettings, RunConfig};
 use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
 use crate::current::Current;
@@ -90,6 +90,7 @@ impl Poller {
             group_id: config.kafka.group_id.clone(),
             topic: config.kafka.topic.clone(),
             owner: Uuid::new_v4(),
+            max_consecutive_bad: config.batch.max_consecutive_bad,
         };
         let mut writers = Vec::new();
         let mut writer_threads = Vec::new();
@@ -417,16 +418,10 @@ impl Poller {
         if !open.is_new(message.offset()) {
             return;
         }
-        let position = Position {
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
-        };
         let size_before = open.size_bytes;
         match batch::decode(message.payload()) {
-            Ok(order) => open.push_order(position, message.payload_len(), order),
-            Err(refusal) => {
-                open.push_dead_letter(position, DeadLetter::new(message, position, refusal));
-            }
+            Ok(order) => open.push_order(order, message.detach()),
+            Err(refusal) => open.push_dead_letter(DeadLetter::new(message, refusal)),
         }
         budget.take(open.size_bytes - size_before);
     }

@@ -8,6 +8,7 @@ mod database_outage;
 mod end_to_end;
 mod exactly_once;
 mod hostile_messages;
+mod isolation;
 mod offsets;
 mod poison_messages;
 mod rebalances;

@@ -197,6 +197,7 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         group_id: "group".to_owned(),
         topic: "topic".to_owned(),
         owner,
+        max_consecutive_bad: 1_000,
     };
     let (old, new) = (
         consumer(uuid::Uuid::new_v4()),
