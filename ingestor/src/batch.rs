@@ -6,6 +6,7 @@ use rdkafka::message::{Message, OwnedMessage};
 use shared::order::{Order, OrderError};
 
 use crate::dead_letters::DeadLetter;
+use crate::headers;
 
 /// Memory that a record takes beyond the bytes of its message: the order's structs, and its rows while it is written.
 const RECORD_OVERHEAD_BYTES: usize = 2048;
@@ -101,7 +102,10 @@ impl Batch {
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis(),
         });
-        self.size_bytes += message.payload().map_or(0, <[u8]>::len) + RECORD_OVERHEAD_BYTES;
+        self.size_bytes += message.payload().map_or(0, <[u8]>::len)
+            + message.key().map_or(0, <[u8]>::len)
+            + headers::copied_bytes(&message)
+            + RECORD_OVERHEAD_BYTES;
         self.orders.push(IncomingOrder {
             order: Box::new(order),
             message,

@@ -10,6 +10,7 @@
 //! - [`current`]: which reading of each partition counts, known to both sides.
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
+//! - [`headers`]: what is kept of a refused message's headers.
 //! - [`status`], [`metrics`], [`ops_server`]: what operators see.
 
 pub mod batch;
@@ -18,6 +19,7 @@ pub mod config;
 pub mod consumer;
 pub mod current;
 pub mod dead_letters;
+pub mod headers;
 pub mod metrics;
 pub mod offsets;
 pub mod ops_server;
@@ -49,6 +51,7 @@ pub async fn run(
     ops_listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    headers::print_no_expected_panics();
     let metrics = Arc::new(Metrics::new());
     let status = Arc::new(Status::new());
     // The port goes on answering while the work is finished, so that /readyz can say that we are stopping.

@@ -49,6 +49,8 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
 const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// A batch that the client cannot read is read again after a while.
+const UNREADABLE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How often trouble with the consumer is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -512,6 +514,11 @@ impl Poller {
                     self.stop_reading(reading, "offset out of range", Duration::ZERO)?;
                 }
             }
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::NotImplemented,
+            ) => self.suspend_all(error)?,
             other => {
                 if self
                     .last_trouble_report
@@ -526,6 +533,39 @@ impl Poller {
             }
         }
         Ok(())
+    }
+
+    /// Stores what was read and reads again after a while: damage on the wire is gone then, damage in Kafka's log stays.
+    ///
+    /// The client goes on behind a batch that it cannot read, which would be a loss that looks like a gap, or asks for it
+    /// again without a pause. It does not say of which partition.
+    fn suspend_all(&mut self, error: &KafkaError) -> anyhow::Result<()> {
+        error!(
+            "a batch of topic {} cannot be read, is its log damaged? nothing behind it is taken; reading again in {} s: \
+             {error}",
+            self.topic,
+            UNREADABLE_RETRY_INTERVAL.as_secs()
+        );
+        let mut suspended = Vec::new();
+        for (&number, partition) in &mut self.partitions {
+            if partition.running().is_none() {
+                continue;
+            }
+            if let Some(batch) = partition.take_any() {
+                self.writers[writer_of(number)]
+                    .send(Task::Store(batch))
+                    .ok()
+                    .context("a writer has died")?;
+            }
+            partition.state = State::Waiting {
+                until: Instant::now() + UNREADABLE_RETRY_INTERVAL,
+            };
+            self.status.set_state(number, "a batch cannot be read");
+            suspended.push(number);
+        }
+        suspended
+            .into_iter()
+            .try_for_each(|number| self.pause(number))
     }
 
     /// Hands over what is read, waits for the writers, leaves the group. The caller bounds the time.

@@ -185,6 +185,14 @@ impl PrivatePostgres {
         }
     }
 
+    /// Stops it at once (an immediate shutdown: sessions are dropped, the next start recovers from the log).
+    pub fn stop_immediately(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(mut server) => server.stop(Signal::QUIT, STOP_TIMEOUT),
+            None => Ok(()),
+        }
+    }
+
     /// Kills the postmaster and all its children by SIGKILL, as a crash would.
     pub fn kill_nine(&mut self) -> Result<()> {
         match self.server.take() {

@@ -3,11 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod bad_configuration;
+mod damaged_log;
 mod database_outage;
 mod end_to_end;
 mod exactly_once;
+mod hostile_messages;
 mod isolation;
 mod offsets;
 mod poison_messages;
 mod rebalances;
+mod sick_database;
 mod support;
+mod write_paths;

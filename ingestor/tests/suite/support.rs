@@ -2,6 +2,8 @@
 
 mod api_process;
 mod daemon;
+mod raw_record;
+mod watch;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,6 +19,8 @@ use shared::testing::{OrderGenerator, TestDatabase};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
+pub use raw_record::{RawHeader, RawRecord};
+pub use watch::Watch;
 
 /// Long enough for a loaded machine; what is waited for usually takes a second.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,8 +43,18 @@ impl Scene {
     pub fn with_database(partitions: i32, database: TestDatabase) -> Self {
         let brokers = std::env::var("KAFKA_BROKERS")
             .expect("KAFKA_BROKERS is not set: run the tests by `make test`");
+        Self::with_servers(partitions, database, brokers, &[])
+    }
+
+    /// On brokers of the test's own, with settings of the topic.
+    pub fn with_servers(
+        partitions: i32,
+        database: TestDatabase,
+        brokers: String,
+        topic_settings: &[(&str, &str)],
+    ) -> Self {
         let topic = format!("test-{}", uuid::Uuid::new_v4());
-        create_topic(&brokers, &topic, partitions);
+        create_topic(&brokers, &topic, partitions, topic_settings);
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
             .create()
@@ -112,13 +126,16 @@ impl Scene {
     }
 
     pub fn produce(&self, orders: &[Order]) {
-        for order in orders {
-            self.send(
-                Some(order.order_uid.as_str()),
-                Some(&serde_json::to_vec(order).unwrap()),
-            );
-        }
+        orders.iter().for_each(|order| self.send_order(order));
         self.flush();
+    }
+
+    /// Sends an order, keyed by uid; Kafka has it after [`Self::flush`].
+    pub fn send_order(&self, order: &Order) {
+        self.send(
+            Some(order.order_uid.as_str()),
+            Some(&serde_json::to_vec(order).unwrap()),
+        );
     }
 
     /// Sends a message as it is.
@@ -254,8 +271,11 @@ impl Scene {
     }
 }
 
-fn create_topic(brokers: &str, topic: &str, partitions: i32) {
-    let topics = [NewTopic::new(topic, partitions, TopicReplication::Fixed(1))];
+fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let new_topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let topics = [settings
+        .iter()
+        .fold(new_topic, |topic, (name, value)| topic.set(name, value))];
     let (admin, runtime) = admin(brokers);
     let created = runtime
         .block_on(admin.create_topics(&topics, &AdminOptions::new()))
