@@ -10,7 +10,7 @@
 //! - [`current`]: which reading of each partition counts, known to both sides.
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
-//! - [`status`], [`metrics`], [`ops_server`]: what operators see.
+//! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see.
 
 pub mod batch;
 pub mod commands;
@@ -19,6 +19,7 @@ pub mod consumer;
 pub mod current;
 pub mod dead_letters;
 pub mod metrics;
+pub mod observer;
 pub mod offsets;
 pub mod ops_server;
 pub mod poller;

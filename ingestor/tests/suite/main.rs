@@ -6,6 +6,7 @@ mod bad_configuration;
 mod database_outage;
 mod end_to_end;
 mod exactly_once;
+mod metrics;
 mod offsets;
 mod poison_messages;
 mod rebalances;
