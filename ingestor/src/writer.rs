@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::db;
@@ -439,6 +439,10 @@ impl Trouble {
     fn class(&self) -> RetryClass {
         match self {
             Self::Connect(_) => RetryClass::Connect,
+            Self::Query(DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                _,
+            )) => RetryClass::LostConnection,
             Self::Query(_) => RetryClass::Query,
             Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
         }
