@@ -11,6 +11,7 @@
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
 //! - [`status`], [`metrics`], [`ops_server`]: what operators see.
+//! - [`failpoints`]: where tests stop, kill and break it; not in releases.
 
 pub mod batch;
 pub mod commands;
@@ -18,6 +19,7 @@ pub mod config;
 pub mod consumer;
 pub mod current;
 pub mod dead_letters;
+pub mod failpoints;
 pub mod metrics;
 pub mod offsets;
 pub mod ops_server;
