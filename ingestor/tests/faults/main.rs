@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod cut_connections;
 mod random_kills;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.
