@@ -82,7 +82,7 @@ impl Evidence {
     /// Reads everything, as it was at one moment.
     pub fn collect(database: &TestDatabase) -> Self {
         let mut connection = database.connect();
-        let transaction = connection.build_transaction().repeatable_read();
+        let mut transaction = connection.build_transaction().repeatable_read();
         transaction.run(Self::read).unwrap()
     }
 
