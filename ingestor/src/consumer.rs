@@ -17,6 +17,7 @@ use rdkafka::{Offset, metadata::Metadata};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{KafkaSettings, MemorySettings};
+use crate::failpoints::{self, Phase};
 
 /// The consumer of the group.
 pub type GroupConsumer = BaseConsumer<GroupContext>;
@@ -299,6 +300,7 @@ impl ConsumerContext for GroupContext {
                 .and_then(|()| consumer.pause(partitions))
                 .map(|()| RebalanceEvent::Assigned(numbers))
         } else {
+            failpoints::reached(Phase::Rebalance);
             consumer
                 .incremental_unassign(partitions)
                 .map(|()| RebalanceEvent::Revoked(numbers))

@@ -12,6 +12,7 @@
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
 //! - [`headers`]: what is kept of a refused message's headers.
 //! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see.
+//! - [`failpoints`]: where tests stop, kill and break it; not in releases.
 
 pub mod batch;
 pub mod commands;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod consumer;
 pub mod current;
 pub mod dead_letters;
+pub mod failpoints;
 pub mod headers;
 pub mod metrics;
 pub mod observer;

@@ -25,6 +25,7 @@ use crate::config::{BatchSettings, RunConfig};
 use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
+use crate::failpoints::{self, Phase};
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::offsets::Consumer;
@@ -315,6 +316,7 @@ impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
     fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
         let number = reading.partition;
+        failpoints::reached(Phase::Start);
         if let Some(partition) = self.partitions.get_mut(&number) {
             partition.start(reading, next_offset);
         }
@@ -460,6 +462,7 @@ impl Poller {
         let batch_bytes = self.budget.batch_bytes();
         for (number, partition) in &mut self.partitions {
             if let Some(batch) = partition.take_due(self.batch, batch_bytes) {
+                failpoints::reached(Phase::Steady);
                 let writer = &self.writers[writer_of(*number)];
                 writer
                     .send(Task::Store(batch))
@@ -588,6 +591,7 @@ impl Poller {
                     .ok();
             }
         }
+        failpoints::reached(Phase::Drain);
         self.current.stop();
         self.writers.clear();
         for thread in self.writer_threads.drain(..) {

@@ -25,6 +25,7 @@ use crate::APPLICATION_NAME;
 use crate::batch::{Batch, Reading, Refusal};
 use crate::consumer::Probe;
 use crate::current::Current;
+use crate::failpoints::{self, Phase, Plant};
 use crate::metrics::{Metrics, RetryClass};
 use crate::offsets::{self, Claim, ClaimOutcome, Consumer};
 use crate::status::Status;
@@ -243,6 +244,7 @@ impl Writer {
                 self.try_store(batch, &claim)
             };
             match step {
+                Ok(Step::Stored { .. }) if failpoints::is_planted(Plant::ReapplyBatch) => {}
                 Ok(Step::Stored { orders }) => {
                     self.stored(batch, orders);
                     return Ok(());
@@ -275,6 +277,7 @@ impl Writer {
         let started_at = Instant::now();
         match transaction::store(self.connection()?, &consumer, claim, batch) {
             Ok(orders) => {
+                failpoints::reached(Phase::Committed);
                 self.metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());

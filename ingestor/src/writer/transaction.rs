@@ -15,6 +15,7 @@ use shared::events::{self, Operation};
 
 use crate::batch::{Batch, SourcedOrder};
 use crate::dead_letters::{self, Source};
+use crate::failpoints::{self, Phase};
 use crate::offsets::{self, Claim, Consumer};
 
 /// Rows of one upsert: 30 columns each stay below the 65,535 binds of a statement.
@@ -32,17 +33,23 @@ pub(super) fn store(
     batch: &Batch,
 ) -> QueryResult<usize> {
     connection.transaction(|connection| {
+        failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
         offsets::advance(connection, consumer, claim, batch)?;
+        failpoints::commit_offset(connection)?;
         let partition = batch.reading.partition;
-        let written = store_orders(connection, partition, batch.folded(), claim.replay_until)?;
+        let written = failpoints::skip_on_error(connection, |connection| {
+            store_orders(connection, partition, batch.folded(), claim.replay_until)
+        })?;
         let source = Source {
             group_id: &consumer.group_id,
             topic: &consumer.topic,
             incarnation: claim.incarnation,
             partition,
         };
-        dead_letters::insert(connection, source, &batch.dead_letters)?;
+        let letters = failpoints::unless_swallowed(&batch.dead_letters);
+        dead_letters::insert(connection, source, letters)?;
         notify(connection, &written)?;
+        failpoints::reached(Phase::BeforeCommit);
         Ok(written.len())
     })
 }

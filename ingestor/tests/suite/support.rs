@@ -1,7 +1,11 @@
 //! What every test of the suite needs: a topic, a database, the program as a child process, an api.
 
 mod api_process;
+pub mod checker;
+pub mod cuts;
 mod daemon;
+pub mod load;
+pub mod postgres_proxy;
 mod raw_record;
 mod watch;
 
@@ -19,6 +23,7 @@ use shared::testing::{OrderGenerator, TestDatabase};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
+pub use load::Load;
 pub use raw_record::{RawHeader, RawRecord};
 pub use watch::Watch;
 
@@ -229,15 +234,7 @@ impl Scene {
 
     /// Has the database write down every write of an order, in the transaction that writes it.
     pub fn audit_writes(&self) {
-        self.database.execute(
-            "CREATE TABLE audit (uid text, partition int, \"offset\" bigint, txid bigint DEFAULT txid_current());
-             CREATE FUNCTION write_audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 INSERT INTO audit (uid, partition, \"offset\")
-                 VALUES (NEW.order_uid, NEW.source_partition, NEW.source_offset);
-                 RETURN NULL;
-             END $$;
-             CREATE TRIGGER audit AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION write_audit();",
-        );
+        self.database.execute(checker::INSTALL);
     }
 
     /// Every order is there, whole, and was written once.
