@@ -3,7 +3,7 @@
 use crate::support::cuts::CutScene;
 use crate::support::postgres_proxy::{End, Lengths, Strike};
 
-const CUTS_IN_ROWS: usize = 30;
+const CUTS_IN_ROWS: usize = 80;
 
 /// A cut after each of some numbers of bytes, by FIN and by RST.
 fn sweep(positions: impl Iterator<Item = usize>, strike: impl Fn(usize, End) -> Strike) {

@@ -4,6 +4,7 @@
 
 mod cut_connections;
 mod random_kills;
+mod zombies;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.
 #[path = "../suite"]

@@ -2,7 +2,6 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use diesel::RunQueryDsl;
 use ingestor::failpoints::Phase;
 use rustix::process::Signal;
 use shared::config::DatabaseSettings;
@@ -95,25 +94,9 @@ fn killed_between_a_commit_and_its_answer() {
 #[test]
 fn killed_while_the_commit_runs() {
     let (scene, load) = loaded_scene();
-    // A deferred trigger runs within the COMMIT; this one waits for a lock that the test holds.
-    scene.database.execute(
-        "CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             PERFORM pg_advisory_xact_lock_shared(4);
-             RETURN NULL;
-         END $$;
-         CREATE CONSTRAINT TRIGGER slow_commit AFTER UPDATE ON consumer_offsets DEFERRABLE INITIALLY DEFERRED
-             FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION wait_for_test();",
-    );
-    let mut holder = scene.database.connect();
-    diesel::sql_query("SELECT pg_advisory_lock(4)")
-        .execute(&mut holder)
-        .unwrap();
+    let holder = scene.hold_commits();
     let daemon = scene.start_daemon_with(&[SMALL_BATCHES, STATIC_MEMBER]);
-    let waiting = "SELECT count(*) AS value FROM pg_stat_activity
-        WHERE datname = current_database() AND query = 'COMMIT' AND wait_event = 'advisory'";
-    wait_until("a COMMIT runs", PATIENCE, || {
-        scene.database.integer(waiting) > 0
-    });
+    scene.wait_until_a_commit_is_held();
     daemon.kill_nine();
     let next = scene.start_daemon_with(&[STATIC_MEMBER]);
     // It waits for the dead one's lock on a row of the offsets, and then ends that session.

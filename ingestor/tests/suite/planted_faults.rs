@@ -66,8 +66,10 @@ fn rows_passed_over_after_an_error_are_caught() {
 #[test]
 fn an_owner_of_yesterday_that_is_not_fenced_is_caught() {
     let (scene, load) = loaded_scene();
-    // Not within a transaction, which the taker would end; more batches wait for the writer.
-    let failpoints = plant(Plant::NoFence) + ";committed=10*off->1*return(stop)";
+    // Frozen outside of a transaction, as the taker ends those, with batches queued while the first commit slept. When it
+    // wakes, the writer goes on before the poll thread hears that the group has gone on without it.
+    let failpoints =
+        plant(Plant::NoFence) + ";committed=1*sleep(500)->1*return(stop);rebalance=sleep(1000)";
     let frozen = scene.start_daemon_with(&[SMALL_BATCHES, ("FAILPOINTS", &failpoints)]);
     frozen.wait_until_logged("failpoint committed");
     let _taker = scene.start_daemon();

@@ -12,6 +12,8 @@ mod watch;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -19,7 +21,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
+use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
@@ -235,6 +237,32 @@ impl Scene {
     /// Has the database write down every write of an order, in the transaction that writes it.
     pub fn audit_writes(&self) {
         self.database.execute(checker::INSTALL);
+    }
+
+    /// Has each COMMIT that moves an offset wait until the connection is closed that is answered.
+    pub fn hold_commits(&self) -> PgConnection {
+        let mut holder = self.database.connect();
+        // A deferred trigger runs within the COMMIT.
+        holder
+            .batch_execute(
+                "CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                     PERFORM pg_advisory_xact_lock_shared(4);
+                     RETURN NULL;
+                 END $$;
+                 CREATE CONSTRAINT TRIGGER held AFTER UPDATE ON consumer_offsets DEFERRABLE INITIALLY DEFERRED
+                     FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION wait_for_test();
+                 SELECT pg_advisory_lock(4);",
+            )
+            .unwrap();
+        holder
+    }
+
+    pub fn wait_until_a_commit_is_held(&self) {
+        let held = "SELECT count(*) AS value FROM pg_stat_activity
+            WHERE datname = current_database() AND query = 'COMMIT' AND wait_event = 'advisory'";
+        wait_until("a COMMIT is held", PATIENCE, || {
+            self.database.integer(held) > 0
+        });
     }
 
     /// Every order is there, whole, and was written once.
