@@ -47,11 +47,10 @@ impl Table {
     pub(super) fn begin(title: &str) -> Self {
         println!("\n{title}");
         println!(
-            "{:>31}      CPU us an order          peak  a thousand orders",
-            ""
+            "                              CPU us an order             peak  a thousand orders"
         );
         println!(
-            "round  side  orders/s     ratio  client  PostgreSQL  broker  MiB  statements  commits"
+            " round side  orders/s  ratio  client  PostgreSQL  broker   MiB  statements  commits"
         );
         Self::default()
     }
@@ -104,7 +103,7 @@ fn print_line(round: &str, side: &str, rate: f64, ratio: Option<f64>, columns: [
     };
     let [client, postgres, broker, peak, statements, commits] = columns;
     println!(
-        "{round:>6} {side:<5} {rate:>8.0}  {:>8}  {:>6}  {:>10}  {:>6}  {:>3}  {:>10}  {:>7}",
+        "{round:>6} {side:<5} {rate:>8.0}  {:>5}  {:>6}  {:>10}  {:>6}  {:>4}  {:>10}  {:>7}",
         text(ratio, 2),
         text(client, 1),
         text(postgres, 1),
