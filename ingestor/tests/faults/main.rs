@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod memory;
+
 /// What the suite's tests use too; an inline module, so that files below it are found.
 #[path = "../suite"]
 mod suite {
-    #[allow(dead_code, reason = "some of it only the suite needs")]
+    #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]
     pub mod support;
 }
 
