@@ -8,8 +8,8 @@ use shared::order::{Order, OrderError};
 use crate::dead_letters::DeadLetter;
 use crate::headers;
 
-/// Memory that a record takes beyond the bytes of its message: the order's structs and some forty texts of their own.
-const RECORD_OVERHEAD_BYTES: usize = 3072;
+/// Memory that a record takes beyond the bytes of its message: the order's structs, and its rows while it is written.
+const RECORD_OVERHEAD_BYTES: usize = 2048;
 
 /// Which reading of a partition a batch belongs to. Every claim begins a new generation; what an older one has read is
 /// dropped, not stored.

@@ -11,7 +11,7 @@
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
 //! - [`headers`]: what is kept of a refused message's headers.
-//! - [`status`], [`metrics`], [`ops_server`]: what operators see.
+//! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see.
 
 pub mod batch;
 pub mod commands;
@@ -21,6 +21,7 @@ pub mod current;
 pub mod dead_letters;
 pub mod headers;
 pub mod metrics;
+pub mod observer;
 pub mod offsets;
 pub mod ops_server;
 pub mod poller;

@@ -60,6 +60,8 @@ pub struct Claim {
     pub incarnation: i32,
     /// Dead letters since the last good order.
     pub consecutive_bad: i64,
+    /// Records below were read before a rewind: they do not replace what is newer.
+    pub replay_until: Option<i64>,
 }
 
 /// What came of a try to claim.
@@ -89,6 +91,7 @@ struct OffsetRow {
     incarnation: i32,
     consecutive_bad: i64,
     halted: bool,
+    replay_until: Option<i64>,
 }
 
 /// Makes the rows of a group that reads a topic for the first time, or of a partition that was added.
@@ -184,6 +187,7 @@ pub fn claim(
             next_offset: row.next_offset,
             incarnation: row.incarnation,
             consecutive_bad: row.consecutive_bad,
+            replay_until: row.replay_until,
         }))
     })
 }
@@ -339,14 +343,16 @@ fn record_incident(
 ) -> QueryResult<String> {
     let Watermarks { low, high } = watermarks;
     let next_offset = row.next_offset;
-    let (kind, what) = if next_offset < low {
+    let (kind, resume_offset, what) = if next_offset < low {
         (
             "retention",
+            low,
             format!("records {next_offset}..{low} were deleted before they were read"),
         )
     } else {
         (
             "truncated",
+            high,
             format!("the topic ends at {high}, before {next_offset}, to which it had been read"),
         )
     };
@@ -361,6 +367,8 @@ fn record_incident(
             offset_incidents::next_offset.eq(next_offset),
             offset_incidents::low_watermark.eq(low),
             offset_incidents::high_watermark.eq(high),
+            offset_incidents::resume_offset.eq(resume_offset),
+            offset_incidents::resume_incarnation.eq(row.incarnation),
             offset_incidents::detail.eq(&detail),
         ))
         .on_conflict_do_nothing()

@@ -26,6 +26,7 @@ use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partit
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
 use crate::metrics::Metrics;
+use crate::observer::Observer;
 use crate::offsets::Consumer;
 use crate::status::Status;
 use crate::writer::{Report, Session, Task, Writer};
@@ -120,6 +121,13 @@ impl Poller {
             config.kafka.topic.clone(),
             shutdown.clone(),
         )?;
+        Observer::new(
+            config.database.clone(),
+            consumer.clone(),
+            status.clone(),
+            metrics.clone(),
+        )
+        .start(shutdown.clone())?;
         clients
             .group
             .subscribe(&[&config.kafka.topic])
@@ -219,6 +227,8 @@ impl Poller {
                 }
             }
         }
+        let assigned = i64::try_from(self.partitions.len()).unwrap_or(i64::MAX);
+        self.metrics.assigned_partitions.set(assigned);
         self.metrics.paused_partitions.set(self.not_running());
         Ok(())
     }

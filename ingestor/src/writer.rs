@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::db;
@@ -283,7 +283,7 @@ impl Writer {
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if isolation::is_refusal(&error) => {
                 let refused =
-                    isolation::find_refused(self.connection()?, batch, None /* replay */)?;
+                    isolation::find_refused(self.connection()?, batch, claim.replay_until)?;
                 if refused.is_empty() {
                     // Refused and then not: no order is to blame.
                     return Err(error.into());
@@ -439,6 +439,10 @@ impl Trouble {
     fn class(&self) -> RetryClass {
         match self {
             Self::Connect(_) => RetryClass::Connect,
+            Self::Query(DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                _,
+            )) => RetryClass::LostConnection,
             Self::Query(_) => RetryClass::Query,
             Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
         }

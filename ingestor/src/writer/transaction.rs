@@ -34,12 +34,7 @@ pub(super) fn store(
     connection.transaction(|connection| {
         offsets::advance(connection, consumer, claim, batch)?;
         let partition = batch.reading.partition;
-        let written = store_orders(
-            connection,
-            partition,
-            batch.folded(),
-            None, /* replay */
-        )?;
+        let written = store_orders(connection, partition, batch.folded(), claim.replay_until)?;
         let source = Source {
             group_id: &consumer.group_id,
             topic: &consumer.topic,

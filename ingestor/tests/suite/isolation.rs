@@ -30,7 +30,7 @@ fn send(
     for number in 0..count {
         let mut order = scene.later(&format!("order-{number}"));
         if is_evil(number) {
-            order.track_number = "EVIL".to_owned();
+            order.track_number = "EVIL".into();
             evil.push(order.clone());
         } else {
             good.push(order.clone());
@@ -138,7 +138,7 @@ fn an_order_is_refused_for_its_items_too() {
     let mut orders: Vec<Order> = (0..50)
         .map(|number| scene.later(&format!("order-{number}")))
         .collect();
-    orders[20].items[0].brand = "EVIL".to_owned();
+    orders[20].items[0].brand = "EVIL".into();
     scene.produce(&orders);
     drain(&scene, 50, &[]);
     let evil = orders.remove(20);
@@ -151,7 +151,7 @@ fn a_good_message_that_was_folded_into_a_refused_one_is_stored() {
     scene.database.execute(CHECK);
     let good = scene.later("folded");
     let mut evil = scene.later("folded");
-    evil.track_number = "EVIL".to_owned();
+    evil.track_number = "EVIL".into();
     let other = scene.later("other");
     scene.produce(&[good.clone(), other.clone(), evil.clone()]);
     drain(&scene, 3, &[]);

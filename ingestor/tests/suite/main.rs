@@ -9,6 +9,7 @@ mod end_to_end;
 mod exactly_once;
 mod hostile_messages;
 mod isolation;
+mod metrics;
 mod offsets;
 mod poison_messages;
 mod rebalances;

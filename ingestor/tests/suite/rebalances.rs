@@ -1,5 +1,6 @@
 //! Partitions change hands: by a process that comes and goes, and by one that was frozen while another took over.
 
+use diesel::connection::SimpleConnection;
 use rustix::process::Signal;
 use shared::testing::wait_until;
 
@@ -19,7 +20,12 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         scene.database.integer(OWNERS) == 2
     });
 
+    // Nothing is stored before all are there: the frozen one must leave work behind.
+    let mut gate = scene.database.connect();
+    gate.batch_execute("BEGIN; LOCK TABLE orders IN EXCLUSIVE MODE")
+        .unwrap();
     let mut orders = scene.produce_orders(40_000);
+    gate.batch_execute("COMMIT").unwrap();
     wait_until("both are storing", PATIENCE, || scene.stored() > 500);
     frozen.signal(Signal::STOP);
     assert!(scene.stored() < 40_000, "frozen too late to prove anything");

@@ -78,6 +78,7 @@ diesel::table! {
         consecutive_bad -> Int8,
         halted -> Bool,
         updated_at -> Timestamptz,
+        replay_until -> Nullable<Int8>,
     }
 }
 
@@ -96,6 +97,8 @@ diesel::table! {
         detail -> Text,
         detected_at -> Timestamptz,
         resolved_at -> Nullable<Timestamptz>,
+        resume_offset -> Int8,
+        resume_incarnation -> Int4,
     }
 }
 
