@@ -76,8 +76,8 @@ impl Template {
         order.items = (0..items).map(|_| first.clone()).collect();
         for (number, item) in order.items.iter_mut().enumerate() {
             item.chrt_id = fastrand::i64(0..1 << 40);
-            item.rid = format!("{:032x}", fastrand::u128(..));
-            item.name = format!("{} {number}", item.name);
+            item.rid = format!("{:032x}", fastrand::u128(..)).into();
+            item.name = format!("{} {number}", item.name).into();
         }
         let text = serde_json::to_string(&order).unwrap();
         let (before, after) = text.split_once("TEMPLATE\",").unwrap();
@@ -115,7 +115,15 @@ fn drain_behind_a_stall(scene: &Scene, records: i64) -> Daemon {
         .unwrap();
     let daemon = scene.start_daemon();
     wait_until("assigned", PATIENCE, || daemon.log().contains("assigned"));
-    eprintln!("start {}", std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap().lines().filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS")).collect::<Vec<_>>().join(" "));
+    eprintln!(
+        "start {}",
+        std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))
+            .unwrap()
+            .lines()
+            .filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    );
     // Longer than the 5 s after which reading is paused.
     std::thread::sleep(Duration::from_secs(12));
     holder.batch_execute("COMMIT").unwrap();
@@ -247,5 +255,14 @@ fn drain_greedy(kind: Greedy) {
     }
     sender.flush();
     let daemon = drain_behind_a_stall(&scene, sender.sent);
-    eprintln!("{kind:?}: {} {}", peak_mb(&daemon), std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap().lines().filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS")).collect::<Vec<_>>().join(" "));
+    eprintln!(
+        "{kind:?}: {} {}",
+        peak_mb(&daemon),
+        std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))
+            .unwrap()
+            .lines()
+            .filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    );
 }
