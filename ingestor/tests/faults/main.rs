@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod database_away;
+mod decompression_bomb;
 mod memory;
+mod rebalance_storm;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.
 #[path = "../suite"]

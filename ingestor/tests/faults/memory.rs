@@ -114,25 +114,15 @@ fn drain_behind_a_stall(scene: &Scene, records: i64) -> Daemon {
         .batch_execute("BEGIN; LOCK TABLE orders, dead_letters IN ACCESS EXCLUSIVE MODE")
         .unwrap();
     let daemon = scene.start_daemon();
-    wait_until("assigned", PATIENCE, || daemon.log().contains("assigned"));
-    eprintln!(
-        "start {}",
-        std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))
-            .unwrap()
-            .lines()
-            .filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    );
     // Longer than the 5 s after which reading is paused.
     std::thread::sleep(Duration::from_secs(12));
     holder.batch_execute("COMMIT").unwrap();
     let started_at = Instant::now();
     wait_until_settled(scene, records);
+    let peak = peak_mb(&daemon);
     eprintln!(
-        "{records} records in {:?}, peak {} MiB",
-        started_at.elapsed(),
-        peak_mb(&daemon)
+        "{records} records in {:?}, peak {peak} MiB",
+        started_at.elapsed()
     );
     daemon
 }
@@ -255,14 +245,11 @@ fn drain_greedy(kind: Greedy) {
     }
     sender.flush();
     let daemon = drain_behind_a_stall(&scene, sender.sent);
-    eprintln!(
-        "{kind:?}: {} {}",
-        peak_mb(&daemon),
-        std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))
-            .unwrap()
-            .lines()
-            .filter(|l| l.starts_with("Rss") || l.starts_with("VmRSS"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    );
+    // librdkafka's queue is bounded by the bytes of the values: keys and headers come on top of the budget.
+    if !matches!(
+        kind,
+        Greedy::LongKey | Greedy::LongKeyOfBad | Greedy::LongHeader
+    ) {
+        assert_within_budget(&daemon);
+    }
 }
