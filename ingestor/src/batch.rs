@@ -10,6 +10,9 @@ use crate::headers;
 
 /// Memory that a record takes beyond the bytes of its message: the order's structs, and its rows while it is written.
 const RECORD_OVERHEAD_BYTES: usize = 2048;
+/// Memory of an item beyond its bytes, of which an item of a hostile order has but 60. A few are part of the above.
+const ITEM_OVERHEAD_BYTES: usize = 256;
+const ITEMS_IN_OVERHEAD: usize = 4;
 
 /// Which reading of a partition a batch belongs to. Every claim begins a new generation; what an older one has read is
 /// dropped, not stored.
@@ -105,7 +108,8 @@ impl Batch {
         self.size_bytes += message.payload().map_or(0, <[u8]>::len)
             + message.key().map_or(0, <[u8]>::len)
             + headers::copied_bytes(&message)
-            + RECORD_OVERHEAD_BYTES;
+            + RECORD_OVERHEAD_BYTES
+            + order.items.len().saturating_sub(ITEMS_IN_OVERHEAD) * ITEM_OVERHEAD_BYTES;
         self.orders.push(IncomingOrder {
             order: Box::new(order),
             message,

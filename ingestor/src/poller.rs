@@ -178,7 +178,12 @@ impl Poller {
             Pressure::Pause => self.set_paused(true)?,
         }
         let mut timeout = self.poll_timeout();
+        let most_bytes = self.budget.used_bytes() + self.budget.batch_bytes();
         for _ in 0..RECORDS_PER_TURN {
+            // Sixty-four large records would go far beyond the budget.
+            if self.budget.used_bytes() >= most_bytes {
+                break;
+            }
             let Some(event) = self.consumer.poll(timeout) else {
                 break;
             };

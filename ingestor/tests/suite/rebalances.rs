@@ -71,3 +71,60 @@ fn members_that_come_and_go_lose_nothing_and_stall_nothing() {
     scene.assert_each_stored_once(&orders);
     assert!(steady.stop().success());
 }
+
+/// A member with a name keeps its partitions over a restart.
+fn named(name: &str) -> (&'static str, String) {
+    let settings =
+        format!("session.timeout.ms=10000,heartbeat.interval.ms=1000,group.instance.id={name}");
+    ("KAFKA_CONFIG", settings)
+}
+
+#[test]
+fn a_named_member_that_restarts_moves_no_partition() {
+    const PLACES: &str =
+        "SELECT concat_ws(' ', partition, epoch, owner) AS value FROM consumer_offsets ORDER BY 1";
+    let mut scene = Scene::new(4);
+    scene.audit_writes();
+    let start = |name: &str| {
+        let (variable, settings) = named(name);
+        scene.start_daemon_with(&[(variable, &settings)])
+    };
+    let (first, second) = (start("first"), start("second"));
+    wait_until("both own partitions", PATIENCE, || {
+        scene.database.integer(OWNERS) == 2
+    });
+    let places = scene.database.texts(PLACES);
+    let log_of_second = second.log();
+    assert!(first.stop().success());
+    let first = start("first");
+    first.wait_until_logged("claimed");
+    first.kill_nine();
+    let first = start("first");
+    first.wait_until_logged("claimed");
+
+    let orders = scene.produce_orders(1_000);
+    scene.wait_until_settled(1_000);
+    scene.assert_each_stored_once(&orders);
+    let kept = scene
+        .database
+        .texts(PLACES)
+        .iter()
+        .filter(|place| places.contains(place))
+        .count();
+    assert_eq!(kept, 2, "the second one's partitions were claimed again");
+    assert_eq!(second.log(), log_of_second);
+    assert!(first.stop().success() && second.stop().success());
+}
+
+#[test]
+fn two_members_of_one_name_do_not_both_run() {
+    let scene = Scene::new(1);
+    let (variable, settings) = named("twin");
+    let mut elder = scene.start_daemon_with(&[(variable, &settings)]);
+    elder.wait_until_logged("claimed");
+    let younger = scene.start_daemon_with(&[(variable, &settings)]);
+    assert!(!elder.wait(PATIENCE).success());
+    assert!(elder.log().contains("group.instance.id"), "{}", elder.log());
+    younger.wait_until_logged("claimed");
+    assert!(younger.stop().success());
+}
