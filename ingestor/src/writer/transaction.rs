@@ -21,7 +21,7 @@ use crate::offsets::{self, Claim, Consumer};
 /// Rows of one upsert: 30 columns each stay below the 65,535 binds of a statement.
 const ROWS_PER_UPSERT: usize = 1_000;
 
-/// Stores a batch whole or not at all; answers how many orders it wrote.
+/// Stores a batch whole or not at all; answers how many orders it wrote. `halts` stops the partition behind it.
 ///
 /// # Errors
 /// Fails as the database does; [`offsets::is_fence`] knows the refusal of a batch that is not ours to store. After an
@@ -31,10 +31,11 @@ pub(super) fn store(
     consumer: &Consumer,
     claim: &Claim,
     batch: &Batch,
+    halts: bool,
 ) -> QueryResult<usize> {
     connection.transaction(|connection| {
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
-        offsets::advance(connection, consumer, claim, batch)?;
+        offsets::advance(connection, consumer, claim, batch, halts)?;
         failpoints::commit_offset(connection)?;
         let partition = batch.reading.partition;
         let written = failpoints::skip_on_error(connection, |connection| {
