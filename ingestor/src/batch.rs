@@ -1,14 +1,18 @@
 //! Records into batches: what one transaction stores of one partition. No I/O.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
+use rdkafka::message::{Message, OwnedMessage};
 use shared::order::{Order, OrderError};
 
 use crate::dead_letters::DeadLetter;
+use crate::headers;
 
-/// Memory that a record takes beyond the bytes of its message: the order's structs and some forty texts of their own.
-const RECORD_OVERHEAD_BYTES: usize = 4096;
+/// Memory that a record takes beyond the bytes of its message: the order's structs, and its rows while it is written.
+const RECORD_OVERHEAD_BYTES: usize = 2048;
+/// Memory of an item beyond its bytes, of which an item of a hostile order has but 60. A few are part of the above.
+const ITEM_OVERHEAD_BYTES: usize = 256;
+const ITEMS_IN_OVERHEAD: usize = 4;
 
 /// Which reading of a partition a batch belongs to. Every claim begins a new generation; what an older one has read is
 /// dropped, not stored.
@@ -29,13 +33,29 @@ pub struct Position {
     pub timestamp_ms: Option<i64>,
 }
 
-/// A valid order and where it stood.
+/// A valid order.
 #[derive(Debug)]
 pub struct IncomingOrder {
     /// The order.
-    pub order: Order,
-    /// Offset of its message.
+    pub order: Box<Order>,
+    /// The message that brought it, kept for the dead letter that it becomes where the database refuses the order.
+    pub message: OwnedMessage,
+}
+
+/// An order and the offset of its message.
+#[derive(Clone, Copy, Debug)]
+pub struct SourcedOrder<'a> {
+    /// The order.
+    pub order: &'a Order,
+    /// Offset in the batch's partition.
     pub offset: i64,
+}
+
+impl<'a> SourcedOrder<'a> {
+    /// The order's id.
+    pub fn uid(&self) -> &'a str {
+        self.order.order_uid.as_str()
+    }
 }
 
 /// Everything between two offsets of a partition.
@@ -53,8 +73,6 @@ pub struct Batch {
     pub orders: Vec<IncomingOrder>,
     /// Refused messages by offset.
     pub dead_letters: Vec<DeadLetter>,
-    /// Refused messages behind the last valid order.
-    pub trailing_dead_letters: i64,
     /// Memory it takes, about.
     pub size_bytes: usize,
     opened_at: Instant,
@@ -70,7 +88,6 @@ impl Batch {
             last_record: None,
             orders: Vec::new(),
             dead_letters: Vec::new(),
-            trailing_dead_letters: 0,
             size_bytes: 0,
             opened_at: Instant::now(),
         }
@@ -83,24 +100,49 @@ impl Batch {
     }
 
     /// Takes a valid order.
-    pub fn push_order(&mut self, position: Position, payload_bytes: usize, order: Order) {
-        self.go_to(position.offset + 1);
-        self.orders.push(IncomingOrder {
-            order,
-            offset: position.offset,
+    pub fn push_order(&mut self, order: Order, message: OwnedMessage) {
+        self.pass(Position {
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
         });
-        self.trailing_dead_letters = 0;
-        self.last_record = Some(position);
-        self.size_bytes += payload_bytes + RECORD_OVERHEAD_BYTES;
+        self.size_bytes += message.payload().map_or(0, <[u8]>::len)
+            + message.key().map_or(0, <[u8]>::len)
+            + headers::copied_bytes(&message)
+            + RECORD_OVERHEAD_BYTES
+            + order.items.len().saturating_sub(ITEMS_IN_OVERHEAD) * ITEM_OVERHEAD_BYTES;
+        self.orders.push(IncomingOrder {
+            order: Box::new(order),
+            message,
+        });
     }
 
     /// Takes a refused message.
-    pub fn push_dead_letter(&mut self, position: Position, letter: DeadLetter) {
-        self.go_to(position.offset + 1);
+    pub fn push_dead_letter(&mut self, letter: DeadLetter) {
+        self.pass(Position {
+            offset: letter.offset,
+            timestamp_ms: letter.timestamp_ms,
+        });
         self.size_bytes += letter.size_bytes() + RECORD_OVERHEAD_BYTES;
         self.dead_letters.push(letter);
-        self.trailing_dead_letters += 1;
-        self.last_record = Some(position);
+    }
+
+    fn pass(&mut self, record: Position) {
+        self.go_to(record.offset + 1);
+        self.last_record = Some(record);
+    }
+
+    /// Makes dead letters of orders that the database refuses; `refused` are offsets and reasons, rising.
+    pub fn refuse(&mut self, refused: Vec<(i64, Refusal)>) {
+        for (offset, refusal) in refused {
+            let found =
+                (self.orders).binary_search_by_key(&offset, |incoming| incoming.message.offset());
+            if let Ok(index) = found {
+                let incoming = self.orders.remove(index);
+                self.dead_letters
+                    .push(DeadLetter::new(&incoming.message, refusal));
+            }
+        }
+        self.dead_letters.sort_by_key(|letter| letter.offset);
     }
 
     /// Moves the batch's end to the consumer's position at the end of the partition.
@@ -133,14 +175,62 @@ impl Batch {
     }
 
     /// The last message of each order, sorted by uid: what the writer stores, in the order in which it locks.
-    pub fn folded(&self) -> Vec<&IncomingOrder> {
-        let latest: BTreeMap<&str, &IncomingOrder> = self
-            .orders
-            .iter()
-            .map(|incoming| (incoming.order.order_uid.as_str(), incoming))
-            .collect();
-        latest.into_values().collect()
+    pub fn folded(&self) -> Vec<SourcedOrder<'_>> {
+        self.folded_without(&[])
     }
+
+    /// The same, as if the messages at these offsets, rising, had not been there.
+    pub fn folded_without(&self, left_out: &[i64]) -> Vec<SourcedOrder<'_>> {
+        let mut latest: Vec<SourcedOrder<'_>> = (self.orders.iter())
+            .map(|incoming| SourcedOrder {
+                order: &incoming.order,
+                offset: incoming.message.offset(),
+            })
+            .filter(|sourced| left_out.binary_search(&sourced.offset).is_err())
+            .collect();
+        latest.sort_unstable_by(|left, right| {
+            (&left.order.order_uid, left.offset).cmp(&(&right.order.order_uid, right.offset))
+        });
+        latest.dedup_by(|later, earlier| {
+            let same = later.order.order_uid == earlier.order.order_uid;
+            if same {
+                *earlier = *later;
+            }
+            same
+        });
+        latest
+    }
+
+    /// How many bad messages stand in a row, `carried` of them before the batch.
+    pub fn bad_run(&self, carried: i64) -> BadRun {
+        let mut run = BadRun {
+            longest: carried,
+            trailing: carried,
+        };
+        let mut good = self.orders.iter().map(|incoming| incoming.message.offset());
+        let mut next_good = good.next();
+        for letter in &self.dead_letters {
+            while next_good.is_some_and(|offset| offset < letter.offset) {
+                run.trailing = 0;
+                next_good = good.next();
+            }
+            run.trailing += 1;
+            run.longest = run.longest.max(run.trailing);
+        }
+        if next_good.is_some() {
+            run.trailing = 0;
+        }
+        run
+    }
+}
+
+/// Bad messages in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRun {
+    /// The longest row that the batch has part in.
+    pub longest: i64,
+    /// The row that goes on behind the batch.
+    pub trailing: i64,
 }
 
 /// Reads one message.
@@ -175,6 +265,7 @@ impl From<OrderError> for Refusal {
 #[cfg(test)]
 mod tests {
     use chrono::Utc;
+    use rdkafka::Timestamp;
     use shared::testing::OrderGenerator;
 
     use super::*;
@@ -184,37 +275,37 @@ mod tests {
         generation: 1,
     };
 
+    fn message(offset: i64, payload: &[u8]) -> OwnedMessage {
+        OwnedMessage::new(
+            Some(payload.to_vec()),
+            Some(b"key".to_vec()),
+            "orders".to_owned(),
+            Timestamp::CreateTime(offset),
+            READING.partition,
+            offset,
+            None,
+        )
+    }
+
     fn push_order(batch: &mut Batch, offset: i64, order: Order) {
-        batch.push_order(
-            Position {
-                offset,
-                timestamp_ms: Some(offset),
-            },
-            100,
-            order,
-        );
+        batch.push_order(order, message(offset, b"payload"));
+    }
+
+    fn refusal() -> Refusal {
+        Refusal {
+            reason: "not_json",
+            detail: String::new(),
+        }
     }
 
     fn push_dead(batch: &mut Batch, offset: i64) {
-        let letter = DeadLetter {
-            offset,
-            timestamp_ms: None,
-            key: None,
-            payload: None,
-            payload_size: 0,
-            headers: serde_json::json!([]),
-            refusal: Refusal {
-                reason: "not_json",
-                detail: String::new(),
-            },
-        };
-        batch.push_dead_letter(
-            Position {
-                offset,
-                timestamp_ms: None,
-            },
-            letter,
-        );
+        batch.push_dead_letter(DeadLetter::new(&message(offset, b"{"), refusal()));
+    }
+
+    fn places(orders: &[SourcedOrder<'_>]) -> Vec<(String, i64)> {
+        let place =
+            |sourced: &SourcedOrder<'_>| (sourced.order.order_uid.to_string(), sourced.offset);
+        orders.iter().map(place).collect()
     }
 
     #[test]
@@ -224,12 +315,9 @@ mod tests {
         for (offset, uid) in [(10, "b"), (11, "a"), (12, "b"), (15, "c")] {
             push_order(&mut batch, offset, generator.order_with_uid(uid));
         }
-        let folded: Vec<(&str, i64)> = batch
-            .folded()
-            .iter()
-            .map(|incoming| (incoming.order.order_uid.as_str(), incoming.offset))
-            .collect();
-        assert_eq!(folded, [("a", 11), ("b", 12), ("c", 15)]);
+        let expected =
+            [("a", 11), ("b", 12), ("c", 15)].map(|(uid, offset)| (uid.to_owned(), offset));
+        assert_eq!(places(&batch.folded()), expected);
         assert_eq!(
             (
                 batch.old_next_offset,
@@ -249,17 +337,38 @@ mod tests {
     }
 
     #[test]
-    fn dead_letters_in_a_row_are_counted_from_the_last_good_order() {
-        let mut generator = OrderGenerator::new(3, Utc::now());
+    fn a_message_that_was_folded_away_comes_back_when_the_later_one_is_refused() {
+        let mut generator = OrderGenerator::new(2, Utc::now());
         let mut batch = Batch::open(READING, 0);
+        for (offset, uid) in [(0, "a"), (1, "b"), (2, "a"), (3, "a")] {
+            push_order(&mut batch, offset, generator.order_with_uid(uid));
+        }
+        assert_eq!(places(&batch.folded_without(&[3]))[0].1, 2);
+        batch.refuse(vec![(2, refusal()), (3, refusal())]);
+        let expected = [("a", 0), ("b", 1)].map(|(uid, offset)| (uid.to_owned(), offset));
+        assert_eq!(places(&batch.folded()), expected);
+        let letters: Vec<(i64, Option<&[u8]>)> = (batch.dead_letters.iter())
+            .map(|letter| (letter.offset, letter.payload.as_deref()))
+            .collect();
+        assert_eq!(letters, [(2, Some(&b"payload"[..])), (3, Some(b"payload"))]);
+        assert_eq!((batch.records(), batch.new_next_offset), (4, 4));
+    }
+
+    #[test]
+    fn bad_messages_in_a_row_are_counted_over_batches_and_between_good_ones() {
+        let mut generator = OrderGenerator::new(3, Utc::now());
+        let run = |longest, trailing| BadRun { longest, trailing };
+        let mut batch = Batch::open(READING, 0);
+        assert_eq!(batch.bad_run(4), run(4, 4));
         push_dead(&mut batch, 0);
+        assert_eq!(batch.bad_run(4), run(5, 5));
         push_order(&mut batch, 1, generator.next_order());
+        assert_eq!(batch.bad_run(4), run(5, 0));
         push_dead(&mut batch, 2);
         push_dead(&mut batch, 3);
-        assert_eq!(
-            (batch.trailing_dead_letters, batch.dead_letters.len()),
-            (2, 3)
-        );
+        assert_eq!((batch.bad_run(0), batch.bad_run(4)), (run(2, 2), run(5, 2)));
+        push_order(&mut batch, 4, generator.next_order());
+        assert_eq!(batch.bad_run(0), run(2, 0));
     }
 
     #[test]

@@ -119,6 +119,10 @@ struct IngestArgs {
     #[arg(long, env = "BATCH_MAX_AGE_MS", default_value_t = 10, value_name = "BATCH_MAX_AGE_MS",
           value_parser = clap::value_parser!(u64).range(0..=10_000), global = true)]
     batch_max_age_ms: u64,
+    /// Bad messages in a row beyond which a partition halts, 1..=1000000000
+    #[arg(long, env = "DEAD_LETTER_MAX_CONSECUTIVE", default_value_t = 1000, value_name = "DEAD_LETTER_MAX_CONSECUTIVE",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000_000), global = true)]
+    dead_letter_max_consecutive: u32,
     /// Memory of the whole process to aim at, in MiB, 64..=65536
     #[arg(long, env = "INGEST_MEMORY_MB", default_value_t = 96, value_name = "INGEST_MEMORY_MB",
           value_parser = clap::value_parser!(u64).range(64..=65_536), global = true)]
@@ -192,13 +196,15 @@ pub struct KafkaSettings {
     pub overrides: Vec<(String, Secret)>,
 }
 
-/// When a batch closes: on the first bound that it meets.
+/// When a batch closes, on the first bound that it meets, and when its partition halts.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSettings {
     /// Most records.
     pub max_records: usize,
     /// Most time since its first record.
     pub max_age: Duration,
+    /// Bad messages in a row beyond which a partition halts.
+    pub max_consecutive_bad: i64,
 }
 
 /// How much memory to aim at, and how it is shared out.
@@ -209,9 +215,10 @@ pub struct MemorySettings {
 }
 
 impl MemorySettings {
-    /// librdkafka's queue of fetched messages: an eighth, because its buffers come on top.
+    /// librdkafka's queue of fetched messages. It counts the messages' own bytes, and takes some four times as many: the
+    /// fetched buffers stay as long as one of their messages does.
     pub fn kafka_queue_kbytes(self) -> usize {
-        self.total_bytes / 8 / 1024
+        self.total_bytes / 24 / 1024
     }
 
     /// All batches together, being built and being written: a quarter.
@@ -259,6 +266,7 @@ impl Cli {
             batch: BatchSettings {
                 max_records: ingest.batch_max_records as usize,
                 max_age: Duration::from_millis(ingest.batch_max_age_ms),
+                max_consecutive_bad: ingest.dead_letter_max_consecutive.into(),
             },
             memory: MemorySettings {
                 total_bytes: usize::try_from(ingest.ingest_memory_mb)? * 1024 * 1024,
@@ -289,6 +297,10 @@ impl Settings {
             (
                 "BATCH_MAX_AGE_MS",
                 self.batch.max_age.as_millis().to_string(),
+            ),
+            (
+                "DEAD_LETTER_MAX_CONSECUTIVE",
+                self.batch.max_consecutive_bad.to_string(),
             ),
             (
                 "INGEST_MEMORY_MB",

@@ -18,6 +18,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{KafkaSettings, MemorySettings};
+use crate::failpoints::{self, Phase};
 pub use probe::{Probe, Watermarks};
 
 /// The consumer of the group.
@@ -230,6 +231,7 @@ impl ConsumerContext for GroupContext {
                 .and_then(|()| consumer.pause(partitions))
                 .map(|()| RebalanceEvent::Assigned(numbers))
         } else {
+            failpoints::reached(Phase::Rebalance);
             consumer
                 .incremental_unassign(partitions)
                 .map(|()| RebalanceEvent::Revoked(numbers))

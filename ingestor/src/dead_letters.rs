@@ -1,14 +1,13 @@
 //! Messages that can never become an order: what is kept of them, and the insert.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
-use serde_json::{Value, json};
+use rdkafka::message::Message;
+use serde_json::Value;
 use shared::db::schema::dead_letters;
 
-use crate::batch::{Position, Refusal};
+use crate::batch::Refusal;
+use crate::headers;
 
 /// Most bytes of a payload that are kept.
 pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
@@ -31,7 +30,7 @@ pub struct DeadLetter {
     pub payload: Option<Vec<u8>>,
     /// The value's whole size in bytes.
     pub payload_size: i64,
-    /// `[{"key", "value"}]`, values in base64.
+    /// See [`headers::to_json`].
     pub headers: Value,
     /// Why it was refused.
     pub refusal: Refusal,
@@ -39,48 +38,27 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Copies what is kept of a message.
-    pub fn new(message: &BorrowedMessage<'_>, position: Position, refusal: Refusal) -> Self {
+    pub fn new(message: &impl Message, refusal: Refusal) -> Self {
         let payload = message.payload();
         Self {
-            offset: position.offset,
-            timestamp_ms: position.timestamp_ms,
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
             payload: payload.map(|bytes| bytes[..bytes.len().min(MAX_PAYLOAD_BYTES)].to_vec()),
             payload_size: payload.map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX)),
-            headers: headers(message),
+            headers: headers::to_json(message),
             refusal,
         }
     }
 
     /// Memory that it takes, about.
     pub fn size_bytes(&self) -> usize {
-        self.payload.as_ref().map_or(0, Vec::len) + self.refusal.detail.len()
+        let bytes = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        bytes(&self.key)
+            + bytes(&self.payload)
+            + headers::size_bytes(&self.headers)
+            + self.refusal.detail.len()
     }
-}
-
-/// The headers as JSON. rdkafka panics on a name that is not UTF-8; such headers are left out, with a word on it.
-fn headers(message: &BorrowedMessage<'_>) -> Value {
-    let read = || {
-        let headers = message.headers()?;
-        Some(
-            headers
-                .iter()
-                .map(|header| header_json(header.key, header.value))
-                .collect::<Vec<Value>>(),
-        )
-    };
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(headers) => Value::Array(headers.unwrap_or_default()),
-        Err(_) => json!([header_json(
-            "unreadable-headers",
-            Some(b"a header's name is not UTF-8")
-        )]),
-    }
-}
-
-fn header_json(key: &str, value: Option<&[u8]>) -> Value {
-    // jsonb cannot hold NUL.
-    json!({"key": key.replace('\0', "\u{fffd}"), "value": value.map(|bytes| BASE64_STANDARD.encode(bytes))})
 }
 
 /// Where letters of a batch come from.

@@ -10,7 +10,10 @@
 //! - [`current`]: which reading of each partition counts, known to both sides.
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
-//! - [`status`], [`metrics`], [`ops_server`]: what operators see; [`watch`]: the lag, and whether it is still our topic.
+//! - [`headers`]: what is kept of a refused message's headers.
+//! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see; [`watch`]: the lag, and whether it is
+//!   still our topic.
+//! - [`failpoints`]: where tests stop, kill and break it; not in releases.
 
 pub mod batch;
 pub mod commands;
@@ -18,7 +21,10 @@ pub mod config;
 pub mod consumer;
 pub mod current;
 pub mod dead_letters;
+pub mod failpoints;
+pub mod headers;
 pub mod metrics;
+pub mod observer;
 pub mod offsets;
 pub mod ops_server;
 pub mod poller;
@@ -50,6 +56,7 @@ pub async fn run(
     ops_listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    headers::print_no_expected_panics();
     let metrics = Arc::new(Metrics::new());
     let status = Arc::new(Status::new());
     // The port goes on answering while the work is finished, so that /readyz can say that we are stopping.

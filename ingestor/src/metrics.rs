@@ -6,6 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use std::sync::Mutex;
@@ -26,18 +27,32 @@ pub struct Metrics {
     /// Time of a batch's transaction, COMMIT included.
     pub commit_seconds: Histogram,
     retries: Family<RetryLabels, Counter>,
-    /// Records from the last stored to the partition's end.
+    /// Records from the next to store to the partition's end.
     pub lag_records: Family<PartitionLabels, Gauge>,
-    /// Age of the last stored record, 0 at the partition's end.
+    /// How long the oldest record that is not stored has waited, at most; 0 at the partition's end.
     pub lag_seconds: Family<PartitionLabels, Gauge<f64, AtomicU64>>,
     lag_shown: Mutex<Vec<PartitionLabels>>,
     /// Partitions stopped because the broker's offsets do not continue ours.
     pub offset_incidents: Counter,
     /// Batches that were refused because the partition was claimed by another process.
     pub fences: Counter,
-    /// Assigned partitions that are not read now.
+    /// Partitions that the group has given us.
+    pub assigned_partitions: Gauge,
+    /// Those of them that are not read now.
     pub paused_partitions: Gauge,
+    /// How full the server's queue of notifications is, 0..=1.
+    pub notify_queue_usage_ratio: Gauge<f64, AtomicU64>,
 }
+
+/// Every code of `dead_letters.reason`: each is there from the start, because an alarm cannot see the step from no value
+/// to the first one.
+const DEAD_LETTER_REASONS: [&str; 5] = [
+    "not_json",
+    "invalid_order",
+    "too_large",
+    "tombstone",
+    "refused_by_database",
+];
 
 /// Why a message was refused.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,12 +68,32 @@ struct RetryLabels {
 /// What is being retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryClass {
-    /// A connection to the database.
+    /// A connection to the database could not be made.
     Connect,
-    /// A statement or a transaction.
+    /// A connection broke under a statement or a transaction, whose outcome is looked up where it may have been stored.
+    LostConnection,
+    /// The database refused a statement.
     Query,
-    /// A question to the brokers.
+    /// The brokers did not answer a question.
     Kafka,
+}
+
+impl RetryClass {
+    const ALL: [Self; 4] = [
+        Self::Connect,
+        Self::LostConnection,
+        Self::Query,
+        Self::Kafka,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::LostConnection => "lost_connection",
+            Self::Query => "query",
+            Self::Kafka => "kafka",
+        }
+    }
 }
 
 /// Which partition.
@@ -93,8 +128,16 @@ impl Metrics {
             lag_shown: Mutex::default(),
             offset_incidents: Counter::default(),
             fences: Counter::default(),
+            assigned_partitions: Gauge::default(),
             paused_partitions: Gauge::default(),
+            notify_queue_usage_ratio: Gauge::default(),
         };
+        for reason in DEAD_LETTER_REASONS {
+            drop(metrics.dead_letters.get_or_create(&ReasonLabels { reason }));
+        }
+        for class in RetryClass::ALL.map(RetryClass::as_str) {
+            drop(metrics.retries.get_or_create(&RetryLabels { class }));
+        }
         metrics.registered()
     }
 
@@ -133,12 +176,12 @@ impl Metrics {
         );
         registry.register(
             "lag_records",
-            "Records from the last stored to the end",
+            "Records from the next to store to the end",
             self.lag_records.clone(),
         );
         registry.register(
             "lag_seconds",
-            "Age of the last record stored, 0 at the end",
+            "How long the oldest record not stored has waited, at most",
             self.lag_seconds.clone(),
         );
         registry.register(
@@ -152,16 +195,30 @@ impl Metrics {
             self.fences.clone(),
         );
         registry.register(
+            "assigned_partitions",
+            "Partitions given by the group",
+            self.assigned_partitions.clone(),
+        );
+        registry.register(
             "paused_partitions",
             "Assigned partitions not read now",
             self.paused_partitions.clone(),
         );
+        registry.register(
+            "notify_queue_usage_ratio",
+            "How full PostgreSQL's queue of notifications is",
+            self.notify_queue_usage_ratio.clone(),
+        );
+        registry.register(
+            "build",
+            "The program",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
         self
     }
 
-    /// Counts a batch that has committed.
-    pub fn batch_stored(&self, batch: &Batch) {
-        let stored = batch.folded().len();
+    /// Counts a batch that has committed, and the orders that it wrote.
+    pub fn batch_stored(&self, batch: &Batch, stored: usize) {
         self.records.inc_by(batch.records() as u64);
         self.orders_stored.inc_by(stored as u64);
         self.superseded.inc_by((batch.orders.len() - stored) as u64);
@@ -179,11 +236,7 @@ impl Metrics {
 
     /// Counts a try that failed.
     pub fn retried(&self, class: RetryClass) {
-        let class = match class {
-            RetryClass::Connect => "connect",
-            RetryClass::Query => "query",
-            RetryClass::Kafka => "kafka",
-        };
+        let class = class.as_str();
         self.retries.get_or_create(&RetryLabels { class }).inc();
     }
 
@@ -234,6 +287,13 @@ mod tests {
         for line in [
             "orders_ingestor_records_total 0",
             "orders_ingestor_retries_total{class=\"query\"} 1",
+            "orders_ingestor_retries_total{class=\"lost_connection\"} 0",
+            "orders_ingestor_dead_letters_total{reason=\"refused_by_database\"} 0",
+            concat!(
+                "orders_ingestor_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
             "orders_ingestor_lag_records{topic=\"orders\",partition=\"2\"} 7",
             "orders_ingestor_fences_total 0",
             "orders_ingestor_paused_partitions 0",

@@ -214,10 +214,7 @@ fn stopped(
     row: &OffsetRow,
 ) -> QueryResult<Option<String>> {
     if row.halted {
-        return Ok(Some(format!(
-            "halted: too many bad messages in a row; once the producer is mended, `ingestor offsets resume --partition \
-             {partition}`"
-        )));
+        return Ok(Some(halted_reason(partition)));
     }
     Ok(open_incident(connection, consumer, partition)?.map(|incident| incident.detail))
 }
@@ -276,6 +273,14 @@ pub fn claim(
     })
 }
 
+/// What an operator reads of a partition whose breaker has tripped.
+pub fn halted_reason(partition: i32) -> String {
+    format!(
+        "halted: too many bad messages in a row; once the producer is mended, `ingestor offsets resume --partition \
+         {partition}`"
+    )
+}
+
 /// Where the partition stands, if it is still ours under this epoch. Waits for a COMMIT of ours that may still be
 /// running on the server.
 ///
@@ -295,7 +300,7 @@ pub fn reread(
 }
 
 /// First statement of a batch's transaction: moves the offset, or raises where the partition is not ours any more or
-/// not where we believe.
+/// not where we believe. `halts` stops the partition behind the batch until an operator resumes it.
 ///
 /// # Errors
 /// Fails as the database does; [`is_fence`] knows the refusal.
@@ -304,6 +309,7 @@ pub fn advance(
     consumer: &Consumer,
     claim: &Claim,
     batch: &Batch,
+    halts: bool,
 ) -> QueryResult<()> {
     diesel::sql_query(
         "SELECT advance_consumer_offset($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
@@ -317,20 +323,10 @@ pub fn advance(
     .bind::<BigInt, _>(batch.new_next_offset)
     .bind::<Nullable<BigInt>, _>(batch.last_record.map(|record| record.offset))
     .bind::<Nullable<BigInt>, _>(batch.last_record.and_then(|record| record.timestamp_ms))
-    .bind::<BigInt, _>(consecutive_bad_after(claim, batch))
-    .bind::<Bool, _>(false)
+    .bind::<BigInt, _>(batch.bad_run(claim.consecutive_bad).trailing)
+    .bind::<Bool, _>(halts)
     .execute(connection)
     .map(|_| ())
-}
-
-/// Dead letters in a row once the batch is stored.
-pub fn consecutive_bad_after(claim: &Claim, batch: &Batch) -> i64 {
-    let carried = if batch.orders.is_empty() {
-        claim.consecutive_bad
-    } else {
-        0
-    };
-    carried + batch.trailing_dead_letters
 }
 
 /// Whether an error is the refusal of [`advance`].

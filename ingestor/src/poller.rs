@@ -20,12 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{self, Position, Reading};
+use crate::batch::{self, Reading};
 use crate::config::{BatchSettings, RunConfig};
 use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
+use crate::failpoints::{self, Phase};
 use crate::metrics::Metrics;
+use crate::observer::Observer;
 use crate::offsets::Consumer;
 use crate::status::{RUNNING, Status};
 use crate::watch::Watch;
@@ -50,6 +52,8 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
 const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// A batch that the client cannot read is read again after a while.
+const UNREADABLE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How often trouble with the consumer is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -97,6 +101,7 @@ impl Poller {
             let writer = Writer {
                 consumer: consumer.clone(),
                 database: config.database.clone(),
+                max_consecutive_bad: config.batch.max_consecutive_bad,
                 probe: clients.probe.clone(),
                 current: current.clone(),
                 status: status.clone(),
@@ -113,6 +118,13 @@ impl Poller {
             );
             writers.push(tasks_tx);
         }
+        Observer::new(
+            config.database.clone(),
+            consumer.clone(),
+            status.clone(),
+            metrics.clone(),
+        )
+        .start(shutdown.clone())?;
         // A channel of its own: the writers' must close when they have died.
         let (suspicions_tx, suspicions_rx) = mpsc::channel();
         let watch = Watch {
@@ -178,7 +190,12 @@ impl Poller {
             Pressure::Pause => self.set_paused(true)?,
         }
         let mut timeout = self.poll_timeout();
+        let most_bytes = self.budget.used_bytes() + self.budget.batch_bytes();
         for _ in 0..RECORDS_PER_TURN {
+            // Sixty-four large records would go far beyond the budget.
+            if self.budget.used_bytes() >= most_bytes {
+                break;
+            }
             let Some(event) = self.consumer.poll(timeout) else {
                 break;
             };
@@ -228,6 +245,8 @@ impl Poller {
                 }
             }
         }
+        let assigned = i64::try_from(self.partitions.len()).unwrap_or(i64::MAX);
+        self.metrics.assigned_partitions.set(assigned);
         self.metrics.paused_partitions.set(self.not_running());
         Ok(())
     }
@@ -323,26 +342,7 @@ impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
     fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
         let number = reading.partition;
-        let offset = Offset::Offset(next_offset);
-        let target = partition_list(&self.topic, [(number, offset)])?;
-        let sought = self
-            .consumer
-            .seek_partitions(target, SEEK_TIMEOUT)
-            .and_then(|result| check_each(&result));
-        if let Err(error) = sought {
-            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
-            debug!(
-                kafka.partition = number,
-                "seek failed, assigning anew: {error}"
-            );
-            let target = partition_list(&self.topic, [(number, offset)])?;
-            self.consumer
-                .incremental_unassign(&target)
-                .context("cannot unassign a partition")?;
-            self.consumer
-                .incremental_assign(&target)
-                .context("cannot assign a partition")?;
-        }
+        failpoints::reached(Phase::Start);
         if let Some(partition) = self.partitions.get_mut(&number) {
             partition.start(reading, next_offset);
         }
@@ -351,7 +351,41 @@ impl Poller {
         if self.budget.is_paused() {
             return Ok(());
         }
-        self.resume(&[number])
+        self.read_from(number, next_offset)
+    }
+
+    /// Lets a paused partition fetch from an offset.
+    ///
+    /// Resumed first and moved then: a resume alone does not wake the thread that fetches, which then sleeps for up to a
+    /// second; a seek does, but only one to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
+    fn read_from(&self, number: i32, next_offset: i64) -> anyhow::Result<()> {
+        self.resume(number)?;
+        if next_offset == 0 {
+            self.seek(number, 1)?;
+        }
+        self.seek(number, next_offset)
+    }
+
+    fn seek(&self, number: i32, offset: i64) -> anyhow::Result<()> {
+        let target = || partition_list(&self.topic, [(number, Offset::Offset(offset))]);
+        let sought = self
+            .consumer
+            .seek_partitions(target()?, SEEK_TIMEOUT)
+            .and_then(|result| check_each(&result));
+        if let Err(error) = sought {
+            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
+            debug!(
+                kafka.partition = number,
+                "seek failed, assigning anew: {error}"
+            );
+            self.consumer
+                .incremental_unassign(&target()?)
+                .context("cannot unassign a partition")?;
+            self.consumer
+                .incremental_assign(&target()?)
+                .context("cannot assign a partition")?;
+        }
+        Ok(())
     }
 
     fn stop_reading(
@@ -369,24 +403,18 @@ impl Poller {
             };
         }
         self.status.set_state(number, state);
-        self.pause(&[number])
+        self.pause(number)
     }
 
-    fn pause(&self, numbers: &[i32]) -> anyhow::Result<()> {
-        let list = partition_list(
-            &self.topic,
-            numbers.iter().map(|number| (*number, Offset::Invalid)),
-        )?;
+    fn pause(&self, number: i32) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
         self.consumer
             .pause(&list)
             .context("cannot pause a partition")
     }
 
-    fn resume(&self, numbers: &[i32]) -> anyhow::Result<()> {
-        let list = partition_list(
-            &self.topic,
-            numbers.iter().map(|number| (*number, Offset::Invalid)),
-        )?;
+    fn resume(&self, number: i32) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
         self.consumer
             .resume(&list)
             .context("cannot resume a partition")
@@ -398,16 +426,18 @@ impl Poller {
         if !self.budget.change_pause(paused) {
             return Ok(());
         }
-        let running: Vec<i32> = (self.partitions.iter())
-            .filter(|(_, partition)| matches!(partition.state, State::Running(_)))
-            .map(|(number, _)| *number)
-            .collect();
-        info!(kafka.partitions = ?running, paused, "the writers' queue decides over reading");
-        if paused {
-            self.pause(&running)
-        } else {
-            self.resume(&running)
+        info!(paused, "the writers' queue decides over reading");
+        for (number, partition) in &self.partitions {
+            let State::Running(open) = &partition.state else {
+                continue;
+            };
+            if paused {
+                self.pause(*number)?;
+            } else {
+                self.read_from(*number, open.new_next_offset)?;
+            }
         }
+        Ok(())
     }
 
     /// Puts a record into its partition's batch.
@@ -425,16 +455,10 @@ impl Poller {
         if !open.is_new(message.offset()) {
             return;
         }
-        let position = Position {
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
-        };
         let size_before = open.size_bytes;
         match batch::decode(message.payload()) {
-            Ok(order) => open.push_order(position, message.payload_len(), order),
-            Err(refusal) => {
-                open.push_dead_letter(position, DeadLetter::new(message, position, refusal));
-            }
+            Ok(order) => open.push_order(order, message.detach()),
+            Err(refusal) => open.push_dead_letter(DeadLetter::new(message, refusal)),
         }
         budget.take(open.size_bytes - size_before);
     }
@@ -463,6 +487,7 @@ impl Poller {
         let batch_bytes = self.budget.batch_bytes();
         for (number, partition) in &mut self.partitions {
             if let Some(batch) = partition.take_due(self.batch, batch_bytes) {
+                failpoints::reached(Phase::Steady);
                 let writer = &self.writers[writer_of(*number)];
                 writer
                     .send(Task::Store(batch))
@@ -516,26 +541,22 @@ impl Poller {
             KafkaError::MessageConsumptionFatal(code) => {
                 bail!("Kafka's client cannot go on: {code}")
             }
-            KafkaError::MessageConsumption(
-                code @ (RDKafkaErrorCode::AutoOffsetReset
-                | RDKafkaErrorCode::UnknownTopicOrPartition),
-            ) => {
-                // The client does not say of which partition: the claim finds the one whose offset is gone. A topic
-                // that was deleted may come back as another one.
-                let state = if *code == RDKafkaErrorCode::AutoOffsetReset {
-                    "offset out of range"
-                } else {
-                    "the topic is gone"
-                };
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                // The client does not say of which partition: the claim finds the one whose offset is gone.
                 let running: Vec<Reading> = self
                     .partitions
                     .values()
                     .filter_map(Partition::running)
                     .collect();
                 for reading in running {
-                    self.stop_reading(reading, state, Duration::ZERO)?;
+                    self.stop_reading(reading, "offset out of range", Duration::ZERO)?;
                 }
             }
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::NotImplemented,
+            ) => self.suspend_all(error)?,
             other => {
                 if self
                     .last_trouble_report
@@ -552,6 +573,39 @@ impl Poller {
         Ok(())
     }
 
+    /// Stores what was read and reads again after a while: damage on the wire is gone then, damage in Kafka's log stays.
+    ///
+    /// The client goes on behind a batch that it cannot read, which would be a loss that looks like a gap, or asks for it
+    /// again without a pause. It does not say of which partition.
+    fn suspend_all(&mut self, error: &KafkaError) -> anyhow::Result<()> {
+        error!(
+            "a batch of topic {} cannot be read, is its log damaged? nothing behind it is taken; reading again in {} s: \
+             {error}",
+            self.topic,
+            UNREADABLE_RETRY_INTERVAL.as_secs()
+        );
+        let mut suspended = Vec::new();
+        for (&number, partition) in &mut self.partitions {
+            if partition.running().is_none() {
+                continue;
+            }
+            if let Some(batch) = partition.take_any() {
+                self.writers[writer_of(number)]
+                    .send(Task::Store(batch))
+                    .ok()
+                    .context("a writer has died")?;
+            }
+            partition.state = State::Waiting {
+                until: Instant::now() + UNREADABLE_RETRY_INTERVAL,
+            };
+            self.status.set_state(number, "a batch cannot be read");
+            suspended.push(number);
+        }
+        suspended
+            .into_iter()
+            .try_for_each(|number| self.pause(number))
+    }
+
     /// Hands over what is read, waits for the writers, leaves the group. The caller bounds the time.
     fn finish(mut self) -> anyhow::Result<()> {
         for (number, partition) in &mut self.partitions {
@@ -562,6 +616,7 @@ impl Poller {
                     .ok();
             }
         }
+        failpoints::reached(Phase::Drain);
         self.current.stop();
         self.writers.clear();
         for thread in self.writer_threads.drain(..) {

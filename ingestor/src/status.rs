@@ -1,12 +1,16 @@
 //! What the daemon knows of itself, for `/readyz`, `/health` and `watch`.
 
+mod lag;
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::batch::{Position, Reading};
 use crate::offsets::{Claim, Witness};
+use lag::LagClock;
 
 /// State of a partition that is read.
 pub const RUNNING: &str = "running";
@@ -40,6 +44,16 @@ struct PartitionStatus {
     incarnation: i32,
     next_offset: Option<i64>,
     last_record: Option<Position>,
+    lag: LagClock,
+}
+
+/// How far a partition is stored, as the database says.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredPosition {
+    /// Offset of the next record to store.
+    pub next_offset: i64,
+    /// Time of the last record stored, in milliseconds since 1970; none where none was stored.
+    pub last_timestamp_ms: Option<i64>,
 }
 
 /// How far a partition is that runs.
@@ -147,6 +161,10 @@ impl Status {
         };
         status.next_offset = Some(next_offset);
         status.last_record = last_record.or(status.last_record);
+        status.lag.set_last_timestamp(
+            last_record.and_then(|record| record.timestamp_ms),
+            Utc::now().timestamp_millis(),
+        );
         let witness = last_record.and_then(|record| Witness::new(status.incarnation, record));
         // Only the first one: a later record may be of a topic made anew meanwhile, see `watch`.
         if let Some(witness) = witness {
@@ -168,16 +186,31 @@ impl Status {
         }
     }
 
-    /// Next offset and last timestamp of every assigned partition; `None` before it was claimed.
-    pub fn positions(&self) -> BTreeMap<i32, Option<(i64, Option<i64>)>> {
-        let inner = self.lock();
-        let position = |status: &PartitionStatus| {
-            let timestamp_ms = status.last_record.and_then(|record| record.timestamp_ms);
-            status.next_offset.map(|offset| (offset, timestamp_ms))
-        };
-        (inner.partitions.iter())
-            .map(|(partition, status)| (*partition, position(status)))
-            .collect()
+    /// The partitions that are assigned.
+    pub fn assigned_partitions(&self) -> Vec<i32> {
+        self.lock().partitions.keys().copied().collect()
+    }
+
+    /// Records that wait in a partition, and how many seconds the oldest of them has waited at most; nothing where it
+    /// was never known how far the partition is. `end_offset` is none while the brokers do not tell.
+    pub fn lag(&self, partition: i32, end_offset: Option<i64>, now_ms: i64) -> Option<(i64, f64)> {
+        let mut inner = self.lock();
+        let status = inner.partitions.get_mut(&partition)?;
+        status.lag.measure(status.next_offset?, end_offset, now_ms)
+    }
+
+    /// Adds what the writers have not told: of a running partition the time of the last record, until one is stored; of
+    /// any other the position, which has no writer and may be moved by an operator.
+    pub fn fill_in_position(&self, partition: i32, stored: StoredPosition, now_ms: i64) {
+        let mut inner = self.lock();
+        if let Some(status) = inner.partitions.get_mut(&partition) {
+            if status.state != RUNNING {
+                status.next_offset = Some(stored.next_offset);
+            }
+            status
+                .lag
+                .set_last_timestamp_if_unknown(stored.last_timestamp_ms, now_ms);
+        }
     }
 
     /// The partitions that are read.
@@ -257,5 +290,25 @@ mod tests {
         status.set_database_ok(true);
         status.set_stopping();
         assert_eq!(status.health().0, Health::Down);
+    }
+
+    #[test]
+    fn the_database_tells_the_position_of_a_partition_that_is_not_read() {
+        let status = Status::new();
+        let stored = |next_offset| StoredPosition {
+            next_offset,
+            last_timestamp_ms: Some(2_000),
+        };
+        let position = || status.lock().partitions[&0].next_offset;
+        // Not assigned.
+        status.fill_in_position(0, stored(1), 9_000);
+        assert!(status.assigned_partitions().is_empty());
+        status.set_state(0, "halted");
+        status.fill_in_position(0, stored(2), 9_000);
+        assert_eq!(position(), Some(2));
+        status.set_position(0, 7, None);
+        status.set_state(0, RUNNING);
+        status.fill_in_position(0, stored(2), 9_000);
+        assert_eq!(position(), Some(7), "a writer knows better");
     }
 }

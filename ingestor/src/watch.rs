@@ -73,31 +73,29 @@ impl Watch {
     }
 
     fn measure_lag(&self) {
-        let positions = self.status.positions();
+        let partitions = self.status.assigned_partitions();
         self.metrics
-            .forget_lag_except(&self.topic, positions.keys().copied());
-        for (partition, position) in positions {
-            let Some((next_offset, last_timestamp_ms)) = position else {
-                continue;
-            };
-            match self.probe.watermarks(partition) {
-                Ok(watermarks) => {
-                    let records = (watermarks.high - next_offset).max(0);
-                    let labels = PartitionLabels {
-                        topic: self.topic.clone(),
-                        partition,
-                    };
-                    let metrics = &self.metrics;
-                    metrics.lag_records.get_or_create(&labels).set(records);
-                    metrics
-                        .lag_seconds
-                        .get_or_create(&labels)
-                        .set(lag_seconds(records, last_timestamp_ms));
+            .forget_lag_except(&self.topic, partitions.iter().copied());
+        for partition in partitions {
+            let end_offset = match self.probe.watermarks(partition) {
+                Ok(watermarks) => Some(watermarks.high),
+                Err(error) => {
+                    debug!(
+                        kafka.partition = partition,
+                        "the brokers did not tell the watermarks: {error}"
+                    );
+                    None
                 }
-                Err(error) => debug!(
-                    kafka.partition = partition,
-                    "the brokers did not tell the watermarks: {error}"
-                ),
+            };
+            let now_ms = Utc::now().timestamp_millis();
+            if let Some((records, seconds)) = self.status.lag(partition, end_offset, now_ms) {
+                let labels = PartitionLabels {
+                    topic: self.topic.clone(),
+                    partition,
+                };
+                let metrics = &self.metrics;
+                metrics.lag_records.get_or_create(&labels).set(records);
+                metrics.lag_seconds.get_or_create(&labels).set(seconds);
             }
         }
     }
@@ -143,26 +141,5 @@ impl Watch {
         };
         let replaced = witness.replaced_by(&self.probe, partition, watermarks)?;
         Ok(replaced.is_some())
-    }
-}
-
-/// Age of the last record stored, while there are later ones.
-pub(crate) fn lag_seconds(lag_records: i64, last_timestamp_ms: Option<i64>) -> f64 {
-    match last_timestamp_ms {
-        Some(last) if lag_records > 0 => {
-            (Utc::now().timestamp_millis() - last).max(0) as f64 / 1000.0
-        }
-        _ => 0.0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_at_its_end_has_no_lag_however_old_its_last_record() {
-        assert!(lag_seconds(0, Some(0)).abs() < f64::EPSILON);
-        assert!(lag_seconds(1, Some(0)) > 1e9);
     }
 }

@@ -3,6 +3,7 @@
 //! A writer stores one batch after another, every one in one transaction (`transaction`). A database that is away or
 //! sick is waited for, for ever; a batch is given up only when its partition is not ours any more or the process stops.
 
+mod isolation;
 mod transaction;
 
 use std::collections::HashMap;
@@ -12,16 +13,19 @@ use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
-use diesel::result::Error as DieselError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::db;
 use tracing::{error, info, warn};
 
+pub use transaction::store_replayed;
+
 use crate::APPLICATION_NAME;
-use crate::batch::{Batch, Reading};
+use crate::batch::{Batch, Reading, Refusal};
 use crate::consumer::Probe;
 use crate::current::Current;
+use crate::failpoints::{self, Phase, Plant};
 use crate::metrics::{Metrics, RetryClass};
 use crate::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting, Standing};
 use crate::status::Status;
@@ -91,6 +95,8 @@ const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '60s'";
 pub(crate) struct Writer {
     pub(crate) consumer: Consumer,
     pub(crate) database: DatabaseSettings,
+    /// Bad messages in a row beyond which a partition halts.
+    pub(crate) max_consecutive_bad: i64,
     pub(crate) probe: Arc<Probe>,
     pub(crate) current: Arc<Current>,
     pub(crate) status: Arc<Status>,
@@ -214,22 +220,16 @@ impl Writer {
         )?)
     }
 
-    fn store(&mut self, batch: Batch) {
-        let reading = batch.reading;
-        let size_bytes = batch.size_bytes;
-        let stored = self.store_until_settled(&batch);
-        self.report(match stored {
-            Ok(()) => Report::Stored {
-                reading,
-                next_offset: batch.new_next_offset,
-                size_bytes,
-            },
-            Err(GivenUp::NotCurrent) => Report::Dropped { size_bytes },
-        });
+    fn store(&mut self, mut batch: Batch) {
+        if let Err(GivenUp::NotCurrent) = self.store_until_settled(&mut batch) {
+            self.report(Report::Dropped {
+                size_bytes: batch.size_bytes,
+            });
+        }
     }
 
     /// Tries until the batch is stored or no longer ours to store.
-    fn store_until_settled(&mut self, batch: &Batch) -> Result<(), GivenUp> {
+    fn store_until_settled(&mut self, batch: &mut Batch) -> Result<(), GivenUp> {
         let mut backoff = Backoff::for_database();
         let mut outcome_unknown = false;
         loop {
@@ -252,11 +252,20 @@ impl Writer {
                 self.try_store(batch, &claim)
             };
             match step {
-                Ok(Step::Stored) => {
-                    self.stored(batch);
+                Ok(Step::Stored { .. }) if failpoints::is_planted(Plant::ReapplyBatch) => {}
+                Ok(Step::Stored { orders }) => {
+                    self.stored(batch, orders);
                     return Ok(());
                 }
                 Ok(Step::NotStored) => outcome_unknown = false,
+                Ok(Step::Refused(refused)) => {
+                    warn!(
+                        kafka.partition = batch.reading.partition,
+                        kafka.offsets = ?refused.iter().map(|(offset, _)| offset).collect::<Vec<_>>(),
+                        "a constraint of the database refuses orders: they become dead letters"
+                    );
+                    batch.refuse(refused);
+                }
                 Ok(Step::Lost) => {
                     self.lose(batch.reading);
                     return Err(GivenUp::NotCurrent);
@@ -273,15 +282,26 @@ impl Writer {
 
     fn try_store(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
         let consumer = self.consumer.clone();
+        let halts = batch.bad_run(claim.consecutive_bad).longest > self.max_consecutive_bad;
         let started_at = Instant::now();
-        match transaction::store(self.connection()?, &consumer, claim, batch) {
-            Ok(()) => {
+        match transaction::store(self.connection()?, &consumer, claim, batch, halts) {
+            Ok(orders) => {
+                failpoints::reached(Phase::Committed);
                 self.metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());
-                Ok(Step::Stored)
+                Ok(Step::Stored { orders })
             }
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
+            Err(error) if isolation::is_refusal(&error) => {
+                let refused =
+                    isolation::find_refused(self.connection()?, batch, claim.replay_until)?;
+                if refused.is_empty() {
+                    // Refused and then not: no order is to blame.
+                    return Err(error.into());
+                }
+                Ok(Step::Refused(refused))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -296,25 +316,39 @@ impl Writer {
             claim.epoch,
         )?;
         Ok(match next_offset {
-            Some(offset) if offset == batch.new_next_offset => Step::Stored,
+            // How many of them a replay left out is not known any more.
+            Some(offset) if offset == batch.new_next_offset => Step::Stored {
+                orders: batch.folded().len(),
+            },
             Some(offset) if offset == batch.old_next_offset => Step::NotStored,
             _ => Step::Lost,
         })
     }
 
-    fn stored(&mut self, batch: &Batch) {
+    fn stored(&mut self, batch: &Batch, orders: usize) {
         self.healthy();
-        if let Some(owned) = self.session.claims.get_mut(&batch.reading.partition) {
-            owned.claim.consecutive_bad = offsets::consecutive_bad_after(&owned.claim, batch);
+        let reading = batch.reading;
+        let mut halts = false;
+        if let Some(owned) = self.session.claims.get_mut(&reading.partition) {
+            let bad_run = batch.bad_run(owned.claim.consecutive_bad);
+            halts = bad_run.longest > self.max_consecutive_bad;
+            owned.claim.consecutive_bad = bad_run.trailing;
             owned.claim.next_offset = batch.new_next_offset;
             owned.last_confirmed_at = Instant::now();
         }
-        self.metrics.batch_stored(batch);
-        self.status.set_position(
-            batch.reading.partition,
-            batch.new_next_offset,
-            batch.last_record,
-        );
+        self.metrics.batch_stored(batch, orders);
+        self.status
+            .set_position(reading.partition, batch.new_next_offset, batch.last_record);
+        self.report(Report::Stored {
+            reading,
+            next_offset: batch.new_next_offset,
+            size_bytes: batch.size_bytes,
+        });
+        if halts {
+            self.session.claims.remove(&reading.partition);
+            let reason = offsets::halted_reason(reading.partition);
+            self.report(Report::Stopped { reading, reason });
+        }
     }
 
     fn lose(&mut self, reading: Reading) {
@@ -390,8 +424,13 @@ impl Writer {
 }
 
 enum Step {
-    Stored,
+    Stored {
+        /// Written, superseded messages not counted.
+        orders: usize,
+    },
     NotStored,
+    /// A constraint refuses these messages, by rising offset.
+    Refused(Vec<(i64, Refusal)>),
     Lost,
 }
 
@@ -412,6 +451,10 @@ impl Trouble {
     fn class(&self) -> RetryClass {
         match self {
             Self::Connect(_) => RetryClass::Connect,
+            Self::Query(DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                _,
+            )) => RetryClass::LostConnection,
             Self::Query(_) => RetryClass::Query,
             Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
         }

@@ -17,3 +17,13 @@ COMMENT ON COLUMN offset_incidents.incarnation IS 'The incarnation of the partit
 COMMENT ON COLUMN offset_incidents.resume_offset IS 'Where reading goes on once an operator has accepted the gap';
 COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; higher than incarnation where offsets then stand for other records';
 COMMENT ON COLUMN consumer_offsets.replay_until IS 'Records below were read before a rewind: they do not replace what is newer; null: none';
+
+-- By whomever an offset is set back, by a command or by hand: what was read before is a replay.
+CREATE FUNCTION note_rewind() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.replay_until := CASE WHEN NEW.incarnation = OLD.incarnation
+                             THEN greatest(OLD.replay_until, OLD.next_offset) END;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER consumer_offsets_rewind BEFORE UPDATE ON consumer_offsets
+    FOR EACH ROW WHEN (NEW.next_offset < OLD.next_offset) EXECUTE FUNCTION note_rewind();

@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
+use compact_str::CompactString;
 use serde::{Serialize, Serializer};
 
 pub use validation::{Fault, MAX_ITEMS};
@@ -18,14 +19,16 @@ pub use validation::{Fault, MAX_ITEMS};
 pub const MAX_ORDER_BYTES: usize = 256 * 1024;
 
 /// A shop order, known to be valid.
+///
+/// Nearly all of its texts are shorter than 25 bytes, which [`CompactString`] keeps without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Order {
     /// The producer's id of the order.
     pub order_uid: OrderUid,
     /// The parcel's track number.
-    pub track_number: String,
+    pub track_number: CompactString,
     /// The channel by which the order came.
-    pub entry: String,
+    pub entry: CompactString,
     /// To whom and where the order goes.
     pub delivery: Delivery,
     /// How the order was paid.
@@ -33,60 +36,60 @@ pub struct Order {
     /// What was ordered, 1..=[`MAX_ITEMS`].
     pub items: Vec<Item>,
     /// The customer's language.
-    pub locale: String,
+    pub locale: CompactString,
     /// The producer's signature.
-    pub internal_signature: String,
+    pub internal_signature: CompactString,
     /// The customer's id.
-    pub customer_id: String,
+    pub customer_id: CompactString,
     /// The carrier.
-    pub delivery_service: String,
+    pub delivery_service: CompactString,
     /// The producer's shard of the order.
-    pub shardkey: String,
+    pub shardkey: CompactString,
     /// The producer's sales channel, 0..=2^53-1.
     pub sm_id: i64,
     /// When the shop created the order, to the microsecond.
     #[serde(serialize_with = "serialize_utc")]
     pub date_created: DateTime<Utc>,
     /// The producer's shard of out-of-fulfilment data.
-    pub oof_shard: String,
+    pub oof_shard: CompactString,
 }
 
 /// To whom and where an order goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Delivery {
     /// The recipient.
-    pub name: String,
+    pub name: CompactString,
     /// The recipient's phone number.
-    pub phone: String,
+    pub phone: CompactString,
     /// The postal code.
-    pub zip: String,
+    pub zip: CompactString,
     /// The city.
-    pub city: String,
+    pub city: CompactString,
     /// Street and house, at most 512 characters.
-    pub address: String,
+    pub address: CompactString,
     /// The region.
-    pub region: String,
+    pub region: CompactString,
     /// The recipient's e-mail address.
-    pub email: String,
+    pub email: CompactString,
 }
 
 /// How an order was paid. Amounts are minor units of `currency`, 0..=2^53-1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Payment {
     /// The payment's id at the provider.
-    pub transaction: String,
+    pub transaction: CompactString,
     /// The request's id at the provider.
-    pub request_id: String,
+    pub request_id: CompactString,
     /// Three upper-case letters.
-    pub currency: String,
+    pub currency: CompactString,
     /// The payment provider.
-    pub provider: String,
+    pub provider: CompactString,
     /// The sum paid.
     pub amount: i64,
     /// When it was paid: seconds since 1970, 0 where the producer did not say.
     pub payment_dt: i64,
     /// The paying bank.
-    pub bank: String,
+    pub bank: CompactString,
     /// The share of the delivery.
     pub delivery_cost: i64,
     /// The share of the goods.
@@ -101,23 +104,23 @@ pub struct Item {
     /// The article's id in the shop.
     pub chrt_id: i64,
     /// The parcel's track number.
-    pub track_number: String,
+    pub track_number: CompactString,
     /// The price before the discount.
     pub price: i64,
     /// The line's id at the producer.
-    pub rid: String,
+    pub rid: CompactString,
     /// The article's name.
-    pub name: String,
+    pub name: CompactString,
     /// The discount in percent, 0..=100.
     pub sale: i32,
     /// The article's size.
-    pub size: String,
+    pub size: CompactString,
     /// The price after the discount.
     pub total_price: i64,
     /// The article's id at the maker.
     pub nm_id: i64,
     /// The article's brand.
-    pub brand: String,
+    pub brand: CompactString,
     /// The producer's state of the line.
     pub status: i64,
 }
@@ -169,7 +172,7 @@ impl OrderError {
 /// The id of an order: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct OrderUid(String);
+pub struct OrderUid(CompactString);
 
 impl OrderUid {
     /// What an id looks like, for messages to people.
@@ -195,7 +198,7 @@ impl OrderUid {
 
     /// Takes an id that the database holds; only valid ones get there.
     pub(crate) fn from_database(text: String) -> Self {
-        Self(text)
+        Self(text.into())
     }
 }
 
@@ -204,23 +207,15 @@ impl OrderUid {
 #[error("an order id has {}", OrderUid::RULE)]
 pub struct InvalidOrderUid;
 
-impl TryFrom<String> for OrderUid {
-    type Error = InvalidOrderUid;
-
-    fn try_from(text: String) -> Result<Self, InvalidOrderUid> {
-        if Self::is_valid(&text) {
-            Ok(Self(text))
-        } else {
-            Err(InvalidOrderUid)
-        }
-    }
-}
-
 impl FromStr for OrderUid {
     type Err = InvalidOrderUid;
 
     fn from_str(text: &str) -> Result<Self, InvalidOrderUid> {
-        Self::try_from(text.to_owned())
+        if Self::is_valid(text) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidOrderUid)
+        }
     }
 }
 

@@ -129,6 +129,11 @@ impl PrivatePostgres {
         self.cluster.folder()
     }
 
+    /// The process id of the postmaster, whose children are all other processes of the server; while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Process::pid)
+    }
+
     /// The server's log.
     pub fn log(&self) -> PathBuf {
         self.cluster.log()
@@ -181,6 +186,14 @@ impl PrivatePostgres {
     pub fn stop(&mut self) -> Result<()> {
         match self.server.take() {
             Some(mut server) => server.stop(Signal::INT, STOP_TIMEOUT),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops it at once (an immediate shutdown: sessions are dropped, the next start recovers from the log).
+    pub fn stop_immediately(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(mut server) => server.stop(Signal::QUIT, STOP_TIMEOUT),
             None => Ok(()),
         }
     }

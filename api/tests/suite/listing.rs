@@ -63,11 +63,11 @@ async fn filters_combine_and_bind_their_cursors() {
     for number in 0..6 {
         let mut order = orders.order_with_uid(&format!("uid-{number}"));
         order.customer_id = if number < 4 {
-            "a b&c=я".to_owned()
+            "a b&c=я".into()
         } else {
-            "other".to_owned()
+            "other".into()
         };
-        order.track_number = format!("T{}", number % 2);
+        order.track_number = format!("T{}", number % 2).into();
         order.date_created = format!("2026-01-0{}T00:00:00Z", number + 1)
             .parse()
             .unwrap();

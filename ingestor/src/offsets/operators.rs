@@ -150,12 +150,11 @@ pub fn accept_gap(
             ));
         }
         if incident.resume_incarnation != row.incarnation {
-            // These stand for records of the topic as it was.
+            // It stands for a record of the topic as it was.
             diesel::update(row_of!(consumer, partition))
                 .set((
                     consumer_offsets::last_offset.eq(None::<i64>),
                     consumer_offsets::last_timestamp.eq(None::<i64>),
-                    consumer_offsets::replay_until.eq(None::<i64>),
                 ))
                 .execute(connection)?;
         }
@@ -191,7 +190,6 @@ pub fn rewind(
             diesel::update(row_of!(consumer, *partition))
                 .set((
                     consumer_offsets::next_offset.eq(*target),
-                    consumer_offsets::replay_until.eq(row.replay_until.max(Some(row.next_offset))),
                     consumer_offsets::last_offset.eq(None::<i64>),
                     consumer_offsets::last_timestamp.eq(None::<i64>),
                     consumer_offsets::epoch.eq(row.epoch + 1),

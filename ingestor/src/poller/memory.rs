@@ -46,6 +46,11 @@ impl MemoryBudget {
         self.used_bytes = self.used_bytes.saturating_sub(bytes);
     }
 
+    /// Bytes of all batches.
+    pub(super) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
     /// At which size a batch closes.
     pub(super) fn batch_bytes(&self) -> usize {
         self.settings.batch_bytes()

@@ -1,7 +1,8 @@
 //! One batch, one transaction: offset, orders, items, dead letters, events.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
+use diesel::connection::DefaultLoadingMode;
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
@@ -12,112 +13,174 @@ use shared::db::orders::next_version;
 use shared::db::schema::{order_items, orders};
 use shared::events::{self, Operation};
 
-use crate::batch::{Batch, IncomingOrder};
+use crate::batch::{Batch, SourcedOrder};
 use crate::dead_letters::{self, Source};
+use crate::failpoints::{self, Phase};
 use crate::offsets::{self, Claim, Consumer};
 
 /// Rows of one upsert: 30 columns each stay below the 65,535 binds of a statement.
 const ROWS_PER_UPSERT: usize = 1_000;
 
-/// Stores a batch whole or not at all.
+/// Stores a batch whole or not at all; answers how many orders it wrote. `halts` stops the partition behind it.
 ///
 /// # Errors
-/// Fails as the database does; [`offsets::is_fence`] knows the refusal of a batch that is not ours to store. After any
-/// other error the outcome is unknown.
+/// Fails as the database does; [`offsets::is_fence`] knows the refusal of a batch that is not ours to store. After an
+/// error of the connection the outcome is unknown.
 pub(super) fn store(
     connection: &mut PgConnection,
     consumer: &Consumer,
     claim: &Claim,
     batch: &Batch,
-) -> QueryResult<()> {
+    halts: bool,
+) -> QueryResult<usize> {
     connection.transaction(|connection| {
-        offsets::advance(connection, consumer, claim, batch)?;
-        let latest = batch.folded();
-        store_orders(connection, batch.reading.partition, &latest)?;
+        failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
+        offsets::advance(connection, consumer, claim, batch, halts)?;
+        failpoints::commit_offset(connection)?;
+        let partition = batch.reading.partition;
+        let written = failpoints::skip_on_error(connection, |connection| {
+            store_orders(connection, partition, batch.folded(), claim.replay_until)
+        })?;
         let source = Source {
             group_id: &consumer.group_id,
             topic: &consumer.topic,
             incarnation: claim.incarnation,
-            partition: batch.reading.partition,
+            partition,
         };
-        dead_letters::insert(connection, source, &batch.dead_letters)?;
-        notify(connection, &latest)
+        let letters = failpoints::unless_swallowed(&batch.dead_letters);
+        dead_letters::insert(connection, source, letters)?;
+        notify(connection, &written)?;
+        failpoints::reached(Phase::BeforeCommit);
+        Ok(written.len())
     })
 }
 
-/// Writes orders that are sorted by uid and named once each.
+/// Stores an order whose message was read before, in the caller's transaction, unless something newer is there; says
+/// whether it did.
 ///
-/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items.
-fn store_orders(
+/// # Errors
+/// Fails as the database does.
+pub fn store_replayed(
     connection: &mut PgConnection,
     partition: i32,
-    latest: &[&IncomingOrder],
-) -> QueryResult<()> {
+    order: SourcedOrder<'_>,
+) -> QueryResult<bool> {
+    let written = store_orders(connection, partition, vec![order], Some(i64::MAX))?;
+    notify(connection, &written)?;
+    Ok(!written.is_empty())
+}
+
+/// Writes orders that are sorted by uid and named once each; answers those that it wrote.
+///
+/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items. A message
+/// below `replay_until` was read before: it replaces an order only where that came from an earlier message of its
+/// partition, not what a later one or a PUT has made.
+pub(super) fn store_orders<'a>(
+    connection: &mut PgConnection,
+    partition: i32,
+    latest: Vec<SourcedOrder<'a>>,
+    replay_until: Option<i64>,
+) -> QueryResult<Vec<SourcedOrder<'a>>> {
     if latest.is_empty() {
-        return Ok(());
+        return Ok(latest);
     }
-    let uids: Vec<&str> = latest
-        .iter()
-        .map(|incoming| incoming.order.order_uid.as_str())
-        .collect();
-    let existing: HashSet<String> = orders::table
-        .filter(orders::order_uid.eq_any(&uids))
-        .select(orders::order_uid)
+    let existing = lock_existing(connection, &latest)?;
+    let is_replay = |order: &SourcedOrder<'_>| replay_until.is_some_and(|end| order.offset < end);
+    let mut to_write = latest;
+    to_write.retain(|order| {
+        let source = existing.get(order.uid());
+        !is_replay(order) || source.is_none_or(|source| source.is_before(partition, order.offset))
+    });
+    // A nested transaction is a savepoint.
+    let copied = connection.transaction(|connection| {
+        write(connection, partition, &to_write, |uid| {
+            existing.contains_key(uid)
+        })
+    });
+    match copied {
+        // Somebody has inserted one of them since we looked: take all for existing. Where a replay must not replace it,
+        // the batch is tried anew.
+        Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
+            if !to_write.iter().any(is_replay) =>
+        {
+            write(connection, partition, &to_write, |_| true)?;
+        }
+        outcome => outcome?,
+    }
+    Ok(to_write)
+}
+
+/// Which message wrote an order last; none after a PUT.
+struct RowSource {
+    partition: Option<i32>,
+    offset: Option<i64>,
+}
+
+impl RowSource {
+    fn is_before(&self, partition: i32, offset: i64) -> bool {
+        self.partition == Some(partition) && self.offset.is_some_and(|stored| stored < offset)
+    }
+}
+
+fn lock_existing(
+    connection: &mut PgConnection,
+    orders: &[SourcedOrder<'_>],
+) -> QueryResult<HashMap<String, RowSource>> {
+    let uids: Vec<&str> = orders.iter().map(SourcedOrder::uid).collect();
+    let rows = orders::table
+        .filter(orders::order_uid.eq_any(uids))
+        .select((
+            orders::order_uid,
+            orders::source_partition,
+            orders::source_offset,
+        ))
         .order(orders::order_uid)
         .for_update()
-        .load_iter::<String, diesel::connection::DefaultLoadingMode>(connection)?
-        .collect::<QueryResult<_>>()?;
-    // A nested transaction is a savepoint.
-    let copied =
-        connection.transaction(|connection| write(connection, partition, latest, &existing));
-    match copied {
-        Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-            // Somebody has inserted one of them since we looked: take all for existing.
-            let all = uids.into_iter().map(str::to_owned).collect();
-            write(connection, partition, latest, &all)
-        }
-        outcome => outcome,
-    }
+        .load_iter::<(String, Option<i32>, Option<i64>), DefaultLoadingMode>(connection)?;
+    rows.map(|row| row.map(|(uid, partition, offset)| (uid, RowSource { partition, offset })))
+        .collect()
 }
 
 fn write(
     connection: &mut PgConnection,
     partition: i32,
-    latest: &[&IncomingOrder],
-    existing: &HashSet<String>,
+    latest: &[SourcedOrder<'_>],
+    exists: impl Fn(&str) -> bool,
 ) -> QueryResult<()> {
-    let rows = latest
-        .iter()
-        .map(|incoming| NewOrder::new(&incoming.order, Some((partition, incoming.offset))));
-    let (to_upsert, to_copy): (Vec<_>, Vec<_>) = rows
-        .zip(latest)
-        .partition(|(_, incoming)| existing.contains(incoming.order.order_uid.as_str()));
+    let (to_upsert, to_copy): (Vec<_>, Vec<_>) =
+        latest.iter().partition(|order| exists(order.uid()));
     if !to_copy.is_empty() {
-        let to_copy: Vec<NewOrder<'_>> = to_copy.into_iter().map(|(row, _)| row).collect();
         diesel::copy_from(orders::table)
-            .from_insertable(&to_copy)
+            .from_insertable(&new_rows(partition, &to_copy))
             .execute(connection)?;
     }
     if !to_upsert.is_empty() {
         for chunk in to_upsert.chunks(ROWS_PER_UPSERT) {
-            let rows: Vec<NewOrder<'_>> = chunk.iter().map(|(row, _)| *row).collect();
-            upsert(connection, &rows)?;
+            upsert(connection, &new_rows(partition, chunk))?;
         }
-        let uids: Vec<&str> = to_upsert
-            .iter()
-            .map(|(_, incoming)| incoming.order.order_uid.as_str())
-            .collect();
+        let uids: Vec<&str> = to_upsert.iter().map(|order| order.uid()).collect();
         diesel::delete(order_items::table.filter(order_items::order_uid.eq_any(uids)))
             .execute(connection)?;
     }
-    let items: Vec<NewOrderItem<'_>> = latest
-        .iter()
-        .flat_map(|incoming| NewOrderItem::all_of(&incoming.order))
-        .collect();
-    diesel::copy_from(order_items::table)
-        .from_insertable(&items)
-        .execute(connection)?;
+    let items_count = latest.iter().map(|order| order.order.items.len()).sum();
+    let mut items: Vec<NewOrderItem<'_>> = Vec::with_capacity(items_count);
+    items.extend(
+        latest
+            .iter()
+            .flat_map(|order| NewOrderItem::all_of(order.order)),
+    );
+    if !items.is_empty() {
+        diesel::copy_from(order_items::table)
+            .from_insertable(&items)
+            .execute(connection)?;
+    }
     Ok(())
+}
+
+fn new_rows<'a>(partition: i32, orders: &[&SourcedOrder<'a>]) -> Vec<NewOrder<'a>> {
+    let row =
+        |order: &&SourcedOrder<'a>| NewOrder::new(order.order, Some((partition, order.offset)));
+    orders.iter().map(row).collect()
 }
 
 /// Replaces rows, or inserts those that were deleted meanwhile.
@@ -166,13 +229,8 @@ fn upsert(connection: &mut PgConnection, rows: &[NewOrder<'_>]) -> QueryResult<(
         .map(|_| ())
 }
 
-fn notify(connection: &mut PgConnection, latest: &[&IncomingOrder]) -> QueryResult<()> {
-    let payloads = events::encode(
-        Operation::Upsert,
-        latest
-            .iter()
-            .map(|incoming| incoming.order.order_uid.as_str()),
-    );
+fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryResult<()> {
+    let payloads = events::encode(Operation::Upsert, written.iter().map(SourcedOrder::uid));
     if payloads.is_empty() {
         return Ok(());
     }

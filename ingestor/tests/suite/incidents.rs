@@ -11,21 +11,9 @@ use ingestor::metrics::Metrics;
 use ingestor::offsets::Claim;
 use ingestor::status::{RUNNING, Status};
 use ingestor::watch::Watch;
-use shared::order::Order;
 use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene};
-
-/// Of these orders, the number that is stored.
-fn stored_of(scene: &Scene, orders: &[Order]) -> usize {
-    let uids: Vec<String> = scene
-        .database
-        .texts("SELECT order_uid AS value FROM orders");
-    orders
-        .iter()
-        .filter(|order| uids.iter().any(|uid| uid == order.order_uid.as_str()))
-        .count()
-}
 
 const ACCEPT: [&str; 5] = ["offsets", "accept-gap", "--partition", "0", "--yes"];
 
@@ -44,7 +32,7 @@ fn make_anew_while_stopped(new_records: usize, expected: &str) {
     assert_eq!(scene.incidents(), [format!("{expected} open")]);
     daemon.wait_until_logged("accept-gap --partition 0");
     assert_eq!(
-        (scene.settled(), stored_of(&scene, &orders)),
+        (scene.settled(), scene.stored_of(&orders)),
         (10, 0),
         "nothing may be read in silence"
     );
@@ -55,7 +43,7 @@ fn make_anew_while_stopped(new_records: usize, expected: &str) {
     );
     // The daemon goes on by itself.
     scene.wait_until_at(i64::try_from(new_records).unwrap(), 1);
-    assert_eq!(stored_of(&scene, &orders), new_records);
+    assert_eq!(scene.stored_of(&orders), new_records);
     assert_eq!(scene.incidents(), [format!("{expected} accepted")]);
     wait_until("all is well", PATIENCE, || {
         daemon
@@ -177,26 +165,6 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
 }
 
 #[test]
-fn a_topic_made_anew_while_it_is_read_is_noticed_though_it_is_longer() {
-    let mut scene = Scene::new(1);
-    scene.produce_orders(10);
-    let daemon = scene.start_daemon();
-    scene.wait_until_settled(10);
-    scene.recreate_topic(1);
-    let orders = scene.produce_orders(30);
-    scene.wait_for_incidents(1);
-    let incident = scene.incidents().remove(0);
-    assert!(
-        incident.starts_with("recreated p0 ") && incident.ends_with(" 0..30 -> 0 inc 1 open"),
-        "{incident}"
-    );
-    assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
-    scene.run_well(&ACCEPT);
-    scene.wait_until_at(30, 1);
-    assert_eq!(stored_of(&scene, &orders), 30);
-}
-
-#[test]
 fn an_offset_beyond_the_end_goes_on_at_the_end_once_accepted() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
@@ -213,7 +181,7 @@ fn an_offset_beyond_the_end_goes_on_at_the_end_once_accepted() {
     let orders = scene.produce_orders(5);
     scene.run_well(&ACCEPT);
     scene.wait_until_at(15, 1);
-    assert_eq!((stored_of(&scene, &orders), scene.stored()), (5, 15));
+    assert_eq!((scene.stored_of(&orders), scene.stored()), (5, 15));
     assert!(daemon.stop().success());
 }
 
@@ -246,7 +214,7 @@ fn an_accepted_gap_is_the_recorded_one_and_what_is_lost_since_is_another() {
     daemon.wait_until_logged("records 20..30 were deleted before they were read");
     scene.run_well(&ACCEPT);
     scene.wait_until_at(50, 0);
-    assert_eq!(stored_of(&scene, &orders[20..]), 20);
+    assert_eq!(scene.stored_of(&orders[20..]), 20);
     assert_eq!(scene.stored(), 30);
 }
 

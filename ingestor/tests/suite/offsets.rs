@@ -84,19 +84,53 @@ fn an_offset_beyond_the_topics_end_stops_the_partition_loudly() {
 }
 
 #[test]
-fn a_rewind_reaches_a_running_owner_and_repeats_nothing_it_must_not() {
-    let mut scene = Scene::new(1);
-    scene.produce_orders(10);
+fn a_rewind_reaches_a_running_owner_and_replaces_nothing_newer() {
+    let mut scene = Scene::new(2);
+    let orders = scene.produce_orders(40);
     let daemon = scene.start_daemon();
-    scene.wait_until_settled(10);
+    scene.wait_until_settled(40);
+    let uid = |number: usize| orders[number].order_uid.as_str();
+    // Changed by a PUT, by a later message, and deleted.
+    let later = scene.later(uid(1));
+    scene.produce(std::slice::from_ref(&later));
+    scene.wait_until_settled(41);
+    let change = format!(
+        "UPDATE orders SET source_partition = NULL, source_offset = NULL, track_number = 'PUT' WHERE order_uid = '{}';
+         DELETE FROM orders WHERE order_uid = '{}'",
+        uid(0),
+        uid(2)
+    );
+    scene.database.execute(&change);
+    let versions = "SELECT string_agg(order_uid || ' ' || version, ',' ORDER BY order_uid COLLATE \"C\") AS value
+                    FROM orders WHERE order_uid <> ";
+    let versions = format!("{versions}'{}'", uid(2));
+    let before = scene.database.texts(&versions);
+
     scene
         .database
-        .execute("UPDATE consumer_offsets SET next_offset = 3");
-    wait_until("the rewound records are read again", PATIENCE, || {
-        scene.settled() == 10
+        .execute("UPDATE consumer_offsets SET next_offset = 0");
+    wait_until("everything is read again", PATIENCE, || {
+        scene.settled() == 41
     });
-    assert_eq!(scene.stored(), 10);
     assert!(daemon.log().contains("fenced"));
+    assert_eq!(
+        scene.database.texts(&versions),
+        before,
+        "a replay has written over something"
+    );
+    assert_eq!(scene.stored(), 40, "a deleted order comes back");
+    // What is new replaces again, in the first batch behind the replay too.
+    let newest = scene.later(uid(0));
+    scene.produce(std::slice::from_ref(&newest));
+    scene.wait_until_settled(42);
+    let tracks = format!(
+        "SELECT track_number AS value FROM orders WHERE order_uid = '{}'",
+        uid(0)
+    );
+    assert_eq!(
+        scene.database.texts(&tracks),
+        [newest.track_number.to_string()]
+    );
 }
 
 #[test]
@@ -241,7 +275,13 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         batch
     };
     let advance = |consumer: &Consumer, claim: &Claim, from, to| {
-        offsets::advance(&mut database.connect(), consumer, claim, &batch(from, to))
+        offsets::advance(
+            &mut database.connect(),
+            consumer,
+            claim,
+            &batch(from, to),
+            false,
+        )
     };
     for (who, consumer, claim, from) in [
         ("the owner before", &old, &old_claim, 5),

@@ -1,5 +1,6 @@
 //! Partitions change hands: by a process that comes and goes, and by one that was frozen while another took over.
 
+use diesel::connection::SimpleConnection;
 use rustix::process::Signal;
 use shared::testing::wait_until;
 
@@ -19,7 +20,12 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         scene.database.integer(OWNERS) == 2
     });
 
+    // Nothing is stored before all are there: the frozen one must leave work behind.
+    let mut gate = scene.database.connect();
+    gate.batch_execute("BEGIN; LOCK TABLE orders IN EXCLUSIVE MODE")
+        .unwrap();
     let mut orders = scene.produce_orders(40_000);
+    gate.batch_execute("COMMIT").unwrap();
     wait_until("both are storing", PATIENCE, || scene.stored() > 500);
     frozen.signal(Signal::STOP);
     assert!(scene.stored() < 40_000, "frozen too late to prove anything");
@@ -64,4 +70,61 @@ fn members_that_come_and_go_lose_nothing_and_stall_nothing() {
     scene.wait_until_settled(20_000);
     scene.assert_each_stored_once(&orders);
     assert!(steady.stop().success());
+}
+
+/// A member with a name keeps its partitions over a restart.
+fn named(name: &str) -> (&'static str, String) {
+    let settings =
+        format!("session.timeout.ms=10000,heartbeat.interval.ms=1000,group.instance.id={name}");
+    ("KAFKA_CONFIG", settings)
+}
+
+#[test]
+fn a_named_member_that_restarts_moves_no_partition() {
+    const PLACES: &str =
+        "SELECT concat_ws(' ', partition, epoch, owner) AS value FROM consumer_offsets ORDER BY 1";
+    let mut scene = Scene::new(4);
+    scene.audit_writes();
+    let start = |name: &str| {
+        let (variable, settings) = named(name);
+        scene.start_daemon_with(&[(variable, &settings)])
+    };
+    let (first, second) = (start("first"), start("second"));
+    wait_until("both own partitions", PATIENCE, || {
+        scene.database.integer(OWNERS) == 2
+    });
+    let places = scene.database.texts(PLACES);
+    let log_of_second = second.log();
+    assert!(first.stop().success());
+    let first = start("first");
+    first.wait_until_logged("claimed");
+    first.kill_nine();
+    let first = start("first");
+    first.wait_until_logged("claimed");
+
+    let orders = scene.produce_orders(1_000);
+    scene.wait_until_settled(1_000);
+    scene.assert_each_stored_once(&orders);
+    let kept = scene
+        .database
+        .texts(PLACES)
+        .iter()
+        .filter(|place| places.contains(place))
+        .count();
+    assert_eq!(kept, 2, "the second one's partitions were claimed again");
+    assert_eq!(second.log(), log_of_second);
+    assert!(first.stop().success() && second.stop().success());
+}
+
+#[test]
+fn two_members_of_one_name_do_not_both_run() {
+    let scene = Scene::new(1);
+    let (variable, settings) = named("twin");
+    let mut elder = scene.start_daemon_with(&[(variable, &settings)]);
+    elder.wait_until_logged("claimed");
+    let younger = scene.start_daemon_with(&[(variable, &settings)]);
+    assert!(!elder.wait(PATIENCE).success());
+    assert!(elder.log().contains("group.instance.id"), "{}", elder.log());
+    younger.wait_until_logged("claimed");
+    assert!(younger.stop().success());
 }

@@ -1,12 +1,20 @@
 //! What every test of the suite needs: a topic, a database, the program as a child process, an api.
 
 mod api_process;
+pub mod checker;
+pub mod cuts;
 mod daemon;
+pub mod load;
+pub mod postgres_proxy;
+mod raw_record;
 mod topic;
+mod watch;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -14,10 +22,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
+use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
+pub use load::Load;
+pub use raw_record::{RawHeader, RawRecord};
+pub use watch::Watch;
 
 /// Long enough for a loaded machine; what is waited for usually takes a second.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,8 +51,18 @@ impl Scene {
     pub fn with_database(partitions: i32, database: TestDatabase) -> Self {
         let brokers = std::env::var("KAFKA_BROKERS")
             .expect("KAFKA_BROKERS is not set: run the tests by `make test`");
+        Self::with_servers(partitions, database, brokers, &[])
+    }
+
+    /// On brokers of the test's own, with settings of the topic.
+    pub fn with_servers(
+        partitions: i32,
+        database: TestDatabase,
+        brokers: String,
+        topic_settings: &[(&str, &str)],
+    ) -> Self {
         let topic = format!("test-{}", uuid::Uuid::new_v4());
-        create_topic(&brokers, &topic, partitions);
+        create_topic(&brokers, &topic, partitions, topic_settings);
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
             .create()
@@ -113,13 +134,16 @@ impl Scene {
     }
 
     pub fn produce(&self, orders: &[Order]) {
-        for order in orders {
-            self.send(
-                Some(order.order_uid.as_str()),
-                Some(&serde_json::to_vec(order).unwrap()),
-            );
-        }
+        orders.iter().for_each(|order| self.send_order(order));
         self.flush();
+    }
+
+    /// Sends an order, keyed by uid; Kafka has it after [`Self::flush`].
+    pub fn send_order(&self, order: &Order) {
+        self.send(
+            Some(order.order_uid.as_str()),
+            Some(&serde_json::to_vec(order).unwrap()),
+        );
     }
 
     /// Sends a message as it is.
@@ -213,15 +237,33 @@ impl Scene {
 
     /// Has the database write down every write of an order, in the transaction that writes it.
     pub fn audit_writes(&self) {
-        self.database.execute(
-            "CREATE TABLE audit (uid text, partition int, \"offset\" bigint, txid bigint DEFAULT txid_current());
-             CREATE FUNCTION write_audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 INSERT INTO audit (uid, partition, \"offset\")
-                 VALUES (NEW.order_uid, NEW.source_partition, NEW.source_offset);
-                 RETURN NULL;
-             END $$;
-             CREATE TRIGGER audit AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION write_audit();",
-        );
+        self.database.execute(checker::INSTALL);
+    }
+
+    /// Has each COMMIT that moves an offset wait until the connection is closed that is answered.
+    pub fn hold_commits(&self) -> PgConnection {
+        let mut holder = self.database.connect();
+        // A deferred trigger runs within the COMMIT.
+        holder
+            .batch_execute(
+                "CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                     PERFORM pg_advisory_xact_lock_shared(4);
+                     RETURN NULL;
+                 END $$;
+                 CREATE CONSTRAINT TRIGGER held AFTER UPDATE ON consumer_offsets DEFERRABLE INITIALLY DEFERRED
+                     FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION wait_for_test();
+                 SELECT pg_advisory_lock(4);",
+            )
+            .unwrap();
+        holder
+    }
+
+    pub fn wait_until_a_commit_is_held(&self) {
+        let held = "SELECT count(*) AS value FROM pg_stat_activity
+            WHERE datname = current_database() AND query = 'COMMIT' AND wait_event = 'advisory'";
+        wait_until("a COMMIT is held", PATIENCE, || {
+            self.database.integer(held) > 0
+        });
     }
 
     /// Every order is there, whole, and was written once.
@@ -255,8 +297,11 @@ impl Scene {
     }
 }
 
-fn create_topic(brokers: &str, topic: &str, partitions: i32) {
-    let topics = [NewTopic::new(topic, partitions, TopicReplication::Fixed(1))];
+fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let new_topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let topics = [settings
+        .iter()
+        .fold(new_topic, |topic, (name, value)| topic.set(name, value))];
     let (admin, runtime) = admin(brokers);
     let created = runtime
         .block_on(admin.create_topics(&topics, &AdminOptions::new()))

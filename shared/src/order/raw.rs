@@ -95,7 +95,9 @@ pub(super) struct RawItem<'a> {
 ///
 /// A field that stands twice is a fault of the order, not of the JSON: which of the two is meant cannot be known.
 pub(super) fn parse(bytes: &[u8]) -> Result<Field<RawOrder<'_>>, OrderError> {
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+    // Checked once as a whole: serde_json checks the bytes of each string by itself.
+    let text = str::from_utf8(bytes).map_err(|error| OrderError::NotJson(error.to_string()))?;
+    serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             OrderError::Invalid(vec![Fault::of_document(error.to_string())])
         }

@@ -1,6 +1,7 @@
 //! Orders to send: varied like a shop's, the same for the same seed.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
 
@@ -121,7 +122,7 @@ impl OrderGenerator {
         self.newest += TimeDelta::milliseconds(1);
         let random = &mut self.random;
         let (city, region, street) = pick(random, &CITIES);
-        let track_number = format!("WBIL{:010}", random.u32(..));
+        let track_number = format_compact!("WBIL{:010}", random.u32(..));
         let items: Vec<Item> = (0..random.usize(1..=3))
             .map(|_| item(random, &track_number))
             .collect();
@@ -129,37 +130,37 @@ impl OrderGenerator {
         let delivery_cost = random.i64(0..2_000);
         Order {
             order_uid: uid.parse::<OrderUid>().unwrap(),
-            entry: "WBIL".to_owned(),
+            entry: "WBIL".into(),
             delivery: Delivery {
-                name: pick(random, &NAMES).to_owned(),
-                phone: format!("+{}", random.u64(10_000_000_000..99_999_999_999)),
-                zip: format!("{:06}", random.u32(0..1_000_000)),
-                city: city.to_owned(),
-                address: format!("{street} {}", random.u8(1..200)),
-                region: region.to_owned(),
-                email: format!("customer{}@shop.example", random.u32(0..100_000)),
+                name: pick(random, &NAMES).into(),
+                phone: format_compact!("+{}", random.u64(10_000_000_000..99_999_999_999)),
+                zip: format_compact!("{:06}", random.u32(0..1_000_000)),
+                city: city.into(),
+                address: format_compact!("{street} {}", random.u8(1..200)),
+                region: region.into(),
+                email: format_compact!("customer{}@shop.example", random.u32(0..100_000)),
             },
             payment: Payment {
-                transaction: uid.to_owned(),
-                request_id: String::new(),
-                currency: pick(random, &CURRENCIES).to_owned(),
-                provider: pick(random, &PROVIDERS).to_owned(),
+                transaction: uid.into(),
+                request_id: CompactString::default(),
+                currency: pick(random, &CURRENCIES).into(),
+                provider: pick(random, &PROVIDERS).into(),
                 amount: goods_total + delivery_cost,
                 payment_dt: self.newest.timestamp(),
-                bank: pick(random, &BANKS).to_owned(),
+                bank: pick(random, &BANKS).into(),
                 delivery_cost,
                 goods_total,
                 custom_fee: 0,
             },
             items,
-            locale: pick(random, &LOCALES).to_owned(),
-            internal_signature: String::new(),
-            customer_id: format!("customer-{}", random.u32(0..1_000)),
-            delivery_service: pick(random, &CARRIERS).to_owned(),
-            shardkey: random.u8(0..10).to_string(),
+            locale: pick(random, &LOCALES).into(),
+            internal_signature: CompactString::default(),
+            customer_id: format_compact!("customer-{}", random.u32(0..1_000)),
+            delivery_service: pick(random, &CARRIERS).into(),
+            shardkey: random.u8(0..10).to_compact_string(),
             sm_id: random.i64(0..100),
             date_created: self.newest,
-            oof_shard: random.u8(1..3).to_string(),
+            oof_shard: random.u8(1..3).to_compact_string(),
             track_number,
         }
     }
@@ -171,15 +172,15 @@ fn item(random: &mut fastrand::Rng, track_number: &str) -> Item {
     let sale = random.i32(0..=70);
     Item {
         chrt_id: random.i64(1_000_000..10_000_000),
-        track_number: track_number.to_owned(),
+        track_number: track_number.into(),
         price,
-        rid: format!("{:016x}", random.u64(..)),
-        name: name.to_owned(),
+        rid: format_compact!("{:016x}", random.u64(..)),
+        name: name.into(),
         sale,
-        size: random.u8(0..60).to_string(),
+        size: random.u8(0..60).to_compact_string(),
         total_price: price * i64::from(100 - sale) / 100,
         nm_id: random.i64(1_000_000..10_000_000),
-        brand: brand.to_owned(),
+        brand: brand.into(),
         status: 202,
     }
 }

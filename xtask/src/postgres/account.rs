@@ -34,6 +34,11 @@ impl Account {
         }))
     }
 
+    /// Its user and group id.
+    pub fn ids(self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
     /// Gives a file or folder to the account.
     pub(super) fn own(self, path: &Path) -> Result<()> {
         std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))

@@ -8,7 +8,6 @@ use super::Operator;
 use crate::consumer::Watermarks;
 use crate::offsets::operators::Progress;
 use crate::offsets::{Incident, open_incident};
-use crate::watch::lag_seconds;
 
 /// All that is known of a partition.
 struct Shown {
@@ -24,8 +23,14 @@ impl Shown {
         Some((watermarks.high - self.row.next_offset).max(0))
     }
 
+    /// How long the oldest record that waits has waited at most: since the last one that is stored. None where that is
+    /// not known.
     fn lag_seconds(&self) -> Option<f64> {
-        Some(lag_seconds(self.lag_records()?, self.row.last_timestamp))
+        if self.lag_records()? == 0 {
+            return Some(0.0);
+        }
+        let age_ms = Utc::now().timestamp_millis() - self.row.last_timestamp?;
+        Some(age_ms.max(0) as f64 / 1000.0)
     }
 }
 

@@ -4,6 +4,7 @@ use std::process::Output;
 
 use rdkafka::admin::AdminOptions;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use shared::order::Order;
 use shared::testing::wait_until;
 
 use super::{PATIENCE, Scene, admin, command, create_topic};
@@ -27,8 +28,14 @@ impl From<Output> for Answer {
 }
 
 impl Scene {
-    /// Deletes the topic and makes it anew under its name, and makes a producer that knows nothing of the old one.
+    /// Deletes the topic and makes it anew under its name.
     pub fn recreate_topic(&mut self, partitions: i32) {
+        self.delete_topic();
+        self.create_topic_anew(partitions);
+    }
+
+    /// Deletes the topic, and waits until its name is free.
+    pub fn delete_topic(&self) {
         let (admin, runtime) = admin(&self.brokers);
         let deleted = runtime
             .block_on(admin.delete_topics(&[&self.topic], &AdminOptions::new()))
@@ -43,7 +50,11 @@ impl Scene {
                 .iter()
                 .any(|topic| topic.name() == self.topic)
         });
-        create_topic(&self.brokers, &self.topic, partitions);
+    }
+
+    /// Makes a topic of this name, and a producer that knows nothing of the one before.
+    pub fn create_topic_anew(&mut self, partitions: i32) {
+        create_topic(&self.brokers, &self.topic, partitions, &[]);
         self.producer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             .create()
@@ -93,6 +104,15 @@ impl Scene {
         let answer = self.run(arguments);
         assert!(!answer.success, "{arguments:?}: {answer:?}");
         answer.stderr.trim_end().lines().last().unwrap().to_owned()
+    }
+
+    /// Of these orders, the number that is stored.
+    pub fn stored_of(&self, orders: &[Order]) -> usize {
+        let uids = self.database.texts("SELECT order_uid AS value FROM orders");
+        orders
+            .iter()
+            .filter(|order| uids.iter().any(|uid| uid == order.order_uid.as_str()))
+            .count()
     }
 
     /// Every incident, oldest first: kind, where we stood, what the broker held, where it goes on, and whether it is open.

@@ -1,0 +1,88 @@
+//! A database that is away for long: the ingestor stays in its group and costs nothing.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use shared::config::{DatabaseSettings, Secret, SslMode};
+use shared::testing::{TestDatabase, wait_until};
+use xtask::postgres::{Options, PrivatePostgres};
+
+use crate::support::{PATIENCE, Scene, Watch};
+
+const AWAY: Duration = Duration::from_secs(600);
+
+#[test]
+fn ten_minutes_without_a_database_cost_no_membership() {
+    let mut server = PrivatePostgres::start(&Options::default()).unwrap();
+    let database = TestDatabase::create_on(DatabaseSettings {
+        host: server.host().to_owned(),
+        port: server.port(),
+        user: server.user().to_owned(),
+        password: Secret::new(server.password()),
+        name: server.database().to_owned(),
+        sslmode: SslMode::Disable,
+        sslrootcert: None,
+    });
+    let mut scene = Scene::with_database(4, database);
+    scene.audit_writes();
+    // A member that did not poll for a minute would be evicted many times over.
+    let settings = [(
+        "KAFKA_CONFIG",
+        "session.timeout.ms=6000,heartbeat.interval.ms=1000,max.poll.interval.ms=60000",
+    )];
+    let daemons = [
+        scene.start_daemon_with(&settings),
+        scene.start_daemon_with(&settings),
+    ];
+    wait_until("both own partitions", PATIENCE, || {
+        scene.database.integer(
+            "SELECT count(DISTINCT owner) AS value FROM consumer_offsets WHERE owner IS NOT NULL",
+        ) == 2
+    });
+    let mut orders = scene.produce_orders(1_000);
+    scene.wait_until_settled(1_000);
+    let members_before = members(&scene);
+    assert_eq!(members_before.len(), 2);
+    let assignments = |log: &str| log.matches("assigned").count() + log.matches("revoked").count();
+    let assignments_before = daemons.each_ref().map(|daemon| assignments(&daemon.log()));
+
+    server.stop().unwrap();
+    // More than fits into the memory of both: reading is paused.
+    orders.extend(scene.produce_orders(100_000));
+    for daemon in &daemons {
+        daemon.wait_until_logged("paused=true");
+    }
+    let watches = daemons.each_ref().map(Watch::start);
+    std::thread::sleep(AWAY);
+    watches.iter().for_each(Watch::assert_calm);
+    assert_eq!(members(&scene), members_before);
+    server.restart().unwrap();
+
+    scene.wait_until_settled(101_000);
+    scene.assert_each_stored_once(&orders);
+    assert_eq!(members(&scene), members_before);
+    let assignments_after = daemons.each_ref().map(|daemon| assignments(&daemon.log()));
+    assert_eq!(assignments_after, assignments_before);
+    for daemon in daemons {
+        assert!(daemon.stop().success());
+    }
+}
+
+/// The group's members as the broker names them; one that is evicted comes back under another name.
+fn members(scene: &Scene) -> Vec<String> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", scene.brokers())
+        .create()
+        .unwrap();
+    let groups = consumer
+        .fetch_group_list(Some(&scene.group), PATIENCE)
+        .unwrap();
+    let mut members: Vec<String> = groups.groups()[0]
+        .members()
+        .iter()
+        .map(|member| member.id().to_owned())
+        .collect();
+    members.sort();
+    members
+}

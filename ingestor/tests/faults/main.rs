@@ -1,0 +1,21 @@
+//! The real `ingestor` program against faults that take minutes: `make faults` runs these, `make test` does not.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod cut_connections;
+mod database_away;
+mod decompression_bomb;
+mod memory;
+mod random_kills;
+mod rebalance_storm;
+mod recreated_topic;
+mod zombies;
+
+/// What the suite's tests use too; an inline module, so that files below it are found.
+#[path = "../suite"]
+mod suite {
+    #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]
+    pub mod support;
+}
+
+use suite::support;

@@ -1,0 +1,40 @@
+//! A topic deleted and made anew while it is read, and longer at once than the old one was.
+
+use std::time::Duration;
+
+use crate::support::Scene;
+
+/// Gives the offset at which the partition was stopped.
+fn make_anew_while_running(away: Duration) -> i64 {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    scene.delete_topic();
+    std::thread::sleep(away);
+    scene.create_topic_anew(1);
+    let orders = scene.produce_orders(30);
+    scene.wait_for_incidents(1);
+    let stopped_at = scene.settled();
+    assert_eq!(
+        scene.incidents(),
+        [format!("recreated p0 {stopped_at} 0..30 -> 0 inc 1 open")]
+    );
+    assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
+    scene.run_well(&["offsets", "accept-gap", "--partition", "0", "--yes"]);
+    scene.wait_until_at(30, 1);
+    assert_eq!(scene.stored_of(&orders), 30);
+    stopped_at
+}
+
+#[test]
+fn a_topic_made_anew_at_once_is_noticed_though_it_is_read_on_in_its_middle() {
+    // The record that was read is looked up every 30 seconds; until then the client goes on where it was.
+    assert!((10..=30).contains(&make_anew_while_running(Duration::ZERO)));
+}
+
+#[test]
+fn of_a_topic_that_comes_back_after_a_while_nothing_is_read() {
+    // Long enough for the group to see that the topic is gone: it takes the partition away.
+    assert_eq!(make_anew_while_running(Duration::from_secs(45)), 10);
+}

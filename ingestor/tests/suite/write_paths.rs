@@ -1,0 +1,172 @@
+//! New orders are copied, those that exist are replaced: both ways must end in the same rows, however the messages fall
+//! into batches and whoever else writes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use shared::order::Order;
+use shared::testing::{OrderGenerator, TestDatabase, wait_until};
+
+use crate::support::{Api, PATIENCE, Scene};
+
+/// Everything of every order but what the database itself draws.
+const CONTENT: &str = "SELECT concat(
+        to_jsonb(o) - 'version' - 'created_at' - 'updated_at',
+        (SELECT jsonb_agg(to_jsonb(i) ORDER BY i.position) FROM order_items i WHERE i.order_uid = o.order_uid)
+    ) AS value FROM orders o ORDER BY order_uid COLLATE \"C\"";
+
+/// Rows of `orders` that were replaced.
+const REPLACED: &str =
+    "SELECT n_tup_upd AS value FROM pg_stat_user_tables WHERE relname = 'orders'";
+
+#[test]
+fn the_rows_do_not_depend_on_how_messages_fall_into_batches() {
+    const MESSAGES: usize = 1_000;
+    let runs: Vec<_> = (0..3)
+        .map(|seed| std::thread::spawn(move || compare_batch_sizes(seed, MESSAGES)))
+        .collect();
+    for run in runs {
+        run.join().unwrap();
+    }
+}
+
+/// Reads one topic of random messages into several databases, in batches small and large.
+fn compare_batch_sizes(seed: u64, messages: usize) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut scene = Scene::new(1);
+    let mut latest: BTreeMap<String, Order> = BTreeMap::new();
+    // Few keys repeat within a batch, many over batches.
+    let keys = random.usize(20..200);
+    for _ in 0..messages {
+        let order = scene.later(&format!("order-{}", random.usize(..keys)));
+        scene.send_order(&order);
+        latest.insert(order.order_uid.to_string(), order);
+    }
+    scene.flush();
+
+    let whole = messages.to_string();
+    let some = random.usize(100..500).to_string();
+    let mut contents = Vec::new();
+    for batch in ["1", &some, &whole] {
+        scene.database = TestDatabase::create();
+        let daemon = scene.start_daemon_with(&[
+            ("BATCH_MAX_RECORDS", batch),
+            // The one batch of all messages must not close before they are there.
+            ("INGEST_MEMORY_MB", "512"),
+            (
+                "BATCH_MAX_AGE_MS",
+                if batch == whole { "10000" } else { "10" },
+            ),
+            ("KAFKA_GROUP_ID", &format!("{}-{batch}", scene.group)),
+        ]);
+        scene.wait_until_settled(i64::try_from(messages).unwrap());
+        assert!(daemon.stop().success());
+        contents.push(scene.database.texts(CONTENT));
+        wait_until("the server has counted", PATIENCE, || {
+            let replaced = scene.database.integer(REPLACED);
+            if batch == whole {
+                replaced == 0
+            } else {
+                replaced > 0
+            }
+        });
+    }
+    assert!(contents[0].len() == latest.len());
+    for (row, order) in contents[0].iter().zip(latest.values()) {
+        let amount = format!("\"payment_amount\": {}", order.payment.amount);
+        assert!(row.contains(&amount), "seed {seed}: {row}");
+        assert_eq!(row.matches("\"chrt_id\"").count(), order.items.len());
+    }
+    assert!(contents[0] == contents[1], "seed {seed}");
+    assert!(contents[1] == contents[2], "seed {seed}");
+}
+
+/// An order whose items tell which header they belong to.
+fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
+    let mut order = generator.order_with_uid(uid);
+    let mark = i64::try_from(mark).unwrap();
+    let mut item = order.items.swap_remove(0);
+    item.chrt_id = mark;
+    order.items = vec![item; 1 + usize::try_from(mark % 3).unwrap()];
+    order.payment.amount = mark;
+    order
+}
+
+/// Orders whose header and items do not belong together; one statement sees one snapshot.
+const TORN: &str = "SELECT count(*) AS value FROM orders o
+     WHERE (SELECT count(*) FROM order_items i
+             WHERE i.order_uid = o.order_uid AND i.chrt_id = o.payment_amount) <> 1 + o.payment_amount % 3
+        OR (SELECT count(*) FROM order_items i WHERE i.order_uid = o.order_uid) <> 1 + o.payment_amount % 3";
+
+#[test]
+fn writers_of_the_same_orders_neither_tear_one_nor_deadlock() {
+    const UIDS: usize = 30;
+    const MESSAGES: usize = 6_000;
+    let scene = Scene::new(4);
+    let mut generator = OrderGenerator::new(1, "2026-01-01T00:00:00Z".parse().unwrap());
+    let mark = AtomicU64::new(0);
+    let uid = |number: usize| format!("order-{number}");
+    // The keys spread each order over all partitions, as no producer should: both writers of both daemons want it.
+    for number in 0..MESSAGES {
+        let mark = mark.fetch_add(1, Ordering::Relaxed);
+        let order = marked_order(&mut generator, &uid(fastrand::usize(..UIDS)), mark);
+        let message = serde_json::to_vec(&order).unwrap();
+        scene.send(Some(&number.to_string()), Some(&message));
+    }
+    scene.flush();
+
+    let api = Api::start(scene.database.settings());
+    wait_until("the api is ready", PATIENCE, || {
+        api.get("/readyz").status == 200
+    });
+    let small_batches = [("BATCH_MAX_RECORDS", "40")];
+    let daemons = [
+        scene.start_daemon_with(&small_batches),
+        scene.start_daemon_with(&small_batches),
+    ];
+    wait_until("orders are being stored", PATIENCE, || scene.stored() > 0);
+
+    let finished = AtomicBool::new(false);
+    let (replaced, snapshots) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|threads| {
+        for seed in 0..3 {
+            let (api, finished, replaced, mark) = (&api, &finished, &replaced, &mark);
+            threads.spawn(move || {
+                let mut generator =
+                    OrderGenerator::new(seed, "2026-02-01T00:00:00Z".parse().unwrap());
+                while !finished.load(Ordering::Relaxed) {
+                    let uid = uid(fastrand::usize(..UIDS));
+                    let mark = mark.fetch_add(1, Ordering::Relaxed);
+                    let order = marked_order(&mut generator, &uid, mark);
+                    let body = serde_json::to_string(&order).unwrap();
+                    let path = format!("/api/v1/orders/{uid}");
+                    match api.request("PUT", &path, Some(&body)).status {
+                        200 => replaced.fetch_add(1, Ordering::Relaxed),
+                        // It is not stored yet.
+                        404 => continue,
+                        status => panic!("a PUT was answered with {status}"),
+                    };
+                }
+            });
+        }
+        threads.spawn(|| {
+            while !finished.load(Ordering::Relaxed) {
+                assert_eq!(scene.database.integer(TORN), 0, "an order is torn");
+                snapshots.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        scene.wait_until_settled(i64::try_from(MESSAGES).unwrap());
+        finished.store(true, Ordering::Relaxed);
+    });
+    assert!(replaced.into_inner() > 50 && snapshots.into_inner() > 20);
+    assert_eq!(scene.database.integer(TORN), 0);
+    assert_eq!(scene.stored(), i64::try_from(UIDS).unwrap());
+    assert_eq!(scene.dead_letters(), 0);
+    for daemon in daemons {
+        assert!(daemon.stop().success());
+    }
+    // The sessions have ended, so the server has their counts.
+    let deadlocks =
+        "SELECT deadlocks AS value FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(scene.database.integer(deadlocks), 0);
+}
