@@ -112,7 +112,7 @@ fn group_config(settings: &KafkaSettings, memory: MemorySettings) -> ClientConfi
     config
 }
 
-fn apply_overrides(config: &mut ClientConfig, settings: &KafkaSettings) {
+pub(crate) fn apply_overrides(config: &mut ClientConfig, settings: &KafkaSettings) {
     for (key, value) in &settings.overrides {
         config.set(key, value.expose());
     }
@@ -255,6 +255,7 @@ mod tests {
             brokers: "localhost:1".to_owned(),
             topic: "orders".to_owned(),
             group_id: "group".to_owned(),
+            dlq_topic: None,
             overrides,
         };
         Clients::new(

@@ -18,13 +18,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use uuid::Uuid;
 
 use crate::batch::{self, Reading};
 use crate::config::{BatchSettings, RunConfig};
 use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
+use crate::dead_letters::relay::Relay;
 use crate::failpoints::{self, Phase};
 use crate::metrics::Metrics;
 use crate::observer::Observer;
@@ -90,11 +90,7 @@ impl Poller {
     ) -> anyhow::Result<Self> {
         let current = Arc::new(Current::default());
         let (reports_tx, reports_rx) = mpsc::channel();
-        let consumer = Consumer {
-            group_id: config.kafka.group_id.clone(),
-            topic: config.kafka.topic.clone(),
-            owner: Uuid::new_v4(),
-        };
+        let consumer = Consumer::of(&config.kafka);
         let mut writers = Vec::new();
         let mut writer_threads = Vec::new();
         for number in 0..WRITERS {
@@ -125,6 +121,17 @@ impl Poller {
             metrics.clone(),
         )
         .start(shutdown.clone())?;
+        if let Some(topic) = config.kafka.dlq_topic.clone() {
+            Relay::new(
+                topic,
+                &config.kafka,
+                consumer.clone(),
+                config.database.clone(),
+                metrics.clone(),
+                shutdown.clone(),
+            )?
+            .start()?;
+        }
         // A channel of its own: the writers' must close when they have died.
         let (suspicions_tx, suspicions_rx) = mpsc::channel();
         let watch = Watch {
