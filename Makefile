@@ -1,6 +1,6 @@
 # Each target is a command of `cargo xtask`, for machines that have make. `cargo xtask help` tells more.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check stack
+.PHONY: help demo test faults check stack
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,6 +10,9 @@ demo: ## The whole service on this machine, with real servers and a stream of or
 
 test: ## Every test, on a PostgreSQL and a Kafka of its own (some tests only: cargo xtask test -p api cache)
 	@cargo xtask test
+
+faults: ## The tests that take minutes: kills, frozen processes, cut connections (some only: cargo xtask faults zombie)
+	@cargo xtask faults
 
 check: ## Formatting, lints, documentation: the quick part of .ci/run
 	@cargo xtask check

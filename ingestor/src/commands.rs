@@ -1,6 +1,8 @@
 //! What the command line can ask for.
 
+mod confirm;
 mod migrate;
+mod offsets;
 mod run;
 
 use anyhow::bail;
@@ -13,8 +15,8 @@ pub use migrate::{MigrateConfig, bring_schema_up_to_date};
 ///
 /// # Errors
 /// Fails with one line for a person.
-pub async fn execute(cli: Cli) -> anyhow::Result<()> {
-    let (command, check_config) = (cli.command, cli.check_config);
+pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
+    let (command, check_config) = (cli.command.take(), cli.check_config);
     let settings = cli.settings()?;
     if check_config {
         // Both are checked where they are used: a name that librdkafka does not know, a CA's file that is not PEM.
@@ -26,8 +28,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
     match command {
         Some(Command::Run { no_migrate }) => run::run(settings, !no_migrate).await,
         Some(Command::Migrate) => migrate::migrate(settings).await,
+        Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         None => bail!(
-            "say what to do: `ingestor run` or `ingestor migrate`; `ingestor --help` tells more"
+            "say what to do: `ingestor run`, `migrate` or `offsets`; `ingestor --help` tells more"
         ),
     }
 }

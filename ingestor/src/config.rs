@@ -1,5 +1,7 @@
 //! Command line and environment of the ingestor.
 
+mod offsets;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use shared::config::{
 };
 
 use crate::consumer::PROTECTED_SETTINGS;
+pub use offsets::{OffsetsCommand, Start, Which};
 
 /// Stores the orders of a Kafka topic in PostgreSQL, each exactly once
 #[derive(Parser, Debug)]
@@ -27,7 +30,7 @@ pub struct Cli {
 }
 
 /// What the program can do.
-#[derive(Subcommand, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run the daemon
     Run {
@@ -37,6 +40,9 @@ pub enum Command {
     },
     /// Bring the database's schema up to date
     Migrate,
+    /// Look at the offsets of the group and topic, and mend them
+    #[command(subcommand)]
+    Offsets(OffsetsCommand),
 }
 
 #[derive(Args, Debug)]
@@ -384,6 +390,37 @@ mod tests {
     #[test]
     fn clap_accepts_the_command_line() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_on_offsets_take_one_partition_or_all_and_an_offset_from_0() {
+        for (arguments, good) in [
+            (&["offsets", "show", "--json"][..], true),
+            (&["offsets", "init", "--from", "latest"], true),
+            (&["offsets", "init", "--from", "-1"], false),
+            (&["offsets", "init"], false),
+            (&["offsets", "accept-gap"], false),
+            (&["offsets", "accept-gap", "--partition", "-1"], false),
+            (&["offsets", "rewind", "--all", "--to", "earliest"], true),
+            (&["offsets", "rewind", "--all", "--to", "latest"], false),
+            (&["offsets", "rewind", "--to", "5"], false),
+            (
+                &[
+                    "offsets",
+                    "rewind",
+                    "--all",
+                    "--partition",
+                    "0",
+                    "--to",
+                    "5",
+                ],
+                false,
+            ),
+            (&["offsets", "resume"], false),
+            (&["offsets", "resume", "--partition", "0", "--yes"], true),
+        ] {
+            assert_eq!(settings(arguments).is_ok(), good, "{arguments:?}");
+        }
     }
 
     #[test]

@@ -1,22 +1,25 @@
-//! The Kafka clients: settings, log forwarding, rebalance events, watermarks.
+//! The Kafka clients: settings, log forwarding, rebalance events; the client that asks about partitions is `probe`.
 //!
 //! The rebalance callback never touches the database: a member that owes the group its answer is evicted. It assigns
 //! the partitions paused and leaves the rest to the poll thread.
 
+mod probe;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use rdkafka::Offset;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
-use rdkafka::{Offset, metadata::Metadata};
 use tracing::{debug, error, info, warn};
 
 use crate::config::{KafkaSettings, MemorySettings};
+use crate::failpoints::{self, Phase};
+pub use probe::{Probe, Watermarks};
 
 /// The consumer of the group.
 pub type GroupConsumer = BaseConsumer<GroupContext>;
@@ -34,9 +37,6 @@ pub const PROTECTED_SETTINGS: &[&str] = &[
     "metadata.broker.list",
     "partition.assignment.strategy",
 ];
-
-/// Most time for an answer of the brokers to a question about a partition.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often trouble with the brokers is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -58,13 +58,7 @@ impl Clients {
         let group = group_config(settings, memory)
             .create_with_context(GroupContext::default())
             .map_err(|error| setting_refused(&error))?;
-        let consumer: BaseConsumer = probe_config(settings)
-            .create()
-            .map_err(|error| setting_refused(&error))?;
-        let probe = Arc::new(Probe {
-            consumer,
-            topic: settings.topic.clone(),
-        });
+        let probe = Arc::new(Probe::new(settings)?);
         Ok(Self { group, probe })
     }
 }
@@ -119,17 +113,6 @@ fn group_config(settings: &KafkaSettings, memory: MemorySettings) -> ClientConfi
     config
 }
 
-/// A consumer without a group can ask for watermarks only.
-fn probe_config(settings: &KafkaSettings) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &settings.brokers)
-        .set("client.id", crate::APPLICATION_NAME)
-        .set("log_level", "0");
-    apply_overrides(&mut config, settings);
-    config
-}
-
 fn apply_overrides(config: &mut ClientConfig, settings: &KafkaSettings) {
     for (key, value) in &settings.overrides {
         config.set(key, value.expose());
@@ -156,57 +139,6 @@ pub fn check_each(list: &TopicPartitionList) -> KafkaResult<()> {
     list.elements()
         .iter()
         .try_for_each(|element| element.error())
-}
-
-/// Asks the brokers about the topic, apart from the group.
-pub struct Probe {
-    consumer: BaseConsumer,
-    topic: String,
-}
-
-/// The offsets that a partition holds: `low..high`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watermarks {
-    /// Offset of the first record that is still there.
-    pub low: i64,
-    /// Offset that the next record will get.
-    pub high: i64,
-}
-
-impl Probe {
-    /// The offsets that a partition holds now.
-    ///
-    /// # Errors
-    /// Fails where no broker answers in time.
-    pub fn watermarks(&self, partition: i32) -> KafkaResult<Watermarks> {
-        let (low, high) = self
-            .consumer
-            .fetch_watermarks(&self.topic, partition, BROKER_TIMEOUT)?;
-        Ok(Watermarks { low, high })
-    }
-
-    /// The partitions of the topic.
-    ///
-    /// # Errors
-    /// Fails where no broker answers in time, or the topic is not there.
-    pub fn partitions(&self) -> anyhow::Result<Vec<i32>> {
-        let metadata: Metadata = self
-            .consumer
-            .fetch_metadata(Some(&self.topic), BROKER_TIMEOUT)
-            .context("no broker told the partitions")?;
-        let topic = metadata
-            .topics()
-            .first()
-            .context("the brokers do not know the topic")?;
-        if let Some(error) = topic.error() {
-            anyhow::bail!("topic {}: {}", self.topic, RDKafkaErrorCode::from(error));
-        }
-        Ok(topic
-            .partitions()
-            .iter()
-            .map(rdkafka::metadata::MetadataPartition::id)
-            .collect())
-    }
 }
 
 /// What the group told this member, for the poll thread.
@@ -300,6 +232,7 @@ impl ConsumerContext for GroupContext {
                 .and_then(|()| consumer.pause(partitions))
                 .map(|()| RebalanceEvent::Assigned(numbers))
         } else {
+            failpoints::reached(Phase::Rebalance);
             consumer
                 .incremental_unassign(partitions)
                 .map(|()| RebalanceEvent::Revoked(numbers))

@@ -11,7 +11,9 @@
 //! - [`batch`]: records into batches; no I/O.
 //! - [`writer`]: one batch, one transaction; [`offsets`]: claims and incidents; [`dead_letters`]: messages refused.
 //! - [`headers`]: what is kept of a refused message's headers.
-//! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see.
+//! - [`status`], [`metrics`], [`observer`], [`ops_server`]: what operators see; [`watch`]: the lag, and whether it is
+//!   still our topic.
+//! - [`failpoints`]: where tests stop, kill and break it; not in releases.
 
 pub mod batch;
 pub mod commands;
@@ -19,6 +21,7 @@ pub mod config;
 pub mod consumer;
 pub mod current;
 pub mod dead_letters;
+pub mod failpoints;
 pub mod headers;
 pub mod metrics;
 pub mod observer;
@@ -26,6 +29,7 @@ pub mod offsets;
 pub mod ops_server;
 pub mod poller;
 pub mod status;
+pub mod watch;
 pub mod writer;
 
 use std::sync::Arc;

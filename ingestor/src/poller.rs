@@ -25,10 +25,12 @@ use crate::config::{BatchSettings, RunConfig};
 use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
+use crate::failpoints::{self, Phase};
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::offsets::Consumer;
-use crate::status::Status;
+use crate::status::{RUNNING, Status};
+use crate::watch::Watch;
 use crate::writer::{Report, Session, Task, Writer};
 use memory::{MemoryBudget, Pressure};
 use partition::{Partition, State};
@@ -46,8 +48,8 @@ const RECORDS_PER_TURN: usize = 64;
 const MIRROR_INTERVAL: Duration = Duration::from_secs(5);
 /// A seek is served by the client's own thread.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A stopped partition is looked at again so often: an operator may have decided.
-const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// A stopped partition's row is looked at again so often: an operator who has decided waits for it.
+const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
 const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A batch that the client cannot read is read again after a while.
@@ -66,6 +68,7 @@ pub struct Poller {
     writers: Vec<Sender<Task>>,
     writer_threads: Vec<std::thread::JoinHandle<()>>,
     reports_rx: Receiver<Report>,
+    suspicions_rx: Receiver<Reading>,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
@@ -91,7 +94,6 @@ impl Poller {
             group_id: config.kafka.group_id.clone(),
             topic: config.kafka.topic.clone(),
             owner: Uuid::new_v4(),
-            max_consecutive_bad: config.batch.max_consecutive_bad,
         };
         let mut writers = Vec::new();
         let mut writer_threads = Vec::new();
@@ -99,6 +101,7 @@ impl Poller {
             let writer = Writer {
                 consumer: consumer.clone(),
                 database: config.database.clone(),
+                max_consecutive_bad: config.batch.max_consecutive_bad,
                 probe: clients.probe.clone(),
                 current: current.clone(),
                 status: status.clone(),
@@ -115,12 +118,6 @@ impl Poller {
             );
             writers.push(tasks_tx);
         }
-        status.watch_lag(
-            clients.probe,
-            metrics.clone(),
-            config.kafka.topic.clone(),
-            shutdown.clone(),
-        )?;
         Observer::new(
             config.database.clone(),
             consumer.clone(),
@@ -128,6 +125,16 @@ impl Poller {
             metrics.clone(),
         )
         .start(shutdown.clone())?;
+        // A channel of its own: the writers' must close when they have died.
+        let (suspicions_tx, suspicions_rx) = mpsc::channel();
+        let watch = Watch {
+            status: status.clone(),
+            probe: clients.probe,
+            metrics: metrics.clone(),
+            topic: config.kafka.topic.clone(),
+            suspicions_tx,
+        };
+        watch.start(shutdown.clone())?;
         clients
             .group
             .subscribe(&[&config.kafka.topic])
@@ -144,6 +151,7 @@ impl Poller {
             writers,
             writer_threads,
             reports_rx,
+            suspicions_rx,
             status,
             metrics,
             shutdown,
@@ -167,6 +175,11 @@ impl Poller {
         self.follow_group()?;
         while let Ok(report) = self.reports_rx.try_recv() {
             self.follow_writer(report)?;
+        }
+        while let Ok(reading) = self.suspicions_rx.try_recv() {
+            if self.current.is(reading) {
+                self.stop_reading(reading, "suspected", Duration::ZERO)?;
+            }
         }
         self.claim_due();
         self.hand_over_due()?;
@@ -261,7 +274,10 @@ impl Poller {
         if let Some(partition) = self.partitions.get_mut(&number) {
             self.budget.free(partition.drop_batch());
             partition.state = State::Claiming;
-            self.status.set_state(number, "claiming");
+            // One that is stopped stays so, for operators, until its claim has succeeded.
+            if partition.stopped.is_none() {
+                self.status.set_state(number, "claiming");
+            }
             self.send(number, Task::Claim(reading));
         }
     }
@@ -297,11 +313,17 @@ impl Poller {
                 self.stop_reading(reading, "lost", LOST_RETRY_INTERVAL)?
             }
             Report::Stopped { reading, reason } if self.current.is(reading) => {
-                error!(
-                    kafka.partition = reading.partition,
-                    "the partition is not read: {reason}"
-                );
                 self.stop_reading(reading, &reason, STOPPED_RETRY_INTERVAL)?;
+                let number = reading.partition;
+                let partition = self.partitions.get_mut(&number);
+                let before =
+                    partition.and_then(|partition| partition.stopped.replace(reason.clone()));
+                if before.as_ref() != Some(&reason) {
+                    error!(
+                        kafka.partition = number,
+                        "the partition is not read: {reason}"
+                    );
+                }
             }
             // Of a reading that does not count any more.
             Report::Claimed { .. } | Report::Lost { .. } | Report::Stopped { .. } => {}
@@ -320,11 +342,11 @@ impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
     fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
         let number = reading.partition;
+        failpoints::reached(Phase::Start);
         if let Some(partition) = self.partitions.get_mut(&number) {
             partition.start(reading, next_offset);
         }
-        self.status.set_position(number, next_offset, None);
-        self.status.set_state(number, "running");
+        self.status.set_state(number, RUNNING);
         // While everything is paused this one stays so too, and is resumed with the others.
         if self.budget.is_paused() {
             return Ok(());
@@ -465,6 +487,7 @@ impl Poller {
         let batch_bytes = self.budget.batch_bytes();
         for (number, partition) in &mut self.partitions {
             if let Some(batch) = partition.take_due(self.batch, batch_bytes) {
+                failpoints::reached(Phase::Steady);
                 let writer = &self.writers[writer_of(*number)];
                 writer
                     .send(Task::Store(batch))
@@ -518,15 +541,24 @@ impl Poller {
             KafkaError::MessageConsumptionFatal(code) => {
                 bail!("Kafka's client cannot go on: {code}")
             }
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
-                // The client does not say of which partition: the claim finds the one whose offset is gone.
+            KafkaError::MessageConsumption(
+                code @ (RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::UnknownTopicOrPartition),
+            ) => {
+                // The client does not say of which partition: the claim finds the one whose offset is gone. A topic
+                // that was deleted may come back as another one.
+                let state = if *code == RDKafkaErrorCode::AutoOffsetReset {
+                    "offset out of range"
+                } else {
+                    "the topic is gone"
+                };
                 let running: Vec<Reading> = self
                     .partitions
                     .values()
                     .filter_map(Partition::running)
                     .collect();
                 for reading in running {
-                    self.stop_reading(reading, "offset out of range", Duration::ZERO)?;
+                    self.stop_reading(reading, state, Duration::ZERO)?;
                 }
             }
             KafkaError::MessageConsumption(
@@ -593,6 +625,7 @@ impl Poller {
                     .ok();
             }
         }
+        failpoints::reached(Phase::Drain);
         self.current.stop();
         self.writers.clear();
         for thread in self.writer_threads.drain(..) {

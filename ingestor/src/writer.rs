@@ -25,8 +25,9 @@ use crate::APPLICATION_NAME;
 use crate::batch::{Batch, Reading, Refusal};
 use crate::consumer::Probe;
 use crate::current::Current;
+use crate::failpoints::{self, Phase, Plant};
 use crate::metrics::{Metrics, RetryClass};
-use crate::offsets::{self, Claim, ClaimOutcome, Consumer};
+use crate::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting, Standing};
 use crate::status::Status;
 
 /// What the poll thread asks of a writer.
@@ -94,6 +95,8 @@ const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '60s'";
 pub(crate) struct Writer {
     pub(crate) consumer: Consumer,
     pub(crate) database: DatabaseSettings,
+    /// Bad messages in a row beyond which a partition halts.
+    pub(crate) max_consecutive_bad: i64,
     pub(crate) probe: Arc<Probe>,
     pub(crate) current: Arc<Current>,
     pub(crate) status: Arc<Status>,
@@ -159,6 +162,7 @@ impl Writer {
                         epoch = claim.epoch,
                         "claimed"
                     );
+                    self.status.set_claimed(reading, &claim);
                     let owned = Owned {
                         reading,
                         claim,
@@ -177,6 +181,10 @@ impl Writer {
                 Ok(ClaimOutcome::Stopped(reason)) => {
                     return self.report(Report::Stopped { reading, reason });
                 }
+                Ok(ClaimOutcome::Incident(reason)) => {
+                    self.metrics.offset_incidents.inc();
+                    return self.report(Report::Stopped { reading, reason });
+                }
                 Err(trouble) => {
                     self.trouble(&trouble, "claim a partition");
                     self.current.wait(backoff.next_delay());
@@ -188,27 +196,28 @@ impl Writer {
     fn try_claim(&mut self, reading: Reading, confirmed: bool) -> Result<ClaimOutcome, Trouble> {
         let partition = reading.partition;
         let consumer = self.consumer.clone();
-        if !offsets::exists(self.connection()?, &consumer, partition)? {
-            let mut lows = Vec::new();
-            for number in self.probe.partitions()? {
-                lows.push((number, self.probe.watermarks(number)?.low));
+        let glimpse = loop {
+            match offsets::standing(self.connection()?, &consumer, partition)? {
+                Standing::Claimable(glimpse) => break glimpse,
+                Standing::Stopped(reason) => return Ok(ClaimOutcome::Stopped(reason)),
+                Standing::Missing => {
+                    let mut lows = Vec::new();
+                    for number in self.probe.partitions()? {
+                        lows.push((number, self.probe.watermarks(number)?.low));
+                    }
+                    if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)?
+                    {
+                        return Ok(ClaimOutcome::Stopped(reason));
+                    }
+                }
             }
-            if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)? {
-                return Ok(ClaimOutcome::Stopped(reason));
-            }
-        }
-        let watermarks = self.probe.watermarks(partition)?;
-        let outcome = offsets::claim(
-            self.connection()?,
-            &consumer,
-            partition,
-            watermarks,
-            confirmed,
-        )?;
-        if let (ClaimOutcome::Stopped(_), true) = (&outcome, confirmed) {
-            self.metrics.offset_incidents.inc();
-        }
-        Ok(outcome)
+        };
+        let witness = self.status.witness(partition);
+        let sighting = Sighting::take(&self.probe, partition, &glimpse, witness)?;
+        let connection = self.connection()?;
+        Ok(offsets::claim(
+            connection, &consumer, partition, &sighting, confirmed,
+        )?)
     }
 
     fn store(&mut self, mut batch: Batch) {
@@ -243,6 +252,7 @@ impl Writer {
                 self.try_store(batch, &claim)
             };
             match step {
+                Ok(Step::Stored { .. }) if failpoints::is_planted(Plant::ReapplyBatch) => {}
                 Ok(Step::Stored { orders }) => {
                     self.stored(batch, orders);
                     return Ok(());
@@ -272,9 +282,11 @@ impl Writer {
 
     fn try_store(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
         let consumer = self.consumer.clone();
+        let halts = batch.bad_run(claim.consecutive_bad).longest > self.max_consecutive_bad;
         let started_at = Instant::now();
-        match transaction::store(self.connection()?, &consumer, claim, batch) {
+        match transaction::store(self.connection()?, &consumer, claim, batch, halts) {
             Ok(orders) => {
+                failpoints::reached(Phase::Committed);
                 self.metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());
@@ -316,10 +328,10 @@ impl Writer {
     fn stored(&mut self, batch: &Batch, orders: usize) {
         self.healthy();
         let reading = batch.reading;
-        let mut broken = false;
+        let mut halts = false;
         if let Some(owned) = self.session.claims.get_mut(&reading.partition) {
             let bad_run = batch.bad_run(owned.claim.consecutive_bad);
-            broken = self.consumer.is_broken_by(bad_run);
+            halts = bad_run.longest > self.max_consecutive_bad;
             owned.claim.consecutive_bad = bad_run.trailing;
             owned.claim.next_offset = batch.new_next_offset;
             owned.last_confirmed_at = Instant::now();
@@ -332,9 +344,9 @@ impl Writer {
             next_offset: batch.new_next_offset,
             size_bytes: batch.size_bytes,
         });
-        if broken {
+        if halts {
             self.session.claims.remove(&reading.partition);
-            let reason = offsets::halted_reason(&self.consumer, reading.partition);
+            let reason = offsets::halted_reason(reading.partition);
             self.report(Report::Stopped { reading, reason });
         }
     }

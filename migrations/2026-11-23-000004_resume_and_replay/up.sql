@@ -6,7 +6,7 @@ ALTER TABLE offset_incidents
     ADD COLUMN resume_incarnation integer CHECK (resume_incarnation >= 0);
 UPDATE offset_incidents
    SET resume_offset = CASE kind WHEN 'retention' THEN low_watermark ELSE high_watermark END,
-       resume_incarnation = incarnation;
+       resume_incarnation = incarnation + CASE kind WHEN 'retention' THEN 0 ELSE 1 END;
 ALTER TABLE offset_incidents
     ALTER COLUMN resume_offset SET NOT NULL,
     ALTER COLUMN resume_incarnation SET NOT NULL;
@@ -15,7 +15,7 @@ ALTER TABLE consumer_offsets ADD COLUMN replay_until bigint CHECK (replay_until 
 
 COMMENT ON COLUMN offset_incidents.incarnation IS 'The incarnation of the partition when the incident was found';
 COMMENT ON COLUMN offset_incidents.resume_offset IS 'Where reading goes on once an operator has accepted the gap';
-COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; higher than incarnation where the topic is a new one';
+COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; higher than incarnation where offsets then stand for other records';
 COMMENT ON COLUMN consumer_offsets.replay_until IS 'Records below were read before a rewind: they do not replace what is newer; null: none';
 
 -- By whomever an offset is set back, by a command or by hand: what was read before is a replay.

@@ -3,51 +3,98 @@
 //! Figures are ratios to a rival in the same run; nothing is asserted about time.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::cargo::{cargo, target_folder};
 use crate::process::{Launch, find_program};
-use crate::stack::{self, Stack, StackFolder};
+use crate::stack::{self, Broker, Stack, StackFolder};
 use crate::{packages, ports, progress};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Benchmark {
+    Ingest,
+    Read,
+}
 
 /// Runs one benchmark; further arguments go to it.
 pub fn run(which: &str, arguments: &[String]) -> Result<()> {
-    match which {
-        "ingest" => {}
-        "read" => install_rivals()?,
-        _ => bail!("bench ingest or bench read"),
+    let benchmark = match which {
+        "ingest" => Benchmark::Ingest,
+        "read" => Benchmark::Read,
+        _ => bail!("no such benchmark: {which}; there are bench ingest and bench read"),
+    };
+    if benchmark == Benchmark::Read {
+        install_rivals()?;
     }
     let folder = StackFolder::take_own("bench")?;
     stack::install_packages()?;
     progress::step("building the release programs");
-    // Apart from `load`, whose test helpers would else be compiled into the services.
-    cargo("cargo build")
-        .args(["build", "--release", "-p", "ingestor", "-p", "api"])
-        .run()?;
-    cargo("cargo build")
-        .args(["build", "--release", "-p", "load"])
-        .run()?;
+    let service = match benchmark {
+        Benchmark::Ingest => "ingestor",
+        Benchmark::Read => "api",
+    };
+    // Apart from `load`, whose test helpers would else be compiled into the service.
+    for package in [service, "load"] {
+        cargo("cargo build")
+            .args(["build", "--release", "-p", package])
+            .run()?;
+    }
+    let settings: &[_] = match benchmark {
+        Benchmark::Ingest => &[STATEMENT_COUNTS],
+        Benchmark::Read => &[],
+    };
     // Durable: a COMMIT that waits for no disk would flatter both.
-    let servers = Stack::start(folder.path(), true)?;
-    let program = |name: &str| target_folder(true).join(name).display().to_string();
+    let servers = Stack::start_with(folder.path(), true, settings)?;
     let load = Launch::new("load", program("load")).envs(&servers.env());
-    let load = match which {
-        "ingest" => load
-            .args(["bench-ingest", "--ingestor"])
-            .arg(program("ingestor")),
-        "read" => {
-            let files = folder.path().join("nginx");
-            fs::create_dir_all(&files).context("cannot make a folder for nginx")?;
-            load.args(["bench-read", "--api"])
-                .arg(program("api"))
-                .args(["--folder".into(), files.into_os_string()])
-                .args(["--api-port".to_owned(), ports::free_port()?.to_string()])
-                .args(["--nginx-port".to_owned(), ports::free_port()?.to_string()])
-        }
-        _ => bail!("bench ingest or bench read"),
+    let load = match benchmark {
+        Benchmark::Ingest => ingest(load, &servers)?,
+        Benchmark::Read => read(load, folder.path())?,
     };
     load.args(arguments).run()
+}
+
+/// Counts what clients send, of either side alike. It comes with PostgreSQL on Debian; elsewhere it may be a package of its
+/// own (`postgresql-contrib`), without which the server says at its start that it cannot find it.
+const STATEMENT_COUNTS: (&str, &str) = ("shared_preload_libraries", "pg_stat_statements");
+
+fn ingest(load: Launch, servers: &Stack) -> Result<Launch> {
+    let mut load = load
+        .args(["bench-ingest", "--ingestor"])
+        .arg(program("ingestor"));
+    if let Some(postgres) = servers.postgres() {
+        // One database shows the counts of all.
+        postgres.psql_as_superuser("CREATE EXTENSION pg_stat_statements")?;
+        load = with_pid(load, "--postgres-pid", postgres.pid());
+    }
+    if let Broker::Private(kafka) = servers.broker() {
+        load = with_pid(load, "--broker-pid", kafka.pid());
+    }
+    Ok(load)
+}
+
+fn with_pid(load: Launch, option: &str, pid: Option<u32>) -> Launch {
+    match pid {
+        Some(pid) => load.args([option, &pid.to_string()]),
+        None => load,
+    }
+}
+
+fn read(load: Launch, folder: &Path) -> Result<Launch> {
+    let files = folder.join("nginx");
+    fs::create_dir_all(&files).context("cannot make a folder for nginx")?;
+    Ok(load
+        .args(["bench-read", "--api"])
+        .arg(program("api"))
+        .args(["--folder".into(), files.into_os_string()])
+        .args(["--api-port".to_owned(), ports::free_port()?.to_string()])
+        .args(["--nginx-port".to_owned(), ports::free_port()?.to_string()]))
+}
+
+fn program(name: &str) -> PathBuf {
+    target_folder(true).join(name)
 }
 
 /// wrk is a plain command. nginx is not installed for anybody: its package starts a server that listens on every address.

@@ -80,6 +80,11 @@ impl PrivateKafka {
         vec![("KAFKA_BROKERS".to_owned(), self.bootstrap())]
     }
 
+    /// The broker's process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Process::pid)
+    }
+
     /// The broker's log.
     pub fn log(&self) -> PathBuf {
         self.folder.path.join("kafka.log")

@@ -2,7 +2,7 @@
 //!
 //! - [`postgres`] and [`kafka`]: private servers; the tests of the other crates start their own ones with these.
 //! - [`stack`]: both servers together, with the environment that makes ours use them.
-//! - [`demo`], [`testing`], [`check`], [`mod@bench`], [`tools`]: the commands of `cargo xtask`.
+//! - [`demo`], [`testing`], [`faults`], [`check`], [`mod@bench`], [`tools`]: the commands of `cargo xtask`.
 //! - [`packages`]: installs what a bare machine lacks.
 //! - [`process`], [`interrupt`], [`ports`]: child processes that never outlive us.
 //! - [`progress`], [`project`]: what is printed, and where things are.
@@ -14,6 +14,7 @@ pub mod bench;
 mod cargo;
 pub mod check;
 pub mod demo;
+pub mod faults;
 mod http;
 pub mod interrupt;
 pub mod kafka;

@@ -1,15 +1,16 @@
 //! `cargo xtask`: what developers run.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
-use xtask::{bench, check, demo, interrupt, packages, progress, stack, testing, tools};
+use xtask::{bench, check, demo, faults, interrupt, packages, progress, stack, testing, tools};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
   demo [--rate N] [--release]   the whole service here, with real servers and a stream of orders, until Ctrl-C
   test [cargo test arguments]   every test, on a PostgreSQL and a Kafka of its own
+  faults [filter]...            the tests that take minutes: kills, frozen processes, cut connections
   check                         formatting, lints, documentation, gates
   check-deploy                  static checks of compose and the image
   stack                         PostgreSQL and Kafka alone, until Ctrl-C; their addresses in .stack/dev.env
@@ -52,11 +53,8 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     interrupt::install()?;
     match (command.as_str(), arguments) {
         ("demo", _) => demo::run(demo_options(arguments)?)?,
-        ("test", _) => {
-            let status = testing::run(arguments)?;
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            return Ok(ExitCode::from(code.unwrap_or(1)));
-        }
+        ("test", _) => return Ok(exit_code(testing::run(arguments)?)),
+        ("faults", _) => return Ok(exit_code(faults::run(arguments)?)),
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,
@@ -73,6 +71,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    ExitCode::from(code.unwrap_or(1))
 }
 
 fn demo_options(arguments: &[String]) -> Result<demo::Options> {

@@ -129,6 +129,11 @@ impl PrivatePostgres {
         self.cluster.folder()
     }
 
+    /// The process id of the postmaster, whose children are all other processes of the server; while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Process::pid)
+    }
+
     /// The server's log.
     pub fn log(&self) -> PathBuf {
         self.cluster.log()

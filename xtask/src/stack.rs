@@ -54,9 +54,14 @@ pub struct Stack {
 impl Stack {
     /// Starts what the environment does not name, both at once.
     pub fn start(folder: &Path, durable: bool) -> Result<Self> {
+        Self::start_with(folder, durable, &[])
+    }
+
+    /// As [`Self::start`], with further settings of a private PostgreSQL.
+    pub fn start_with(folder: &Path, durable: bool, settings: &[(&str, &str)]) -> Result<Self> {
         thread::scope(|scope| {
             let broker = scope.spawn(|| start_broker(&folder.join("kafka")));
-            let postgres = start_postgres(&folder.join("postgres"), durable);
+            let postgres = start_postgres(&folder.join("postgres"), durable, settings);
             let broker = broker
                 .join()
                 .map_err(|_| anyhow!("the start of Kafka panicked"))?;
@@ -70,6 +75,11 @@ impl Stack {
     /// Which Kafka it uses.
     pub fn broker(&self) -> &Broker {
         &self.broker
+    }
+
+    /// The private PostgreSQL, where the environment names none.
+    pub fn postgres(&self) -> Option<&PrivatePostgres> {
+        self.postgres.as_ref()
     }
 
     /// Makes the topic of the orders; on a Kafka of the user's it has to be there already.
@@ -161,7 +171,11 @@ fn start_broker(folder: &Path) -> Result<Broker> {
     Ok(Broker::Private(kafka))
 }
 
-fn start_postgres(folder: &Path, durable: bool) -> Result<Option<PrivatePostgres>> {
+fn start_postgres(
+    folder: &Path,
+    durable: bool,
+    settings: &[(&str, &str)],
+) -> Result<Option<PrivatePostgres>> {
     if database_is_given() {
         progress::step("PostgreSQL: using the server that the DB_* variables name");
         return Ok(None);
@@ -170,6 +184,10 @@ fn start_postgres(folder: &Path, durable: bool) -> Result<Option<PrivatePostgres
     let postgres = PrivatePostgres::start(&postgres::Options {
         folder: Some(folder.to_owned()),
         durable,
+        settings: settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
         ..postgres::Options::default()
     })?;
     progress::step(&format!(

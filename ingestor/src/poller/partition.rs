@@ -23,6 +23,8 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) state: State,
+    /// Why an operator has to decide; none once it was claimed.
+    pub(super) stopped: Option<String>,
     /// Batches with the writer.
     handed_over: usize,
     /// Stored, and not yet told to Kafka.
@@ -35,6 +37,7 @@ impl Partition {
             state: State::Waiting {
                 until: Instant::now(),
             },
+            stopped: None,
             handed_over: 0,
             unmirrored: None,
         }
@@ -43,6 +46,7 @@ impl Partition {
     /// Reads on from an offset that was claimed.
     pub(super) fn start(&mut self, reading: Reading, next_offset: i64) {
         self.state = State::Running(Batch::open(reading, next_offset));
+        self.stopped = None;
         self.handed_over = 0;
     }
 

@@ -15,12 +15,13 @@ use shared::events::{self, Operation};
 
 use crate::batch::{Batch, SourcedOrder};
 use crate::dead_letters::{self, Source};
+use crate::failpoints::{self, Phase};
 use crate::offsets::{self, Claim, Consumer};
 
 /// Rows of one upsert: 30 columns each stay below the 65,535 binds of a statement.
 const ROWS_PER_UPSERT: usize = 1_000;
 
-/// Stores a batch whole or not at all; answers how many orders it wrote.
+/// Stores a batch whole or not at all; answers how many orders it wrote. `halts` stops the partition behind it.
 ///
 /// # Errors
 /// Fails as the database does; [`offsets::is_fence`] knows the refusal of a batch that is not ours to store. After an
@@ -30,19 +31,26 @@ pub(super) fn store(
     consumer: &Consumer,
     claim: &Claim,
     batch: &Batch,
+    halts: bool,
 ) -> QueryResult<usize> {
     connection.transaction(|connection| {
-        offsets::advance(connection, consumer, claim, batch)?;
+        failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
+        offsets::advance(connection, consumer, claim, batch, halts)?;
+        failpoints::commit_offset(connection)?;
         let partition = batch.reading.partition;
-        let written = store_orders(connection, partition, batch.folded(), claim.replay_until)?;
+        let written = failpoints::skip_on_error(connection, |connection| {
+            store_orders(connection, partition, batch.folded(), claim.replay_until)
+        })?;
         let source = Source {
             group_id: &consumer.group_id,
             topic: &consumer.topic,
             incarnation: claim.incarnation,
             partition,
         };
-        dead_letters::insert(connection, source, &batch.dead_letters)?;
+        let letters = failpoints::unless_swallowed(&batch.dead_letters);
+        dead_letters::insert(connection, source, letters)?;
         notify(connection, &written)?;
+        failpoints::reached(Phase::BeforeCommit);
         Ok(written.len())
     })
 }

@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod cut_connections;
 mod database_away;
 mod decompression_bomb;
 mod memory;
+mod random_kills;
 mod rebalance_storm;
+mod zombies;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.
 #[path = "../suite"]

@@ -3,14 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod bad_configuration;
+mod checker_rules;
+mod cut_connections;
 mod damaged_log;
 mod database_outage;
 mod end_to_end;
 mod exactly_once;
 mod hostile_messages;
 mod isolation;
+mod kills;
 mod metrics;
 mod offsets;
+mod planted_faults;
 mod poison_messages;
 mod rebalances;
 mod sick_database;

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use diesel::connection::SimpleConnection;
-use shared::testing::wait_until;
+use shared::config::DatabaseSettings;
+use shared::testing::{TcpProxy, wait_until};
 
 use crate::support::{Daemon, PATIENCE, Scene};
 
@@ -85,6 +86,36 @@ fn a_listener_that_holds_a_transaction_open_shows_in_the_queue_of_notifications(
         sample(&daemon, "orders_ingestor_notify_queue_usage_ratio").is_some_and(|usage| usage > 0.0)
     });
     listener.batch_execute("ROLLBACK").unwrap();
+}
+
+#[test]
+fn while_the_database_is_away_the_retries_and_the_lag_are_told() {
+    let mut scene = Scene::new(1);
+    let DatabaseSettings { host, port, .. } = scene.database.settings();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(TcpProxy::start(&host, port));
+    let daemon = scene.start_daemon_with(&[
+        ("DB_HOST", "127.0.0.1"),
+        ("DB_PORT", &proxy.port().to_string()),
+    ]);
+    scene.produce_orders(1);
+    scene.wait_until_settled(1);
+    proxy.cut();
+    scene.produce_orders(3);
+    let retries = |class: &str| {
+        let text = daemon.get("/metrics").unwrap().1;
+        let prefix = format!("orders_ingestor_retries_total{{class=\"{class}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    wait_until("both kinds of trouble are counted", PATIENCE, || {
+        retries("lost_connection") > 0 && retries("connect") > 0
+    });
+    assert_eq!((retries("query"), retries("kafka")), (0, 0));
+    wait_until("the lag is told all the same", PATIENCE, || {
+        sample(&daemon, "orders_ingestor_lag_records").is_some_and(|records| records >= 3.0)
+            && sample(&daemon, "orders_ingestor_lag_seconds").is_some_and(|seconds| seconds > 0.0)
+    });
 }
 
 /// The value of a metric that has one series.

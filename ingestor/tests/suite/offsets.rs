@@ -223,7 +223,7 @@ fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_inci
 fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
     use ingestor::batch::{Batch, Position, Reading};
     use ingestor::consumer::Watermarks;
-    use ingestor::offsets::{self, Claim, ClaimOutcome, Consumer};
+    use ingestor::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting};
 
     let database = shared::testing::TestDatabase::create();
     let mut connection = database.connect();
@@ -231,7 +231,6 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         group_id: "group".to_owned(),
         topic: "topic".to_owned(),
         owner,
-        max_consecutive_bad: 1_000,
     };
     let (old, new) = (
         consumer(uuid::Uuid::new_v4()),
@@ -242,8 +241,13 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         None
     );
     let mut claim = |consumer: &Consumer| {
-        let watermarks = Watermarks { low: 0, high: 100 };
-        match offsets::claim(&mut connection, consumer, 0, watermarks, true).unwrap() {
+        let sighting = Sighting {
+            incarnation: 0,
+            watermarks: Watermarks { low: 0, high: 100 },
+            replaced: None,
+            oldest: None,
+        };
+        match offsets::claim(&mut connection, consumer, 0, &sighting, true).unwrap() {
             ClaimOutcome::Claimed(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -271,7 +275,13 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         batch
     };
     let advance = |consumer: &Consumer, claim: &Claim, from, to| {
-        offsets::advance(&mut database.connect(), consumer, claim, &batch(from, to))
+        offsets::advance(
+            &mut database.connect(),
+            consumer,
+            claim,
+            &batch(from, to),
+            false,
+        )
     };
     for (who, consumer, claim, from) in [
         ("the owner before", &old, &old_claim, 5),

@@ -218,7 +218,9 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
         });
         // Who has waited for a second looks for a deadlock: that is the ingestor, because it waits for longer.
         other.batch_execute(&lock(&uids[0])).unwrap();
-        assert!(patient.daemon.metric("orders_ingestor_retries_total") >= f64::from(round));
+        wait_until("the ingestor is the victim", PATIENCE, || {
+            patient.daemon.metric("orders_ingestor_retries_total") >= f64::from(round)
+        });
         other.batch_execute("COMMIT").unwrap();
         patient.scene.wait_until_settled(500 + 2 * i64::from(round));
     }

@@ -1,13 +1,19 @@
 //! What every test of the suite needs: a topic, a database, the program as a child process, an api.
 
 mod api_process;
+pub mod checker;
+pub mod cuts;
 mod daemon;
+pub mod load;
+pub mod postgres_proxy;
 mod raw_record;
 mod watch;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -15,10 +21,11 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
+use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
+pub use load::Load;
 pub use raw_record::{RawHeader, RawRecord};
 pub use watch::Watch;
 
@@ -229,15 +236,33 @@ impl Scene {
 
     /// Has the database write down every write of an order, in the transaction that writes it.
     pub fn audit_writes(&self) {
-        self.database.execute(
-            "CREATE TABLE audit (uid text, partition int, \"offset\" bigint, txid bigint DEFAULT txid_current());
-             CREATE FUNCTION write_audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 INSERT INTO audit (uid, partition, \"offset\")
-                 VALUES (NEW.order_uid, NEW.source_partition, NEW.source_offset);
-                 RETURN NULL;
-             END $$;
-             CREATE TRIGGER audit AFTER INSERT OR UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION write_audit();",
-        );
+        self.database.execute(checker::INSTALL);
+    }
+
+    /// Has each COMMIT that moves an offset wait until the connection is closed that is answered.
+    pub fn hold_commits(&self) -> PgConnection {
+        let mut holder = self.database.connect();
+        // A deferred trigger runs within the COMMIT.
+        holder
+            .batch_execute(
+                "CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                     PERFORM pg_advisory_xact_lock_shared(4);
+                     RETURN NULL;
+                 END $$;
+                 CREATE CONSTRAINT TRIGGER held AFTER UPDATE ON consumer_offsets DEFERRABLE INITIALLY DEFERRED
+                     FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION wait_for_test();
+                 SELECT pg_advisory_lock(4);",
+            )
+            .unwrap();
+        holder
+    }
+
+    pub fn wait_until_a_commit_is_held(&self) {
+        let held = "SELECT count(*) AS value FROM pg_stat_activity
+            WHERE datname = current_database() AND query = 'COMMIT' AND wait_event = 'advisory'";
+        wait_until("a COMMIT is held", PATIENCE, || {
+            self.database.integer(held) > 0
+        });
     }
 
     /// Every order is there, whole, and was written once.

@@ -9,6 +9,7 @@
 
 pub(crate) mod ingest;
 pub(crate) mod read;
+pub(crate) mod usage;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,32 +80,8 @@ impl Service {
         }
     }
 
-    /// CPU time in seconds and the highest resident memory in MiB, as Linux counts them.
-    fn usage(&self) -> anyhow::Result<(f64, f64)> {
-        /// Linux counts in hundredths of a second for programs, whatever the kernel does (`USER_HZ` in `man 5 proc`).
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let folder = format!("/proc/{}", self.child.id());
-        let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
-        // The second field, a name in parentheses, may hold spaces.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks: f64 = fields
-            .iter()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<f64>().ok())
-            .sum();
-        let status = std::fs::read_to_string(format!("{folder}/status"))?;
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .context("no VmHWM: the service has ended")?;
-        let peak_kib: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-        Ok((ticks / TICKS_PER_SECOND, peak_kib / 1024.0))
+    fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

@@ -42,23 +42,12 @@ enum Command {
     },
     /// Drains a backlog with the ingestor, beside bare COPY (see `cargo xtask bench ingest`)
     ///
-    /// Sends the orders to a new topic of 4 partitions, then measures in turn, each on a fresh database of the server that
-    /// the DB_* variables name: COPY BINARY of the same rows over two connections, 1,000 orders a transaction; and
-    /// `ingestor run` from its first claim to the last order stored. Prints orders a second, their ratio, and the
-    /// ingestor's CPU time an order and peak memory. Fails where either has not stored every row.
-    BenchIngest {
-        /// The program
-        #[arg(long)]
-        ingestor: String,
-        #[arg(long, env = "KAFKA_BROKERS")]
-        brokers: String,
-        /// Orders of the backlog
-        #[arg(long, default_value_t = 100_000, value_name = "NUMBER")]
-        count: u64,
-        /// How often each is measured
-        #[arg(long, default_value_t = 3, value_name = "NUMBER")]
-        rounds: usize,
-    },
+    /// For each number of partitions and each share of repeated orders: sends messages to a new topic, then measures in
+    /// turn, each on a fresh database of the server that the DB_* variables name: COPY BINARY of the same rows over two
+    /// connections, 1,000 orders a transaction; and `ingestor run` from its first claim to the last message stored. Prints
+    /// messages a second and their ratio, CPU time of each process, the ingestor's peak memory, statements and commits.
+    /// Fails where either has not stored every row.
+    BenchIngest(bench::ingest::Options),
     /// Asks the api for a cached order, beside nginx (see `cargo xtask bench read`)
     ///
     /// Needs wrk and nginx. Fills the api's cache with 10,000 orders, then loads it and nginx, which has the same bytes in
@@ -125,12 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             rate,
             count,
         } => producer::produce(&target.into(), mix, rate, count),
-        Command::BenchIngest {
-            ingestor,
-            brokers,
-            count,
-            rounds,
-        } => bench::ingest::run(&ingestor, &brokers, count, rounds),
+        Command::BenchIngest(options) => bench::ingest::run(&options),
         Command::BenchRead {
             api,
             folder,

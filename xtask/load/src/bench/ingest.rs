@@ -1,149 +1,214 @@
 //! How fast a backlog is drained, beside bare COPY BINARY of the same rows into the same schema.
 //!
-//! The rival is the ceiling: two connections, 1,000 orders a transaction, orders made beforehand; no Kafka, no JSON, no
-//! offsets, no events. It encodes by diesel's `copy_from`, as the ingestor does: another encoder (tokio-postgres's binary
-//! copy) would mix the encoders' difference into the ratio, which is to show what everything around COPY costs.
+//! **The rival** is the ceiling: two connections, 1,000 orders a transaction. Connections and rows are made before its time
+//! begins. It does nothing else: no Kafka, no JSON, no validation, no offsets, no look for orders that exist, no events. It
+//! encodes by diesel's `copy_from`, as the ingestor does: bytes prepared beforehand would mix the encoder's cost into the
+//! ratio, which is to show what everything around COPY costs.
 //!
-//! The drain is the program itself, with its default settings, timed from its first claim until its offsets have passed
-//! the last order. It is watched over one connection that is made before: a connection for each look (a fork and a SCRAM
-//! handshake) was seen to take a core away from what is measured. Every measurement has a database of its own; dropping
-//! the one before forced a checkpoint, so both sides start with clean buffers.
+//! **The drain** is the program itself, with its default settings, timed from its first claim until its offsets have passed
+//! the last message; joining the group comes before, and is not a matter of throughput. It is watched over one session that
+//! is made before: a connection for each look (a fork and a SCRAM handshake) was seen to take a core away from what is
+//! measured. That session's CPU time and statements are not counted.
+//!
+//! **Repeated orders**: of a hundred messages some bring a later state of an order before. A COPY cannot write an order
+//! twice, so the rival gets the same rows under uids of their own; both rates count *messages*, not distinct orders.
+//!
+//! Every measurement has a database of its own; dropping the one before forced a checkpoint, so both sides start with clean
+//! buffers. The CPU time of PostgreSQL is that of all its processes, the writers of WAL and checkpoints included.
+
+mod backlog;
+mod server;
+mod table;
 
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use clap::Args;
 use diesel::prelude::*;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use shared::db::models::{NewOrder, NewOrderItem};
 use shared::db::schema::{order_items, orders};
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
+use shared::testing::TestDatabase;
 
-use super::{Service, in_turn, median, print_load_average};
-use crate::producer::{self, Target};
+use super::{Service, in_turn, print_load_average, usage};
+use backlog::{Backlog, Contents};
+use server::{OWN_STATEMENT, Servers, session_pid};
+use table::{Measurement, Table};
 
-const PARTITIONS: i32 = 4;
 const COPY_CONNECTIONS: usize = 2;
 const ORDERS_PER_TRANSACTION: usize = 1_000;
 
-/// Measures `rounds` times each, in turn, and prints a table.
-pub(crate) fn run(ingestor: &str, brokers: &str, count: u64, rounds: usize) -> anyhow::Result<()> {
-    let topic = format!("bench-{}", fastrand::u64(..));
-    create_topic(brokers, &topic)?;
-    let target = Target {
-        brokers: brokers.to_owned(),
-        topic: topic.clone(),
-        settings: String::new(),
-    };
-    let mut generator = OrderGenerator::new(1, chrono::Utc::now());
-    let rows: Vec<Order> = (0..count).map(|_| generator.next_order()).collect();
-    producer::send_orders(&target, &rows)?;
+/// What to measure.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// The program
+    #[arg(long)]
+    ingestor: String,
+    #[arg(long, env = "KAFKA_BROKERS")]
+    brokers: String,
+    /// Messages of the backlog
+    #[arg(long, default_value_t = 100_000, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+    /// How often each is measured
+    #[arg(long, default_value_t = 3, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Numbers of partitions, one table each
+    #[arg(long, default_value = "1,4", value_name = "NUMBERS", value_delimiter = ',',
+          value_parser = clap::value_parser!(i32).range(1..))]
+    partitions: Vec<i32>,
+    /// Of a hundred messages, how many are later states of orders before; one table each
+    #[arg(long, default_value = "0,10", value_name = "NUMBERS", value_delimiter = ',',
+          value_parser = clap::value_parser!(u8).range(0..100))]
+    repeated: Vec<u8>,
+    /// PostgreSQL's first process, for its CPU time
+    #[arg(long, value_name = "PID")]
+    postgres_pid: Option<u32>,
+    /// The broker's process, for its CPU time
+    #[arg(long, value_name = "PID")]
+    broker_pid: Option<u32>,
+}
 
+/// Measures every case and prints a table of each.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let mut servers = Servers::new(options.postgres_pid, options.broker_pid)?;
     println!(
-        "{count} orders, {PARTITIONS} partitions, in turn on fresh databases of one PostgreSQL:"
+        "{} messages, in turn on fresh databases of one PostgreSQL; client: the threads that copy, or the ingestor",
+        options.count
     );
     print_load_average();
-    println!("round   COPY orders/s   drain orders/s   ratio   CPU us/order   peak RSS MiB");
-    let mut ratios = Vec::new();
-    for round in 1..=rounds {
-        let (ceiling, drain) = in_turn(
-            round,
-            || copy(&rows),
-            || drain(ingestor, brokers, &topic, &rows),
-        )?;
-        let ratio = drain.orders_per_second / ceiling;
-        println!(
-            "{round:>5} {ceiling:>15.0} {:>16.0} {ratio:>7.2} {:>14.1} {:>14.0}",
-            drain.orders_per_second, drain.cpu_us_per_order, drain.peak_mib
-        );
-        ratios.push(ratio);
+    for &repeated in &options.repeated {
+        for &partitions in &options.partitions {
+            measure_case(options, &mut servers, partitions, repeated)?;
+        }
     }
     print_load_average();
-    println!("median ratio {:.2}", median(&mut ratios));
     Ok(())
 }
 
-fn create_topic(brokers: &str, topic: &str) -> anyhow::Result<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .create()?;
-    let topics = [NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1))];
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    for outcome in runtime.block_on(admin.create_topics(&topics, &AdminOptions::new()))? {
-        outcome.map_err(|(name, code)| anyhow::anyhow!("cannot make topic {name}: {code}"))?;
+fn measure_case(
+    options: &Options,
+    servers: &mut Servers,
+    partitions: i32,
+    repeated: u8,
+) -> anyhow::Result<()> {
+    let backlog = Backlog::send(
+        &options.brokers,
+        partitions,
+        usize::try_from(options.count)?,
+        usize::from(repeated),
+    )?;
+    let plural = if partitions == 1 { "" } else { "s" };
+    let mut table = Table::begin(&match repeated {
+        0 => format!("{partitions} partition{plural}, new orders"),
+        _ => format!("{partitions} partition{plural}, {repeated} % repeated orders"),
+    });
+    for round in 1..=options.rounds {
+        let servers = std::cell::RefCell::new(&mut *servers);
+        let (copy, drain) = in_turn(
+            usize::try_from(round)?,
+            || copy(&backlog.rows, &mut servers.borrow_mut()),
+            || drain(options, &backlog, &mut servers.borrow_mut()),
+        )?;
+        table.add(copy, drain);
     }
+    table.end();
     Ok(())
 }
 
-/// Orders a second.
-fn copy(rows: &[Order]) -> anyhow::Result<f64> {
-    let database = TestDatabase::create();
-    let started_at = Instant::now();
-    std::thread::scope(|scope| {
-        let shares = rows.chunks(rows.len().div_ceil(COPY_CONNECTIONS));
-        let threads: Vec<_> = shares
-            .map(|share| scope.spawn(|| copy_share(&mut database.connect(), share)))
-            .collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("COPY panicked"))?
-        })
-    })?;
-    let seconds = started_at.elapsed().as_secs_f64();
-    ensure_all_stored(&database, rows)?;
-    Ok(rows.len() as f64 / seconds)
+/// The rows of one transaction.
+struct Chunk<'a> {
+    orders: Vec<NewOrder<'a>>,
+    items: Vec<NewOrderItem<'a>>,
 }
 
-/// Both sides must have written every order and every item, or their rates mean nothing.
-fn ensure_all_stored(database: &TestDatabase, rows: &[Order]) -> anyhow::Result<()> {
-    let items: usize = rows.iter().map(|order| order.items.len()).sum();
-    for (table, expected) in [("orders", rows.len()), ("order_items", items)] {
-        let stored = database.integer(&format!("SELECT count(*) AS value FROM {table}"));
-        ensure!(
-            stored == i64::try_from(expected)?,
-            "{stored} rows in {table} in place of {expected}"
-        );
+impl<'a> Chunk<'a> {
+    fn of(orders: &'a [Order]) -> Self {
+        Self {
+            orders: orders
+                .iter()
+                .map(|order| NewOrder::new(order, Some((0, 0))))
+                .collect(),
+            items: orders.iter().flat_map(NewOrderItem::all_of).collect(),
+        }
     }
-    Ok(())
-}
 
-fn copy_share(connection: &mut PgConnection, share: &[Order]) -> anyhow::Result<()> {
-    for chunk in share.chunks(ORDERS_PER_TRANSACTION) {
-        let new_orders: Vec<NewOrder<'_>> = chunk
-            .iter()
-            .map(|order| NewOrder::new(order, Some((0, 0))))
-            .collect();
-        let items: Vec<NewOrderItem<'_>> = chunk.iter().flat_map(NewOrderItem::all_of).collect();
+    fn copy(&self, connection: &mut PgConnection) -> QueryResult<()> {
         connection.transaction(|connection| {
             diesel::copy_from(orders::table)
-                .from_insertable(&new_orders)
+                .from_insertable(&self.orders)
                 .execute(connection)?;
             diesel::copy_from(order_items::table)
-                .from_insertable(&items)
+                .from_insertable(&self.items)
                 .execute(connection)
         })?;
+        Ok(())
     }
-    Ok(())
 }
 
-struct Drain {
-    orders_per_second: f64,
-    cpu_us_per_order: f64,
-    peak_mib: f64,
+fn copy(rows: &[Order], servers: &mut Servers) -> anyhow::Result<Measurement> {
+    let database = TestDatabase::create();
+    let name = database.settings().name;
+    let shares: Vec<(PgConnection, Vec<Chunk<'_>>)> = rows
+        .chunks(rows.len().div_ceil(COPY_CONNECTIONS))
+        .map(|share| {
+            let chunks = share.chunks(ORDERS_PER_TRANSACTION).map(Chunk::of);
+            (database.connect(), chunks.collect())
+        })
+        .collect();
+    let before = servers.count(&name, 0)?;
+    let cpu_before = usage::cpu_seconds(std::process::id())?;
+    let started_at = Instant::now();
+    // The connections come back: the end of a session is not a part of COPY.
+    let _connections = std::thread::scope(|scope| {
+        let threads: Vec<_> = shares
+            .into_iter()
+            .map(|(mut connection, chunks)| {
+                scope.spawn(move || {
+                    for chunk in &chunks {
+                        chunk.copy(&mut connection)?;
+                    }
+                    Ok::<_, diesel::result::Error>(connection)
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                let connection = thread
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("COPY panicked"))?;
+                Ok(connection?)
+            })
+            .collect::<anyhow::Result<Vec<PgConnection>>>()
+    })?;
+    let seconds = started_at.elapsed().as_secs_f64();
+    let client_cpu_seconds = usage::cpu_seconds(std::process::id())? - cpu_before;
+    let spent = servers.count(&name, 0)?.since(before);
+    Contents::of(rows.iter()).ensure_stored(&database)?;
+    Ok(Measurement {
+        orders: rows.len(),
+        seconds,
+        client_cpu_seconds,
+        peak_mib: None,
+        servers: server::Counters {
+            // It may be busy with something, but not with this.
+            broker_cpu_seconds: None,
+            ..spent
+        },
+    })
 }
 
-/// From the first claim to the last order stored; joining the group comes before, and is not a matter of throughput.
-fn drain(ingestor: &str, brokers: &str, topic: &str, rows: &[Order]) -> anyhow::Result<Drain> {
+fn drain(
+    options: &Options,
+    backlog: &Backlog,
+    servers: &mut Servers,
+) -> anyhow::Result<Measurement> {
     let database = TestDatabase::create();
     let settings = database.settings();
     let mut watch = database.connect();
+    let own_session = session_pid(&mut watch)?;
     let mut service = Service::start(
-        ingestor,
+        &options.ingestor,
         &["run"],
         &[
             ("DB_HOST", settings.host.clone()),
@@ -151,40 +216,47 @@ fn drain(ingestor: &str, brokers: &str, topic: &str, rows: &[Order]) -> anyhow::
             ("DB_USER", settings.user.clone()),
             ("DB_PASSWORD", settings.password.expose().to_owned()),
             ("DB_NAME", settings.name.clone()),
-            ("KAFKA_BROKERS", brokers.to_owned()),
-            ("KAFKA_TOPIC", topic.to_owned()),
+            ("KAFKA_BROKERS", options.brokers.clone()),
+            ("KAFKA_TOPIC", backlog.topic.clone()),
             ("KAFKA_GROUP_ID", settings.name.clone()),
             ("INGESTOR_PORT", "0".to_owned()),
         ],
     )?;
     service.wait_for("a first claim", || {
-        let claimed = "SELECT count(*) AS value FROM consumer_offsets WHERE epoch > 0";
-        Ok(integer(&mut watch, claimed)? > 0)
+        Ok(integer(
+            &mut watch,
+            "SELECT count(*) AS value FROM consumer_offsets WHERE epoch > 0",
+        )? > 0)
     })?;
     let started_at = Instant::now();
-    let cpu_before = service.usage()?.0;
-    let total = i64::try_from(rows.len())?;
+    let cpu_before = usage::cpu_seconds(service.pid())?;
+    let before = servers.count(&settings.name, own_session)?;
+    let messages = i64::try_from(backlog.messages)?;
     service.wait_for("the backlog is drained", || {
         let passed = "SELECT sum(next_offset)::bigint AS value FROM consumer_offsets";
-        Ok(integer(&mut watch, passed)? >= total)
+        Ok(integer(&mut watch, passed)? >= messages)
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
-    let (cpu_after, peak_mib) = service.usage().context("the ingestor has ended")?;
-    ensure_all_stored(&database, rows)?;
-    let orders = rows.len() as f64;
-    Ok(Drain {
-        orders_per_second: orders / seconds,
-        cpu_us_per_order: (cpu_after - cpu_before) * 1e6 / orders,
-        peak_mib,
+    let client_cpu_seconds = usage::cpu_seconds(service.pid())? - cpu_before;
+    let spent = servers.count(&settings.name, own_session)?.since(before);
+    let peak_mib = usage::peak_memory_mib(service.pid())?;
+    backlog.drained.ensure_stored(&database)?;
+    Ok(Measurement {
+        orders: backlog.messages,
+        seconds,
+        client_cpu_seconds,
+        peak_mib: Some(peak_mib),
+        servers: spent,
     })
 }
 
+/// The integer that a query of the benchmark's own selects as `value`.
 fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::BigInt)]
         value: i64,
     }
-    let row: Row = diesel::sql_query(query).get_result(connection)?;
+    let row: Row = diesel::sql_query(format!("{query} {OWN_STATEMENT}")).get_result(connection)?;
     Ok(row.value)
 }

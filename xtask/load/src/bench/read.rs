@@ -18,7 +18,7 @@ use shared::db::schema::{order_items, orders};
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
-use super::{Service, in_turn, median, print_load_average};
+use super::{Service, in_turn, median, print_load_average, usage};
 
 const CACHED_ORDERS: usize = 10_000;
 const CONNECTIONS: &str = "-c64";
@@ -99,7 +99,7 @@ pub(crate) fn run(
     println!(
         "median ratio {:.2}, peak RSS of the api {:.0} MiB",
         median(&mut ratios),
-        service.usage()?.1
+        usage::peak_memory_mib(service.pid())?
     );
     Ok(())
 }

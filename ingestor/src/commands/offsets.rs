@@ -1,0 +1,274 @@
+//! `ingestor offsets show|init|accept-gap|rewind|resume`.
+//!
+//! A daemon may run meanwhile: every change fences it, and it goes on from the changed row within seconds.
+
+mod show;
+
+use anyhow::{Context, bail};
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
+use shared::db;
+use uuid::Uuid;
+
+use super::confirm::confirm;
+use crate::APPLICATION_NAME;
+use crate::config::{OffsetsCommand, Settings, Start, Which};
+use crate::consumer::{Probe, Watermarks};
+use crate::offsets::operators::{self, Progress};
+use crate::offsets::{Consumer, Witness, open_incident};
+
+/// No statement of a command takes seconds.
+const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '30s'";
+
+pub(super) async fn offsets(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
+    shared::telemetry::init(&settings.log)?;
+    // Gives a clear line where the database refuses or is away.
+    db::check(&settings.database, APPLICATION_NAME).await?;
+    tokio::task::spawn_blocking(move || execute(settings, command))
+        .await
+        .context("the command panicked")?
+}
+
+fn execute(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
+    let mut connection = db::connect_blocking(&settings.database, APPLICATION_NAME)
+        .context("cannot connect to the database")?;
+    connection.batch_execute(STATEMENT_TIMEOUT)?;
+    let pending = db::pending_migrations(&mut connection)?;
+    if !pending.is_empty() {
+        bail!(
+            "migrations are pending ({}): run `ingestor migrate`",
+            pending.join(", ")
+        );
+    }
+    let mut operator = Operator {
+        connection,
+        probe: Probe::new(&settings.kafka)?,
+        consumer: Consumer {
+            group_id: settings.kafka.group_id,
+            topic: settings.kafka.topic,
+            owner: Uuid::new_v4(),
+        },
+    };
+    match command {
+        OffsetsCommand::Show { json } => operator.show(json),
+        OffsetsCommand::Init {
+            from,
+            partition,
+            yes,
+        } => operator.init(from, partition, yes),
+        OffsetsCommand::AcceptGap { partition, yes } => operator.accept_gap(partition, yes),
+        OffsetsCommand::Rewind { which, to, yes } => operator.rewind(&which, to, yes),
+        OffsetsCommand::Resume { which, yes } => operator.resume(&which, yes),
+    }
+}
+
+struct Operator {
+    connection: PgConnection,
+    probe: Probe,
+    consumer: Consumer,
+}
+
+impl Operator {
+    /// The group's rows; none is an error.
+    fn rows(&mut self) -> anyhow::Result<Vec<Progress>> {
+        let rows = operators::list(&mut self.connection, &self.consumer)?;
+        if rows.is_empty() {
+            let Consumer {
+                group_id, topic, ..
+            } = &self.consumer;
+            let others = operators::groups_of_topic(&mut self.connection, topic)?;
+            let hint = if others.is_empty() {
+                "nobody has".to_owned()
+            } else {
+                format!("who has: {}", others.join(", "))
+            };
+            bail!(
+                "group {group_id} has not read topic {topic} yet ({hint}); see KAFKA_GROUP_ID and KAFKA_TOPIC"
+            );
+        }
+        Ok(rows)
+    }
+
+    fn rows_of(&mut self, which: &Which) -> anyhow::Result<Vec<Progress>> {
+        let mut rows = self.rows()?;
+        if let Some(partition) = which.partition {
+            rows.retain(|row| row.partition == partition);
+            if rows.is_empty() {
+                bail!("partition {partition} has not been read yet; see `ingestor offsets show`");
+            }
+        }
+        Ok(rows)
+    }
+
+    fn watermarks(&self, partition: i32) -> anyhow::Result<Watermarks> {
+        self.probe.watermarks(partition).with_context(|| {
+            format!("the brokers did not tell which offsets partition {partition} holds")
+        })
+    }
+
+    fn init(&mut self, from: Start, partition: Option<i32>, yes: bool) -> anyhow::Result<()> {
+        let topic = self.consumer.topic.clone();
+        let mut partitions = self.probe.partitions()?;
+        partitions.sort_unstable();
+        if let Some(partition) = partition {
+            if !partitions.contains(&partition) {
+                bail!("topic {topic} has no partition {partition}");
+            }
+            partitions = vec![partition];
+        }
+        let mut starts = Vec::new();
+        let mut plan = Vec::new();
+        for partition in partitions {
+            let Watermarks { low, high } = self.watermarks(partition)?;
+            let start = match from {
+                Start::Earliest => low,
+                Start::Latest => high,
+                Start::Offset(offset) if (low..=high).contains(&offset) => offset,
+                Start::Offset(offset) => bail!(
+                    "partition {partition} holds offsets {low}..{high}, and {offset} is not one of them"
+                ),
+            };
+            starts.push((partition, start));
+            plan.push(format!(
+                "partition {partition} starts at offset {start} (the broker holds {low}..{high})"
+            ));
+        }
+        let note = if partition.is_some() {
+            "\npartitions of the topic that have no row are read from offset 0"
+        } else {
+            ""
+        };
+        let question = format!(
+            "group {} on topic {topic}:\n{}{note}\nrecords before are never read; those from there on replace orders, \
+             changed and deleted ones included",
+            self.consumer.group_id,
+            plan.join("\n")
+        );
+        confirm(&question, yes)?;
+        operators::init(&mut self.connection, &self.consumer, &starts)?;
+        println!("{}", plan.join("\n"));
+        Ok(())
+    }
+
+    fn accept_gap(&mut self, partition: i32, yes: bool) -> anyhow::Result<()> {
+        let Some(incident) = open_incident(&mut self.connection, &self.consumer, partition)? else {
+            bail!(
+                "partition {partition} of topic {} has no open incident for group {}; see `ingestor offsets show`",
+                self.consumer.topic,
+                self.consumer.group_id
+            );
+        };
+        let question = format!(
+            "partition {partition}, incident {} ({}): {}",
+            incident.id, incident.kind, incident.detail
+        );
+        confirm(&question, yes)?;
+        operators::accept_gap(&mut self.connection, &self.consumer, partition, &incident)?;
+        println!(
+            "partition {partition}: accepted incident {} ({}); it stood at {}, the broker held {}..{}, and it goes on at {} \
+             as incarnation {}",
+            incident.id,
+            incident.kind,
+            incident.next_offset,
+            incident.low_watermark,
+            incident.high_watermark,
+            incident.resume_offset,
+            incident.resume_incarnation
+        );
+        Ok(())
+    }
+
+    fn rewind(&mut self, which: &Which, to: Start, yes: bool) -> anyhow::Result<()> {
+        let mut targets = Vec::new();
+        let mut plan = Vec::new();
+        for row in self.rows_of(which)? {
+            let Progress {
+                partition,
+                next_offset,
+                ..
+            } = row;
+            let low = self.check_is_the_same_topic(&row)?;
+            let target = match to {
+                Start::Offset(offset) if offset < low => bail!(
+                    "the records of partition {partition} below offset {low} are gone; say `--to earliest`"
+                ),
+                Start::Offset(offset) => offset,
+                Start::Earliest | Start::Latest => low,
+            };
+            operators::check_rewind(
+                &mut self.connection,
+                &self.consumer,
+                partition,
+                next_offset,
+                target,
+            )?;
+            if target == next_offset {
+                println!("partition {partition} is at offset {target} already");
+                continue;
+            }
+            targets.push((partition, target));
+            plan.push(format!(
+                "partition {partition} goes back from offset {next_offset} to {target}"
+            ));
+        }
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let question = format!(
+            "{}\nthese records are read again: newer state of an order is kept, orders that were deleted come back",
+            plan.join("\n")
+        );
+        confirm(&question, yes)?;
+        operators::rewind(&mut self.connection, &self.consumer, &targets)?;
+        println!("{}", plan.join("\n"));
+        Ok(())
+    }
+
+    /// Gives the low watermark. A rewind forgets by which record a topic made anew is known, so the topic is looked at
+    /// before.
+    fn check_is_the_same_topic(&mut self, row: &Progress) -> anyhow::Result<i64> {
+        let partition = row.partition;
+        let watermarks = self.watermarks(partition)?;
+        let witness = (row.last_record()).and_then(|record| Witness::new(row.incarnation, record));
+        let replaced = match witness {
+            Some(witness) => witness.replaced_by(&self.probe, partition, watermarks)?,
+            None => None,
+        };
+        if replaced.is_some() || row.next_offset > watermarks.high {
+            bail!(
+                "partition {partition} is at offset {}, but its topic was truncated or made anew (it holds {}..{}): a \
+                 running ingestor records that as an incident, and `ingestor offsets accept-gap` goes on from there",
+                row.next_offset,
+                watermarks.low,
+                watermarks.high
+            );
+        }
+        Ok(watermarks.low)
+    }
+
+    fn resume(&mut self, which: &Which, yes: bool) -> anyhow::Result<()> {
+        let (halted, running): (Vec<_>, Vec<_>) =
+            self.rows_of(which)?.into_iter().partition(|row| row.halted);
+        for row in running {
+            println!("partition {} is not halted", row.partition);
+        }
+        if halted.is_empty() {
+            return Ok(());
+        }
+        let plan: Vec<String> = halted
+            .iter()
+            .map(|row| {
+                format!(
+                    "partition {} goes on at offset {}, after {} bad messages in a row",
+                    row.partition, row.next_offset, row.consecutive_bad
+                )
+            })
+            .collect();
+        let plan = plan.join("\n");
+        confirm(&plan, yes)?;
+        let partitions: Vec<i32> = halted.iter().map(|row| row.partition).collect();
+        operators::resume(&mut self.connection, &self.consumer, &partitions)?;
+        println!("{plan}");
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! `ingestor offsets show`: a table for people, JSON for programs.
+
+use anyhow::Context;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use super::Operator;
+use crate::consumer::Watermarks;
+use crate::offsets::operators::Progress;
+use crate::offsets::{Incident, open_incident};
+
+/// All that is known of a partition.
+struct Shown {
+    row: Progress,
+    /// None while no broker tells.
+    watermarks: Option<Watermarks>,
+    incident: Option<Incident>,
+}
+
+impl Shown {
+    fn lag_records(&self) -> Option<i64> {
+        let watermarks = self.watermarks?;
+        Some((watermarks.high - self.row.next_offset).max(0))
+    }
+
+    /// How long the oldest record that waits has waited at most: since the last one that is stored. None where that is
+    /// not known.
+    fn lag_seconds(&self) -> Option<f64> {
+        if self.lag_records()? == 0 {
+            return Some(0.0);
+        }
+        let age_ms = Utc::now().timestamp_millis() - self.row.last_timestamp?;
+        Some(age_ms.max(0) as f64 / 1000.0)
+    }
+}
+
+impl Operator {
+    pub(super) fn show(&mut self, as_json: bool) -> anyhow::Result<()> {
+        let rows = self.rows()?;
+        // Asked first, so that brokers that are away cost one time-out and not one a partition.
+        let (of_topic, trouble) = match self.probe.partitions() {
+            Ok(partitions) => (partitions, None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        let mut partitions = Vec::new();
+        for row in rows {
+            let watermarks = if of_topic.contains(&row.partition) {
+                self.probe.watermarks(row.partition).ok()
+            } else {
+                None
+            };
+            partitions.push(Shown {
+                incident: open_incident(&mut self.connection, &self.consumer, row.partition)?,
+                watermarks,
+                row,
+            });
+        }
+        if as_json {
+            let document = json!({
+                "group_id": self.consumer.group_id,
+                "topic": self.consumer.topic,
+                "broker_error": trouble,
+                "partitions": partitions.iter().map(to_json).collect::<Vec<_>>(),
+            });
+            let text = serde_json::to_string_pretty(&document).context("cannot print JSON")?;
+            println!("{text}");
+        } else {
+            print!("{}", to_table(&partitions));
+            if let Some(trouble) = trouble {
+                println!("Kafka does not answer, the lag is not known: {trouble}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn to_json(shown: &Shown) -> Value {
+    let row = &shown.row;
+    json!({
+        "partition": row.partition,
+        "next_offset": row.next_offset,
+        "low_watermark": shown.watermarks.map(|watermarks| watermarks.low),
+        "high_watermark": shown.watermarks.map(|watermarks| watermarks.high),
+        "lag_records": shown.lag_records(),
+        "lag_seconds": shown.lag_seconds(),
+        "epoch": row.epoch,
+        "owner": row.owner.map(|owner| owner.to_string()),
+        "incarnation": row.incarnation,
+        "last_offset": row.last_offset,
+        "last_timestamp_ms": row.last_timestamp,
+        "consecutive_bad": row.consecutive_bad,
+        "halted": row.halted,
+        "replay_until": row.replay_until,
+        "updated_at": row.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+        "incident": shown.incident.as_ref().map(|incident| json!({
+            "id": incident.id,
+            "kind": incident.kind,
+            "next_offset": incident.next_offset,
+            "low_watermark": incident.low_watermark,
+            "high_watermark": incident.high_watermark,
+            "resume_offset": incident.resume_offset,
+            "resume_incarnation": incident.resume_incarnation,
+            "detail": incident.detail,
+            "detected_at": incident.detected_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+        })),
+    })
+}
+
+const COLUMNS: [&str; 15] = [
+    "PARTITION",
+    "NEXT_OFFSET",
+    "LOW",
+    "HIGH",
+    "LAG",
+    "LAG_SECONDS",
+    "EPOCH",
+    "OWNER",
+    "INCARNATION",
+    "LAST_OFFSET",
+    "LAST_TIMESTAMP",
+    "BAD_IN_A_ROW",
+    "HALTED",
+    "REPLAY_UNTIL",
+    "UPDATED_AT",
+];
+
+/// Columns as wide as their widest value; `-` stands for what is not known or not set. Incidents follow below.
+fn to_table(partitions: &[Shown]) -> String {
+    let mut lines = vec![COLUMNS.map(str::to_owned)];
+    lines.extend(partitions.iter().map(to_cells));
+    let mut widths = [0; COLUMNS.len()];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let mut table = String::new();
+    for line in lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        table.push_str(cells.join("  ").trim_end());
+        table.push('\n');
+    }
+    for shown in partitions {
+        if let Some(incident) = &shown.incident {
+            table.push_str(&format!(
+                "partition {} waits since {}: {}: {}\n",
+                shown.row.partition,
+                incident
+                    .detected_at
+                    .to_rfc3339_opts(SecondsFormat::Secs, true),
+                incident.kind,
+                incident.detail
+            ));
+        }
+    }
+    table
+}
+
+fn to_cells(shown: &Shown) -> [String; COLUMNS.len()] {
+    let row = &shown.row;
+    let last_at = row
+        .last_timestamp
+        .and_then(DateTime::<Utc>::from_timestamp_millis)
+        .map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
+    [
+        row.partition.to_string(),
+        row.next_offset.to_string(),
+        or_dash(shown.watermarks.map(|watermarks| watermarks.low)),
+        or_dash(shown.watermarks.map(|watermarks| watermarks.high)),
+        or_dash(shown.lag_records()),
+        or_dash(shown.lag_seconds().map(|seconds| format!("{seconds:.1}"))),
+        row.epoch.to_string(),
+        or_dash(row.owner),
+        row.incarnation.to_string(),
+        or_dash(row.last_offset),
+        or_dash(last_at),
+        row.consecutive_bad.to_string(),
+        if row.halted { "yes" } else { "no" }.to_owned(),
+        or_dash(row.replay_until),
+        row.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+    ]
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}

@@ -1,0 +1,53 @@
+//! What a build without failpoints has in their place: nothing.
+
+use diesel::prelude::*;
+
+use super::{Phase, Plant};
+use crate::batch::Batch;
+use crate::dead_letters::DeadLetter;
+use crate::offsets::Consumer;
+
+/// Nothing is armed.
+pub struct Armed;
+
+/// Arms nothing.
+pub fn arm() -> Armed {
+    Armed
+}
+
+/// Goes on.
+#[inline(always)]
+pub fn reached(_phase: Phase) {}
+
+/// No fault is ever planted.
+#[inline(always)]
+pub fn is_planted(_plant: Plant) -> bool {
+    false
+}
+
+/// Leaves the fence as it is.
+#[inline(always)]
+pub fn open_fence(_: &mut PgConnection, _: &Consumer, _: i64, _: &Batch) -> QueryResult<()> {
+    Ok(())
+}
+
+/// Leaves the transaction as it is.
+#[inline(always)]
+pub fn commit_offset(_: &mut PgConnection) -> QueryResult<()> {
+    Ok(())
+}
+
+/// Does the work.
+#[inline(always)]
+pub fn skip_on_error<T: Default>(
+    connection: &mut PgConnection,
+    work: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
+) -> QueryResult<T> {
+    work(connection)
+}
+
+/// All of them.
+#[inline(always)]
+pub fn unless_swallowed(letters: &[DeadLetter]) -> &[DeadLetter] {
+    letters
+}

@@ -1,0 +1,83 @@
+//! Locks a partition's row, against a holder that is frozen too.
+
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::{Integer, Text};
+use shared::db::schema::consumer_offsets;
+use tracing::warn;
+
+use super::{Consumer, OffsetRow};
+
+/// How long a claim waits for another process's transaction before it ends that process's session. A process that was
+/// frozen inside a transaction holds the row for ever: no time-out of the server ends a session stopped inside COPY.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it then waits for the lock to come free.
+const TERMINATION_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a locked row.
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Locks the partition's row. A holder that does not let go is taken for frozen, and its session is ended.
+pub(super) fn lock_row(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: i32,
+) -> QueryResult<OffsetRow> {
+    let started_at = Instant::now();
+    let mut terminated = false;
+    loop {
+        let row = row_of!(consumer, partition)
+            .select(OffsetRow::as_select())
+            .for_update()
+            .skip_locked()
+            .first(connection)
+            .optional()?;
+        if let Some(row) = row {
+            return Ok(row);
+        }
+        if !terminated && started_at.elapsed() > LOCK_PATIENCE {
+            terminated = true;
+            for holder in terminate_holder(connection, consumer, partition)? {
+                warn!(
+                    kafka.partition = partition,
+                    holder.pid = holder,
+                    "ended a session that held the partition's row"
+                );
+            }
+        }
+        if started_at.elapsed() > LOCK_PATIENCE + TERMINATION_PATIENCE {
+            return Err(DieselError::NotFound);
+        }
+        std::thread::sleep(LOCK_POLL_INTERVAL);
+    }
+}
+
+/// Ends the session whose transaction has locked or changed the row: the row's `xmax` is that transaction, and
+/// `pg_locks` knows the session of every transaction.
+fn terminate_holder(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: i32,
+) -> QueryResult<Vec<i32>> {
+    #[derive(QueryableByName)]
+    struct Holder {
+        #[diesel(sql_type = Integer)]
+        pid: i32,
+    }
+    let holders: Vec<Holder> = diesel::sql_query(
+        // Materialized: as a mere condition, the planner would end the session of every lock that it looks at.
+        "WITH holder AS MATERIALIZED (
+             SELECT held.pid FROM consumer_offsets AS row
+               JOIN pg_locks AS held ON held.locktype = 'transactionid' AND held.transactionid = row.xmax
+                                    AND held.granted AND held.mode = 'ExclusiveLock'
+              WHERE row.group_id = $1 AND row.topic = $2 AND row.partition = $3
+                AND held.pid <> pg_backend_pid())
+         SELECT pid FROM holder WHERE pg_terminate_backend(pid)",
+    )
+    .bind::<Text, _>(&consumer.group_id)
+    .bind::<Text, _>(&consumer.topic)
+    .bind::<Integer, _>(partition)
+    .load(connection)?;
+    Ok(holders.into_iter().map(|holder| holder.pid).collect())
+}

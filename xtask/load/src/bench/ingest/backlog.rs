@@ -1,0 +1,171 @@
+//! The orders: in Kafka for the drain, in memory for the rival.
+
+use std::collections::HashMap;
+
+use anyhow::ensure;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use shared::order::Order;
+use shared::testing::{OrderGenerator, TestDatabase};
+
+use crate::producer::{self, Target};
+
+/// A topic full of orders.
+pub(super) struct Backlog {
+    pub topic: String,
+    pub messages: usize,
+    /// What the drain must have stored at the end.
+    pub drained: Contents,
+    /// As many rows as there are messages, each with a uid of its own: what a COPY can write.
+    pub rows: Vec<Order>,
+    admin: AdminClient<DefaultClientContext>,
+}
+
+impl Backlog {
+    /// Makes a topic and sends `count` orders to it, of which `repeated_percent` are later states of earlier ones.
+    pub(super) fn send(
+        brokers: &str,
+        partitions: i32,
+        count: usize,
+        repeated_percent: usize,
+    ) -> anyhow::Result<Self> {
+        let topic = format!("bench-{:016x}", fastrand::u64(..));
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .create()?;
+        let topics = [NewTopic::new(
+            &topic,
+            partitions,
+            TopicReplication::Fixed(1),
+        )];
+        let made = wait(admin.create_topics(&topics, &AdminOptions::new()))?;
+        for outcome in made? {
+            outcome.map_err(|(name, code)| anyhow::anyhow!("cannot make topic {name}: {code}"))?;
+        }
+        let target = Target {
+            brokers: brokers.to_owned(),
+            topic: topic.clone(),
+            settings: String::new(),
+        };
+        let mut orders = make_orders(count, repeated_percent);
+        producer::send_orders(&target, &orders)?;
+        let latest: HashMap<&str, &Order> = orders
+            .iter()
+            .map(|order| (order.order_uid.as_str(), order))
+            .collect();
+        let drained = Contents::of(latest.into_values());
+        make_uids_unique(&mut orders)?;
+        Ok(Self {
+            topic,
+            messages: count,
+            drained,
+            rows: orders,
+            admin,
+        })
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        // A broker of the user's stays as it was; a topic that cannot be deleted is no reason to fail.
+        wait(
+            self.admin
+                .delete_topics(&[&self.topic], &AdminOptions::new()),
+        )
+        .ok();
+    }
+}
+
+fn wait<F: Future>(future: F) -> std::io::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(future))
+}
+
+/// Repeated ones are spread evenly, and repeat any order before them: most meet an order of an earlier batch.
+fn make_orders(count: usize, repeated_percent: usize) -> Vec<Order> {
+    let mut generator = OrderGenerator::new(1, chrono::Utc::now());
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut uids: Vec<String> = Vec::new();
+    (0..count)
+        .map(|index| {
+            let repeated_before = index * repeated_percent / 100;
+            if (index + 1) * repeated_percent / 100 > repeated_before && !uids.is_empty() {
+                return generator.order_with_uid(&uids[random.usize(..uids.len())]);
+            }
+            let order = generator.next_order();
+            uids.push(order.order_uid.to_string());
+            order
+        })
+        .collect()
+}
+
+fn make_uids_unique(orders: &mut [Order]) -> anyhow::Result<()> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for order in orders {
+        let times = seen.entry(order.order_uid.to_string()).or_default();
+        *times += 1;
+        if *times > 1 {
+            order.order_uid = format!("{}-{times}", order.order_uid)
+                .parse()
+                .map_err(|fault| anyhow::anyhow!("a uid is invalid: {fault:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// What tables hold, as far as tells apart a wrong or a missing row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents {
+    orders: i64,
+    items: i64,
+    /// Sum over the orders.
+    amount: i64,
+}
+
+impl Contents {
+    pub(super) fn of<'a>(orders: impl Iterator<Item = &'a Order>) -> Self {
+        orders.fold(Self::default(), |sum, order| Self {
+            orders: sum.orders + 1,
+            items: sum.items + order.items.len() as i64,
+            amount: sum.amount + order.payment.amount,
+        })
+    }
+
+    /// Both sides must have written every order and every item, or their rates mean nothing.
+    pub(super) fn ensure_stored(self, database: &TestDatabase) -> anyhow::Result<()> {
+        let integer = |query| database.integer(query);
+        let stored = Self {
+            orders: integer("SELECT count(*) AS value FROM orders"),
+            items: integer("SELECT count(*) AS value FROM order_items"),
+            amount: integer("SELECT coalesce(sum(payment_amount), 0)::bigint AS value FROM orders"),
+        };
+        ensure!(stored == self, "stored {stored:?} in place of {self:?}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn the_share_of_repeated_orders_is_as_asked_and_the_rows_of_the_rival_have_none() {
+        for (percent, distinct) in [(0, 200), (10, 180), (50, 100)] {
+            let mut orders = make_orders(200, percent);
+            let uids = |orders: &[Order]| -> HashSet<String> {
+                orders
+                    .iter()
+                    .map(|order| order.order_uid.to_string())
+                    .collect()
+            };
+            assert_eq!(uids(&orders).len(), distinct, "{percent} %");
+            make_uids_unique(&mut orders).unwrap();
+            assert_eq!(uids(&orders).len(), 200);
+        }
+    }
+}
