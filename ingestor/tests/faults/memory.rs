@@ -14,8 +14,8 @@ use crate::support::{Daemon, Scene};
 
 /// What `INGEST_MEMORY_MB` asks for by default.
 const BUDGET_MB: usize = 96;
-/// A drain in a debug build, beside other tests.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// A drain in a debug build beside other tests.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends messages in compressed batches, as producers of large messages do.
 struct Sender {
