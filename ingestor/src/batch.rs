@@ -244,6 +244,9 @@ pub fn decode(payload: Option<&[u8]>) -> Result<Order, Refusal> {
     }
 }
 
+/// The stable code of an order that only a constraint of the database refuses.
+pub const REFUSED_BY_DATABASE: &str = "refused_by_database";
+
 /// Why a message is no order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -1,5 +1,6 @@
 //! Command line and environment of the ingestor.
 
+mod dead_letters;
 mod offsets;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use shared::config::{
 };
 
 use crate::consumer::PROTECTED_SETTINGS;
+pub use dead_letters::{DeadLettersCommand, DecideArgs, FilterArgs};
 pub use offsets::{OffsetsCommand, Start, Which};
 
 /// Stores the orders of a Kafka topic in PostgreSQL, each exactly once
@@ -43,6 +45,9 @@ pub enum Command {
     /// Look at the offsets of the group and topic, and mend them
     #[command(subcommand)]
     Offsets(OffsetsCommand),
+    /// Look at messages that were refused, and decide on them
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
 }
 
 #[derive(Args, Debug)]
@@ -89,6 +94,14 @@ struct KafkaArgs {
         global = true
     )]
     kafka_group_id: String,
+    /// Topic to which dead letters are published as well; empty: none
+    #[arg(
+        long,
+        env = "KAFKA_DLQ_TOPIC",
+        value_name = "KAFKA_DLQ_TOPIC",
+        global = true
+    )]
+    kafka_dlq_topic: Option<String>,
     /// Settings of librdkafka, key=value, comma-separated, applied last; those that keep orders safe are refused
     #[arg(
         long,
@@ -192,6 +205,8 @@ pub struct KafkaSettings {
     pub topic: String,
     /// Consumer group.
     pub group_id: String,
+    /// Where dead letters are published as well.
+    pub dlq_topic: Option<String>,
     /// librdkafka's settings by name, applied last.
     pub overrides: Vec<(String, Secret)>,
 }
@@ -255,12 +270,19 @@ impl Cli {
                 bail!("{name} must not be empty");
             }
         }
+        let dlq_topic = kafka.kafka_dlq_topic.filter(|topic| !topic.is_empty());
+        if dlq_topic.as_ref() == Some(&kafka.kafka_topic) {
+            bail!(
+                "KAFKA_DLQ_TOPIC must be another topic than KAFKA_TOPIC: its letters would come back as messages"
+            );
+        }
         Ok(Settings {
             database: database.resolve()?,
             kafka: KafkaSettings {
                 brokers: kafka.kafka_brokers,
                 topic: kafka.kafka_topic,
                 group_id: kafka.kafka_group_id,
+                dlq_topic,
                 overrides,
             },
             batch: BatchSettings {
@@ -292,6 +314,10 @@ impl Settings {
             ("KAFKA_BROKERS", self.kafka.brokers.clone()),
             ("KAFKA_TOPIC", self.kafka.topic.clone()),
             ("KAFKA_GROUP_ID", self.kafka.group_id.clone()),
+            (
+                "KAFKA_DLQ_TOPIC",
+                self.kafka.dlq_topic.clone().unwrap_or_default(),
+            ),
             ("KAFKA_CONFIG", overrides.join(",")),
             ("BATCH_MAX_RECORDS", self.batch.max_records.to_string()),
             (

@@ -1,4 +1,9 @@
-//! Messages that can never become an order: what is kept of them, and the insert.
+//! Messages that can never become an order: what is kept of them, and the insert; [`stored`] finds them again, [`replay`]
+//! decides on them, [`relay`] publishes them.
+
+pub mod relay;
+pub mod replay;
+pub mod stored;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;

@@ -23,6 +23,8 @@ pub struct Metrics {
     orders_stored: Counter,
     superseded: Counter,
     dead_letters: Family<ReasonLabels, Counter>,
+    /// Dead letters that the DLQ topic has.
+    pub dead_letters_relayed: Counter,
     batch_records: Histogram,
     /// Time of a batch's transaction, COMMIT included.
     pub commit_seconds: Histogram,
@@ -120,6 +122,7 @@ impl Metrics {
             orders_stored: Counter::default(),
             superseded: Counter::default(),
             dead_letters: Family::default(),
+            dead_letters_relayed: Counter::default(),
             batch_records: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
             commit_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             retries: Family::default(),
@@ -158,6 +161,11 @@ impl Metrics {
             "dead_letters",
             "Messages refused for ever",
             self.dead_letters.clone(),
+        );
+        registry.register(
+            "dead_letters_relayed",
+            "Dead letters published to the DLQ topic",
+            self.dead_letters_relayed.clone(),
         );
         registry.register(
             "batch_records",

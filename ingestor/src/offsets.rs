@@ -10,6 +10,7 @@ use shared::db::schema::consumer_offsets;
 use uuid::Uuid;
 
 use crate::batch::{Batch, Position};
+use crate::config::KafkaSettings;
 use incidents::find_gap;
 pub use incidents::{Glimpse, Incident, Sighting, Witness, open_incident};
 use lock::lock_row;
@@ -40,6 +41,17 @@ pub struct Consumer {
     pub topic: String,
     /// This process.
     pub owner: Uuid,
+}
+
+impl Consumer {
+    /// A new owner in this process.
+    pub fn of(settings: &KafkaSettings) -> Self {
+        Self {
+            group_id: settings.group_id.clone(),
+            topic: settings.topic.clone(),
+            owner: Uuid::new_v4(),
+        }
+    }
 }
 
 /// A partition that is ours until somebody claims it with a higher epoch.

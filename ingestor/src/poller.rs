@@ -5,33 +5,32 @@
 
 mod memory;
 mod partition;
+mod reading;
+mod start;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rdkafka::Offset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
-use uuid::Uuid;
+use tracing::{debug, error, info};
 
 use crate::batch::{self, Reading};
-use crate::config::{BatchSettings, RunConfig};
-use crate::consumer::{Clients, GroupConsumer, RebalanceEvent, check_each, partition_list};
+use crate::config::BatchSettings;
+use crate::consumer::{GroupConsumer, RebalanceEvent, partition_list};
 use crate::current::Current;
 use crate::dead_letters::DeadLetter;
 use crate::failpoints::{self, Phase};
 use crate::metrics::Metrics;
-use crate::observer::Observer;
-use crate::offsets::Consumer;
-use crate::status::{RUNNING, Status};
-use crate::watch::Watch;
-use crate::writer::{Report, Session, Task, Writer};
+use crate::status::Status;
+use crate::writer::{Report, Task};
 use memory::{MemoryBudget, Pressure};
 use partition::{Partition, State};
 
@@ -46,16 +45,10 @@ const BUSY_POLL: Duration = Duration::from_millis(2);
 const RECORDS_PER_TURN: usize = 64;
 /// How often Kafka's committed offsets, a mirror for lag tools, are brought up to date.
 const MIRROR_INTERVAL: Duration = Duration::from_secs(5);
-/// A seek is served by the client's own thread.
-const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stopped partition's row is looked at again so often: an operator who has decided waits for it.
 const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
 const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// A batch that the client cannot read is read again after a while.
-const UNREADABLE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How often trouble with the consumer is reported while it lasts.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The poll thread's state.
 pub struct Poller {
@@ -77,89 +70,6 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Subscribes and starts the writers.
-    ///
-    /// # Errors
-    /// Fails where a thread cannot be started or the topic's name is refused.
-    pub fn start(
-        config: RunConfig,
-        clients: Clients,
-        status: Arc<Status>,
-        metrics: Arc<Metrics>,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let current = Arc::new(Current::default());
-        let (reports_tx, reports_rx) = mpsc::channel();
-        let consumer = Consumer {
-            group_id: config.kafka.group_id.clone(),
-            topic: config.kafka.topic.clone(),
-            owner: Uuid::new_v4(),
-        };
-        let mut writers = Vec::new();
-        let mut writer_threads = Vec::new();
-        for number in 0..WRITERS {
-            let writer = Writer {
-                consumer: consumer.clone(),
-                database: config.database.clone(),
-                max_consecutive_bad: config.batch.max_consecutive_bad,
-                probe: clients.probe.clone(),
-                current: current.clone(),
-                status: status.clone(),
-                metrics: metrics.clone(),
-                reports_tx: reports_tx.clone(),
-                session: Session::default(),
-            };
-            let (tasks_tx, tasks_rx) = mpsc::channel();
-            let thread = std::thread::Builder::new().name(format!("writer-{number}"));
-            writer_threads.push(
-                thread
-                    .spawn(move || writer.run(&tasks_rx))
-                    .context("cannot start a writer")?,
-            );
-            writers.push(tasks_tx);
-        }
-        Observer::new(
-            config.database.clone(),
-            consumer.clone(),
-            status.clone(),
-            metrics.clone(),
-        )
-        .start(shutdown.clone())?;
-        // A channel of its own: the writers' must close when they have died.
-        let (suspicions_tx, suspicions_rx) = mpsc::channel();
-        let watch = Watch {
-            status: status.clone(),
-            probe: clients.probe,
-            metrics: metrics.clone(),
-            topic: config.kafka.topic.clone(),
-            suspicions_tx,
-        };
-        watch.start(shutdown.clone())?;
-        clients
-            .group
-            .subscribe(&[&config.kafka.topic])
-            .context("cannot subscribe")?;
-        status.set_running();
-        info!(kafka.topic = config.kafka.topic, kafka.group = config.kafka.group_id, owner = %consumer.owner, "subscribed");
-        Ok(Self {
-            consumer: clients.group,
-            topic: config.kafka.topic,
-            batch: config.batch,
-            partitions: BTreeMap::new(),
-            current,
-            budget: MemoryBudget::new(config.memory),
-            writers,
-            writer_threads,
-            reports_rx,
-            suspicions_rx,
-            status,
-            metrics,
-            shutdown,
-            last_mirror_at: Instant::now(),
-            last_trouble_report: None,
-        })
-    }
-
     /// Works until shutdown, then finishes what is under way and leaves the group.
     ///
     /// # Errors
@@ -339,107 +249,6 @@ impl Poller {
         }
     }
 
-    /// Moves the consumer to the claimed offset and lets it fetch.
-    fn start_reading(&mut self, reading: Reading, next_offset: i64) -> anyhow::Result<()> {
-        let number = reading.partition;
-        failpoints::reached(Phase::Start);
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            partition.start(reading, next_offset);
-        }
-        self.status.set_state(number, RUNNING);
-        // While everything is paused this one stays so too, and is resumed with the others.
-        if self.budget.is_paused() {
-            return Ok(());
-        }
-        self.read_from(number, next_offset)
-    }
-
-    /// Lets a paused partition fetch from an offset.
-    ///
-    /// Resumed first and moved then: a resume alone does not wake the thread that fetches, which then sleeps for up to a
-    /// second; a seek does, but only one to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
-    fn read_from(&self, number: i32, next_offset: i64) -> anyhow::Result<()> {
-        self.resume(number)?;
-        if next_offset == 0 {
-            self.seek(number, 1)?;
-        }
-        self.seek(number, next_offset)
-    }
-
-    fn seek(&self, number: i32, offset: i64) -> anyhow::Result<()> {
-        let target = || partition_list(&self.topic, [(number, Offset::Offset(offset))]);
-        let sought = self
-            .consumer
-            .seek_partitions(target()?, SEEK_TIMEOUT)
-            .and_then(|result| check_each(&result));
-        if let Err(error) = sought {
-            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
-            debug!(
-                kafka.partition = number,
-                "seek failed, assigning anew: {error}"
-            );
-            self.consumer
-                .incremental_unassign(&target()?)
-                .context("cannot unassign a partition")?;
-            self.consumer
-                .incremental_assign(&target()?)
-                .context("cannot assign a partition")?;
-        }
-        Ok(())
-    }
-
-    fn stop_reading(
-        &mut self,
-        reading: Reading,
-        state: &str,
-        retry_after: Duration,
-    ) -> anyhow::Result<()> {
-        let number = reading.partition;
-        self.current.end(number);
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            self.budget.free(partition.drop_batch());
-            partition.state = State::Waiting {
-                until: Instant::now() + retry_after,
-            };
-        }
-        self.status.set_state(number, state);
-        self.pause(number)
-    }
-
-    fn pause(&self, number: i32) -> anyhow::Result<()> {
-        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
-        self.consumer
-            .pause(&list)
-            .context("cannot pause a partition")
-    }
-
-    fn resume(&self, number: i32) -> anyhow::Result<()> {
-        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
-        self.consumer
-            .resume(&list)
-            .context("cannot resume a partition")
-    }
-
-    /// Pauses or resumes everything that runs, where that is a change. Only when the database is away for long: a pause
-    /// throws away what the client has fetched.
-    fn set_paused(&mut self, paused: bool) -> anyhow::Result<()> {
-        if !self.budget.change_pause(paused) {
-            return Ok(());
-        }
-        info!(paused, "the writers' queue decides over reading");
-        for (number, partition) in &self.partitions {
-            let State::Running(open) = &partition.state else {
-                continue;
-            };
-            if paused {
-                self.pause(*number)?;
-            } else {
-                self.read_from(*number, open.new_next_offset)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Puts a record into its partition's batch.
     fn take(
         partitions: &mut BTreeMap<i32, Partition>,
@@ -534,76 +343,6 @@ impl Poller {
         if let Err(error) = committed {
             debug!("Kafka did not take the mirror of the offsets: {error}");
         }
-    }
-
-    fn trouble(&mut self, error: &KafkaError) -> anyhow::Result<()> {
-        match error {
-            KafkaError::MessageConsumptionFatal(code) => {
-                bail!("Kafka's client cannot go on: {code}")
-            }
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
-                // The client does not say of which partition: the claim finds the one whose offset is gone.
-                let running: Vec<Reading> = self
-                    .partitions
-                    .values()
-                    .filter_map(Partition::running)
-                    .collect();
-                for reading in running {
-                    self.stop_reading(reading, "offset out of range", Duration::ZERO)?;
-                }
-            }
-            KafkaError::MessageConsumption(
-                RDKafkaErrorCode::BadMessage
-                | RDKafkaErrorCode::BadCompression
-                | RDKafkaErrorCode::NotImplemented,
-            ) => self.suspend_all(error)?,
-            other => {
-                if self
-                    .last_trouble_report
-                    .is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
-                {
-                    self.last_trouble_report = Some(Instant::now());
-                    warn!(
-                        "trouble with reading topic {}, going on trying: {other}",
-                        self.topic
-                    );
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores what was read and reads again after a while: damage on the wire is gone then, damage in Kafka's log stays.
-    ///
-    /// The client goes on behind a batch that it cannot read, which would be a loss that looks like a gap, or asks for it
-    /// again without a pause. It does not say of which partition.
-    fn suspend_all(&mut self, error: &KafkaError) -> anyhow::Result<()> {
-        error!(
-            "a batch of topic {} cannot be read, is its log damaged? nothing behind it is taken; reading again in {} s: \
-             {error}",
-            self.topic,
-            UNREADABLE_RETRY_INTERVAL.as_secs()
-        );
-        let mut suspended = Vec::new();
-        for (&number, partition) in &mut self.partitions {
-            if partition.running().is_none() {
-                continue;
-            }
-            if let Some(batch) = partition.take_any() {
-                self.writers[writer_of(number)]
-                    .send(Task::Store(batch))
-                    .ok()
-                    .context("a writer has died")?;
-            }
-            partition.state = State::Waiting {
-                until: Instant::now() + UNREADABLE_RETRY_INTERVAL,
-            };
-            self.status.set_state(number, "a batch cannot be read");
-            suspended.push(number);
-        }
-        suspended
-            .into_iter()
-            .try_for_each(|number| self.pause(number))
     }
 
     /// Hands over what is read, waits for the writers, leaves the group. The caller bounds the time.

@@ -19,7 +19,8 @@ use shared::config::DatabaseSettings;
 use shared::db;
 use tracing::{error, info, warn};
 
-pub use transaction::store_replayed;
+pub use isolation::is_refusal;
+pub use transaction::{Guard, store_replayed};
 
 use crate::APPLICATION_NAME;
 use crate::batch::{Batch, Reading, Refusal};
@@ -294,8 +295,7 @@ impl Writer {
             }
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if isolation::is_refusal(&error) => {
-                let refused =
-                    isolation::find_refused(self.connection()?, batch, claim.replay_until)?;
+                let refused = isolation::find_refused(self.connection()?, batch, Guard::of(claim))?;
                 if refused.is_empty() {
                     // Refused and then not: no order is to blame.
                     return Err(error.into());

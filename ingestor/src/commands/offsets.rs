@@ -6,48 +6,23 @@ mod show;
 
 use anyhow::{Context, bail};
 use diesel::PgConnection;
-use diesel::connection::SimpleConnection;
-use shared::db;
-use uuid::Uuid;
 
 use super::confirm::confirm;
-use crate::APPLICATION_NAME;
+use super::operator_connection;
 use crate::config::{OffsetsCommand, Settings, Start, Which};
 use crate::consumer::{Probe, Watermarks};
 use crate::offsets::operators::{self, Progress};
 use crate::offsets::{Consumer, Witness, open_incident};
 
-/// No statement of a command takes seconds.
-const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '30s'";
-
 pub(super) async fn offsets(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
-    shared::telemetry::init(&settings.log)?;
-    // Gives a clear line where the database refuses or is away.
-    db::check(&settings.database, APPLICATION_NAME).await?;
-    tokio::task::spawn_blocking(move || execute(settings, command))
-        .await
-        .context("the command panicked")?
+    super::with_operator_checks(settings, move |settings| execute(settings, command)).await
 }
 
-fn execute(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
-    let mut connection = db::connect_blocking(&settings.database, APPLICATION_NAME)
-        .context("cannot connect to the database")?;
-    connection.batch_execute(STATEMENT_TIMEOUT)?;
-    let pending = db::pending_migrations(&mut connection)?;
-    if !pending.is_empty() {
-        bail!(
-            "migrations are pending ({}): run `ingestor migrate`",
-            pending.join(", ")
-        );
-    }
+fn execute(settings: &Settings, command: OffsetsCommand) -> anyhow::Result<()> {
     let mut operator = Operator {
-        connection,
+        connection: operator_connection(settings)?,
         probe: Probe::new(&settings.kafka)?,
-        consumer: Consumer {
-            group_id: settings.kafka.group_id,
-            topic: settings.kafka.topic,
-            owner: Uuid::new_v4(),
-        },
+        consumer: Consumer::of(&settings.kafka),
     };
     match command {
         OffsetsCommand::Show { json } => operator.show(json),

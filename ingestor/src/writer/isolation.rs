@@ -7,14 +7,11 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
-use super::transaction::store_orders;
-use crate::batch::{Batch, Refusal, SourcedOrder};
-
-/// The stable code of such a dead letter.
-const REASON: &str = "refused_by_database";
+use super::transaction::{Guard, store_orders};
+use crate::batch::{Batch, REFUSED_BY_DATABASE, Refusal, SourcedOrder};
 
 /// Whether an error says that a row can never be stored. Every other one is trouble of the database's own.
-pub(super) fn is_refusal(error: &DieselError) -> bool {
+pub fn is_refusal(error: &DieselError) -> bool {
     use DatabaseErrorKind::{
         CheckViolation, ExclusionViolation, ForeignKeyViolation, NotNullViolation,
     };
@@ -36,7 +33,7 @@ pub(super) fn is_refusal(error: &DieselError) -> bool {
 pub(super) fn find_refused(
     connection: &mut PgConnection,
     batch: &Batch,
-    replay_until: Option<i64>,
+    guard: Guard,
 ) -> QueryResult<Vec<(i64, Refusal)>> {
     let mut refused: Vec<(i64, Refusal)> = Vec::new();
     let outcome = connection.transaction(|connection| {
@@ -45,7 +42,7 @@ pub(super) fn find_refused(
         let mut tries = Tries {
             connection,
             partition: batch.reading.partition,
-            replay_until,
+            guard,
         };
         loop {
             let left_out: Vec<i64> = refused.iter().map(|(offset, _)| *offset).collect();
@@ -69,15 +66,15 @@ type Information = Box<dyn DatabaseErrorInformation + Send + Sync>;
 struct Tries<'a> {
     connection: &'a mut PgConnection,
     partition: i32,
-    replay_until: Option<i64>,
+    guard: Guard,
 }
 
 impl Tries<'_> {
     /// Writes these orders in a savepoint that is rolled back; answers the constraint's refusal, if there is one.
     fn refusal_of(&mut self, orders: &[SourcedOrder<'_>]) -> QueryResult<Option<Information>> {
-        let (partition, replay_until) = (self.partition, self.replay_until);
+        let (partition, guard) = (self.partition, self.guard);
         let tried = self.connection.transaction(|connection| {
-            store_orders(connection, partition, orders.to_vec(), replay_until)?;
+            store_orders(connection, partition, orders.to_vec(), guard)?;
             Err::<(), _>(DieselError::RollbackTransaction)
         });
         match tried {
@@ -139,7 +136,7 @@ fn to_refusal(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> Ref
         (None, None) => format!("table {table} refuses it: {}", information.message()),
     };
     Refusal {
-        reason: REASON,
+        reason: REFUSED_BY_DATABASE,
         detail,
     }
 }

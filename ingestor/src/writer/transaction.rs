@@ -39,7 +39,7 @@ pub(super) fn store(
         failpoints::commit_offset(connection)?;
         let partition = batch.reading.partition;
         let written = failpoints::skip_on_error(connection, |connection| {
-            store_orders(connection, partition, batch.folded(), claim.replay_until)
+            store_orders(connection, partition, batch.folded(), Guard::of(claim))
         })?;
         let source = Source {
             group_id: &consumer.group_id,
@@ -64,32 +64,62 @@ pub fn store_replayed(
     connection: &mut PgConnection,
     partition: i32,
     order: SourcedOrder<'_>,
+    guard: Guard,
 ) -> QueryResult<bool> {
-    let written = store_orders(connection, partition, vec![order], Some(i64::MAX))?;
+    let written = store_orders(connection, partition, vec![order], guard)?;
     notify(connection, &written)?;
     Ok(!written.is_empty())
 }
 
+/// Which messages must not replace what is newer. Every other one replaces what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Those below this offset were read before: they replace only what an earlier message of their partition wrote,
+    /// not what a later one or a PUT has made.
+    Below(i64),
+    /// All of them, and their offsets are of a former topic: they write only what is not there.
+    AbsentOnly,
+}
+
+impl Guard {
+    /// The guard of a partition that may have been rewound.
+    pub(super) fn of(claim: &Claim) -> Self {
+        Self::Below(claim.replay_until.unwrap_or(0))
+    }
+
+    fn covers(self, order: &SourcedOrder<'_>) -> bool {
+        match self {
+            Self::Below(end) => order.offset < end,
+            Self::AbsentOnly => true,
+        }
+    }
+
+    fn allows(self, partition: i32, order: &SourcedOrder<'_>, row: &RowSource) -> bool {
+        let is_earlier = || {
+            row.partition == Some(partition)
+                && row.offset.is_some_and(|offset| offset < order.offset)
+        };
+        !self.covers(order) || (self != Self::AbsentOnly && is_earlier())
+    }
+}
+
 /// Writes orders that are sorted by uid and named once each; answers those that it wrote.
 ///
-/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items. A message
-/// below `replay_until` was read before: it replaces an order only where that came from an earlier message of its
-/// partition, not what a later one or a PUT has made.
+/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items.
 pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
     partition: i32,
     latest: Vec<SourcedOrder<'a>>,
-    replay_until: Option<i64>,
+    guard: Guard,
 ) -> QueryResult<Vec<SourcedOrder<'a>>> {
     if latest.is_empty() {
         return Ok(latest);
     }
     let existing = lock_existing(connection, &latest)?;
-    let is_replay = |order: &SourcedOrder<'_>| replay_until.is_some_and(|end| order.offset < end);
     let mut to_write = latest;
     to_write.retain(|order| {
-        let source = existing.get(order.uid());
-        !is_replay(order) || source.is_none_or(|source| source.is_before(partition, order.offset))
+        let row = existing.get(order.uid());
+        row.is_none_or(|row| guard.allows(partition, order, row))
     });
     // A nested transaction is a savepoint.
     let copied = connection.transaction(|connection| {
@@ -98,10 +128,10 @@ pub(super) fn store_orders<'a>(
         })
     });
     match copied {
-        // Somebody has inserted one of them since we looked: take all for existing. Where a replay must not replace it,
+        // Somebody has inserted one of them since we looked: take all for existing. Where the guard must look again,
         // the batch is tried anew.
         Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
-            if !to_write.iter().any(is_replay) =>
+            if !to_write.iter().any(|order| guard.covers(order)) =>
         {
             write(connection, partition, &to_write, |_| true)?;
         }
@@ -114,12 +144,6 @@ pub(super) fn store_orders<'a>(
 struct RowSource {
     partition: Option<i32>,
     offset: Option<i64>,
-}
-
-impl RowSource {
-    fn is_before(&self, partition: i32, offset: i64) -> bool {
-        self.partition == Some(partition) && self.offset.is_some_and(|stored| stored < offset)
-    }
 }
 
 fn lock_existing(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use shared::config::{DatabaseSettings, Secret, SslMode};
@@ -67,6 +68,37 @@ fn ten_minutes_without_a_database_cost_no_membership() {
     for daemon in daemons {
         assert!(daemon.stop().success());
     }
+}
+
+#[test]
+fn a_lock_that_outlasts_a_statement_is_waited_for() {
+    let mut scene = Scene::new(2);
+    scene.audit_writes();
+    let daemon = scene.start_daemon();
+    let mut orders = scene.produce_orders(100);
+    scene.wait_until_settled(100);
+    let mut holder = scene.database.connect();
+    // Our sessions end themselves when they are idle in a transaction for 30 s.
+    holder
+        .batch_execute(
+            "SET idle_in_transaction_session_timeout = 0;
+             BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE",
+        )
+        .unwrap();
+    orders.extend(scene.produce_orders(20_000));
+    let watch = Watch::start(&daemon);
+    // A statement of the writers' may take 60 s.
+    wait_until("a statement was given up", 2 * PATIENCE, || {
+        std::thread::sleep(Duration::from_secs(1));
+        daemon.log().contains("statement timeout")
+    });
+    assert_eq!(daemon.get("/readyz").unwrap().0, 503);
+    watch.assert_calm();
+    holder.batch_execute("COMMIT").unwrap();
+    scene.wait_until_settled(20_100);
+    scene.assert_each_stored_once(&orders);
+    assert!(!daemon.log().contains("revoked"));
+    assert!(daemon.stop().success());
 }
 
 /// The group's members as the broker names them; one that is evicted comes back under another name.

@@ -84,6 +84,7 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
             brokers: scene.brokers().to_owned(),
             topic: scene.topic.clone(),
             group_id: scene.group.clone(),
+            dlq_topic: None,
             overrides: Vec::new(),
         })
         .unwrap(),

@@ -7,6 +7,8 @@ mod checker_rules;
 mod cut_connections;
 mod damaged_log;
 mod database_outage;
+mod dead_letter_commands;
+mod dead_letter_relay;
 mod end_to_end;
 mod exactly_once;
 mod hostile_messages;

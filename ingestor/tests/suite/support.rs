@@ -297,7 +297,7 @@ impl Scene {
     }
 }
 
-fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+pub fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let new_topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     let topics = [settings
         .iter()

@@ -31,11 +31,17 @@ use shared::testing::TestDatabase;
 
 use super::{Service, in_turn, print_load_average, usage};
 use backlog::{Backlog, Contents};
-use server::{OWN_STATEMENT, Servers, session_pid};
+use server::{Servers, session_pid};
 use table::{Measurement, Table};
 
 const COPY_CONNECTIONS: usize = 2;
 const ORDERS_PER_TRANSACTION: usize = 1_000;
+
+/// Looks at the drain; marked as [`server::OWN_MARK`] says.
+const CLAIMED: &str =
+    "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
+const PASSED: &str =
+    "SELECT /* by the benchmark */ sum(next_offset)::bigint AS value FROM consumer_offsets";
 
 /// What to measure.
 #[derive(Args, Debug)]
@@ -222,19 +228,13 @@ fn drain(
             ("INGESTOR_PORT", "0".to_owned()),
         ],
     )?;
-    service.wait_for("a first claim", || {
-        Ok(integer(
-            &mut watch,
-            "SELECT count(*) AS value FROM consumer_offsets WHERE epoch > 0",
-        )? > 0)
-    })?;
+    service.wait_for("a first claim", || Ok(integer(&mut watch, CLAIMED)? > 0))?;
     let started_at = Instant::now();
     let cpu_before = usage::cpu_seconds(service.pid())?;
     let before = servers.count(&settings.name, own_session)?;
     let messages = i64::try_from(backlog.messages)?;
     service.wait_for("the backlog is drained", || {
-        let passed = "SELECT sum(next_offset)::bigint AS value FROM consumer_offsets";
-        Ok(integer(&mut watch, passed)? >= messages)
+        Ok(integer(&mut watch, PASSED)? >= messages)
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
     let client_cpu_seconds = usage::cpu_seconds(service.pid())? - cpu_before;
@@ -257,6 +257,6 @@ fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
         #[diesel(sql_type = diesel::sql_types::BigInt)]
         value: i64,
     }
-    let row: Row = diesel::sql_query(format!("{query} {OWN_STATEMENT}")).get_result(connection)?;
+    let row: Row = diesel::sql_query(query).get_result(connection)?;
     Ok(row.value)
 }

@@ -8,7 +8,7 @@ use shared::testing::database_settings_from_environment;
 use crate::bench::usage;
 
 /// Stands in the statements of the benchmark itself, which are not counted.
-pub(super) const OWN_STATEMENT: &str = "/* by the benchmark */";
+pub(super) const OWN_MARK: &str = "/* by the benchmark */";
 
 /// Counters of the servers. What is not known is not shown: servers of the user's have no process id here.
 pub(super) struct Servers {
@@ -84,7 +84,7 @@ fn calls_in(connection: &mut PgConnection, database: &str) -> QueryResult<Calls>
           WHERE dbid = (SELECT oid FROM pg_database WHERE datname = $1) AND strpos(query, $2) = 0",
     )
     .bind::<Text, _>(database)
-    .bind::<Text, _>(OWN_STATEMENT)
+    .bind::<Text, _>(OWN_MARK)
     .get_result(connection)
 }
 
@@ -95,7 +95,7 @@ pub(super) fn session_pid(connection: &mut PgConnection) -> anyhow::Result<u32> 
         #[diesel(sql_type = Integer)]
         pid: i32,
     }
-    let query = format!("SELECT {OWN_STATEMENT} pg_backend_pid() AS pid");
+    let query = "SELECT /* by the benchmark */ pg_backend_pid() AS pid";
     let row: Row = diesel::sql_query(query).get_result(connection)?;
     Ok(u32::try_from(row.pid)?)
 }

@@ -1,0 +1,206 @@
+//! `ingestor dead-letters list|show|replay|drop`.
+//!
+//! A daemon may run meanwhile: a letter is decided on in one transaction, by whoever comes first.
+
+mod print;
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use diesel::PgConnection;
+
+use super::confirm::confirm;
+use super::operator_connection;
+use crate::config::{DeadLettersCommand, DecideArgs, Settings};
+use crate::dead_letters::replay::{self, DecideError, Outcome};
+use crate::dead_letters::stored::{self, LetterState, StoredLetter};
+use crate::offsets::Consumer;
+
+pub(super) async fn dead_letters(
+    settings: Settings,
+    command: DeadLettersCommand,
+) -> anyhow::Result<()> {
+    super::with_operator_checks(settings, move |settings| execute(settings, command)).await
+}
+
+fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<()> {
+    let mut operator = Operator {
+        connection: operator_connection(settings)?,
+        consumer: Consumer::of(&settings.kafka),
+    };
+    match command {
+        DeadLettersCommand::List {
+            filter,
+            state,
+            limit,
+            before,
+            json,
+        } => {
+            let filter = filter.into_filter(state);
+            let Operator {
+                connection,
+                consumer,
+            } = &mut operator;
+            let letters = stored::list(connection, consumer, &filter, before, limit)?;
+            print::list(&letters, limit, json)
+        }
+        DeadLettersCommand::Show { id, payload, json } => operator.show(id, payload, json),
+        DeadLettersCommand::Replay(arguments) => operator.decide(arguments, &REPLAY),
+        DeadLettersCommand::Drop(arguments) => operator.decide(arguments, &DROP),
+    }
+}
+
+type Decide = fn(&mut PgConnection, &Consumer, i64, bool) -> Result<Outcome, DecideError>;
+
+/// A decision and its words.
+struct Decision {
+    verb: &'static str,
+    consequence: &'static str,
+    decide: Decide,
+}
+
+const REPLAY: Decision = Decision {
+    verb: "replay",
+    consequence: "their orders are stored where nothing newer is there; orders that were deleted come back",
+    decide: replay::replay,
+};
+
+const DROP: Decision = Decision {
+    verb: "drop",
+    consequence: "they stay in the table, and are not replayed any more",
+    decide: replay::drop_letter,
+};
+
+struct Operator {
+    connection: PgConnection,
+    consumer: Consumer,
+}
+
+impl Operator {
+    fn show(&mut self, id: i64, payload_only: bool, as_json: bool) -> anyhow::Result<()> {
+        let letter = self.find(id)?;
+        if payload_only {
+            let Some(payload) = &letter.payload else {
+                bail!("dead letter {id} is a tombstone: its message has no value");
+            };
+            return std::io::stdout()
+                .write_all(payload)
+                .context("cannot write the payload");
+        }
+        print::letter(&letter, as_json)
+    }
+
+    fn find(&mut self, id: i64) -> anyhow::Result<StoredLetter> {
+        stored::find(&mut self.connection, &self.consumer, id)?.with_context(|| {
+            format!(
+                "group {} has no dead letter {id} of topic {}; see `ingestor dead-letters list`",
+                self.consumer.group_id, self.consumer.topic
+            )
+        })
+    }
+
+    fn decide(&mut self, arguments: DecideArgs, decision: &Decision) -> anyhow::Result<()> {
+        let DecideArgs {
+            ids,
+            all,
+            filter,
+            dry_run,
+            yes,
+        } = arguments;
+        if !all && !filter.is_empty() {
+            bail!("filters belong to --all; letters that are named by their numbers need none");
+        }
+        let ids = if all {
+            let filter = filter.into_filter(Some(LetterState::New));
+            stored::ids(&mut self.connection, &self.consumer, &filter)?
+        } else {
+            ids
+        };
+        if ids.is_empty() {
+            println!("no new dead letter matches");
+            return Ok(());
+        }
+        if !dry_run {
+            let question = format!(
+                "{} {} dead letters of topic {} for group {}: {}",
+                decision.verb,
+                ids.len(),
+                self.consumer.topic,
+                self.consumer.group_id,
+                decision.consequence
+            );
+            confirm(&question, yes)?;
+        }
+        let mut counts = Counts::default();
+        for id in ids {
+            match (decision.decide)(&mut self.connection, &self.consumer, id, dry_run) {
+                Ok(outcome) => counts.add(id, &outcome),
+                Err(error @ DecideError::NotNew(_)) => {
+                    counts.failed += 1;
+                    eprintln!("{id}: {error}");
+                }
+                Err(error) => {
+                    println!("{}", counts.summary(dry_run));
+                    return Err(error).with_context(|| format!("dead letter {id}"));
+                }
+            }
+        }
+        println!("{}", counts.summary(dry_run));
+        if counts.failed + counts.kept > 0 {
+            bail!("not all of them could be dealt with");
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    replayed: usize,
+    superseded: usize,
+    dropped: usize,
+    kept: usize,
+    failed: usize,
+}
+
+impl Counts {
+    fn add(&mut self, id: i64, outcome: &Outcome) {
+        let word = match outcome {
+            Outcome::Replayed => {
+                self.replayed += 1;
+                "replayed"
+            }
+            Outcome::Superseded => {
+                self.superseded += 1;
+                "superseded: something newer is there"
+            }
+            Outcome::Dropped => {
+                self.dropped += 1;
+                "dropped"
+            }
+            Outcome::Kept(why) => {
+                self.kept += 1;
+                eprintln!("{id}: kept: {why}");
+                return;
+            }
+        };
+        println!("{id}: {word}");
+    }
+
+    fn summary(&self, dry_run: bool) -> String {
+        let Self {
+            replayed,
+            superseded,
+            dropped,
+            kept,
+            failed,
+        } = self;
+        let note = if dry_run {
+            " (nothing was changed)"
+        } else {
+            ""
+        };
+        format!(
+            "{replayed} replayed, {superseded} superseded, {dropped} dropped, {kept} kept, {failed} not new{note}"
+        )
+    }
+}
