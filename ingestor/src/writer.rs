@@ -3,6 +3,7 @@
 //! A writer stores one batch after another, every one in one transaction (`transaction`). A database that is away or
 //! sick is waited for, for ever; a batch is given up only when its partition is not ours any more or the process stops.
 
+mod claiming;
 mod isolation;
 mod transaction;
 
@@ -28,7 +29,7 @@ use crate::consumer::Probe;
 use crate::current::Current;
 use crate::failpoints::{self, Phase, Plant};
 use crate::metrics::{Metrics, RetryClass};
-use crate::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting, Standing};
+use crate::offsets::{self, Claim, Consumer};
 use crate::status::Status;
 
 /// What the poll thread asks of a writer.
@@ -85,8 +86,6 @@ pub enum Report {
 
 /// An idle owner looks at its rows so often, so that a rewind or a failover reaches it.
 const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
-/// Time between two looks at watermarks that do not fit.
-const DOUBT_INTERVAL: Duration = Duration::from_secs(3);
 /// How often trouble with the database is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most time for a statement; a batch takes milliseconds.
@@ -146,79 +145,6 @@ impl Writer {
     fn report(&self, report: Report) {
         // The poll thread is gone only when the process ends, and then nobody needs the report.
         self.reports_tx.send(report).ok();
-    }
-
-    fn claim(&mut self, reading: Reading) {
-        self.session.claims.remove(&reading.partition);
-        let mut backoff = Backoff::for_database();
-        let mut confirmed = false;
-        while self.current.is(reading) && !self.current.is_stopping() {
-            match self.try_claim(reading, confirmed) {
-                Ok(ClaimOutcome::Claimed(claim)) => {
-                    self.healthy();
-                    let next_offset = claim.next_offset;
-                    info!(
-                        kafka.partition = reading.partition,
-                        kafka.offset = next_offset,
-                        epoch = claim.epoch,
-                        "claimed"
-                    );
-                    self.status.set_claimed(reading, &claim);
-                    let owned = Owned {
-                        reading,
-                        claim,
-                        last_confirmed_at: Instant::now(),
-                    };
-                    self.session.claims.insert(reading.partition, owned);
-                    return self.report(Report::Claimed {
-                        reading,
-                        next_offset,
-                    });
-                }
-                Ok(ClaimOutcome::Doubtful) => {
-                    confirmed = true;
-                    self.current.wait(DOUBT_INTERVAL);
-                }
-                Ok(ClaimOutcome::Stopped(reason)) => {
-                    return self.report(Report::Stopped { reading, reason });
-                }
-                Ok(ClaimOutcome::Incident(reason)) => {
-                    self.metrics.offset_incidents.inc();
-                    return self.report(Report::Stopped { reading, reason });
-                }
-                Err(trouble) => {
-                    self.trouble(&trouble, "claim a partition");
-                    self.current.wait(backoff.next_delay());
-                }
-            }
-        }
-    }
-
-    fn try_claim(&mut self, reading: Reading, confirmed: bool) -> Result<ClaimOutcome, Trouble> {
-        let partition = reading.partition;
-        let consumer = self.consumer.clone();
-        let glimpse = loop {
-            match offsets::standing(self.connection()?, &consumer, partition)? {
-                Standing::Claimable(glimpse) => break glimpse,
-                Standing::Stopped(reason) => return Ok(ClaimOutcome::Stopped(reason)),
-                Standing::Missing => {
-                    let mut lows = Vec::new();
-                    for number in self.probe.partitions()? {
-                        lows.push((number, self.probe.watermarks(number)?.low));
-                    }
-                    if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)?
-                    {
-                        return Ok(ClaimOutcome::Stopped(reason));
-                    }
-                }
-            }
-        };
-        let witness = self.status.witness(partition);
-        let sighting = Sighting::take(&self.probe, partition, &glimpse, witness)?;
-        let connection = self.connection()?;
-        Ok(offsets::claim(
-            connection, &consumer, partition, &sighting, confirmed,
-        )?)
     }
 
     fn store(&mut self, mut batch: Batch) {
