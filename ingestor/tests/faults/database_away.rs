@@ -5,26 +5,17 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use shared::config::{DatabaseSettings, Secret, SslMode};
 use shared::testing::{TestDatabase, wait_until};
 use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::support::{PATIENCE, Scene, Watch};
+use crate::support::{PATIENCE, Scene, Watch, settings_of};
 
 const AWAY: Duration = Duration::from_secs(600);
 
 #[test]
 fn ten_minutes_without_a_database_cost_no_membership() {
     let mut server = PrivatePostgres::start(&Options::default()).unwrap();
-    let database = TestDatabase::create_on(DatabaseSettings {
-        host: server.host().to_owned(),
-        port: server.port(),
-        user: server.user().to_owned(),
-        password: Secret::new(server.password()),
-        name: server.database().to_owned(),
-        sslmode: SslMode::Disable,
-        sslrootcert: None,
-    });
+    let database = TestDatabase::create_on(settings_of(&server));
     let mut scene = Scene::with_database(4, database);
     scene.audit_writes();
     // A member that did not poll for a minute would be evicted many times over.

@@ -1,22 +1,10 @@
 //! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
 
-use shared::config::{DatabaseSettings, Secret, SslMode};
+use shared::config::DatabaseSettings;
 use shared::testing::{TcpProxy, TestDatabase, wait_until};
 use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::support::{Api, PATIENCE, Scene};
-
-fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
-    DatabaseSettings {
-        host: server.host().to_owned(),
-        port: server.port(),
-        user: server.user().to_owned(),
-        password: Secret::new(server.password()),
-        name: server.database().to_owned(),
-        sslmode: SslMode::Disable,
-        sslrootcert: None,
-    }
-}
+use crate::support::{Api, PATIENCE, Scene, settings_of};
 
 #[test]
 fn a_killed_database_is_waited_for_and_nothing_is_lost() {

@@ -6,12 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use shared::config::{DatabaseSettings, Secret, SslMode};
 use shared::order::Order;
 use shared::testing::{TestDatabase, wait_until};
 use xtask::postgres::{Account, Options, PrivatePostgres};
 
-use crate::support::{Daemon, PATIENCE, Scene, Watch};
+use crate::support::{Daemon, PATIENCE, Scene, Watch, settings_of};
 
 /// How long a waiting daemon is watched.
 const WATCH: Duration = Duration::from_secs(3);
@@ -77,18 +76,6 @@ fn end_sessions(scene: &Scene) -> String {
           WHERE datname = '{}' AND application_name = 'orders-ingestor'",
         scene.database.settings().name
     )
-}
-
-fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
-    DatabaseSettings {
-        host: server.host().to_owned(),
-        port: server.port(),
-        user: server.user().to_owned(),
-        password: Secret::new(server.password()),
-        name: server.database().to_owned(),
-        sslmode: SslMode::Disable,
-        sslrootcert: None,
-    }
 }
 
 #[test]
