@@ -98,11 +98,13 @@ fn group_config(settings: &KafkaSettings, memory: MemorySettings) -> ClientConfi
             memory.kafka_queue_kbytes().to_string(),
         )
         .set("queued.min.messages", "20000")
-        .set("fetch.message.max.bytes", "1048576")
-        // Of compressed batches, which are unpacked whole: 4 MiB of orders that are much alike became 120.
-        .set("fetch.max.bytes", "1048576")
-        // A partition whose queue was full is asked again soon; the default is a second.
-        .set("fetch.queue.backoff.ms", "20")
+        // Bytes of compressed batches, which are unpacked whole: 4 MiB of orders that are much alike became 120. A
+        // partition gets a part of a fetch only, else it leaves the others, and their writers, with nothing.
+        .set("fetch.message.max.bytes", "524288")
+        .set("fetch.max.bytes", "2097152")
+        // A partition whose queue was full is asked again soon, because the queue holds a tenth of a second's work; the
+        // default is a second.
+        .set("fetch.queue.backoff.ms", "2")
         .set("fetch.wait.max.ms", "100")
         // Partitions that were added are found within half a minute.
         .set("topic.metadata.refresh.interval.ms", "30000")

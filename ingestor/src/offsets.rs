@@ -145,7 +145,7 @@ pub fn initialise(
                     consumer_offsets::group_id.eq(&consumer.group_id),
                     consumer_offsets::topic.eq(&consumer.topic),
                     consumer_offsets::partition.eq(*partition),
-                    consumer_offsets::next_offset.eq(if known.ours == 0 { *low } else { 0 }),
+                    consumer_offsets::next_offset.eq(if known.ours { 0 } else { *low }),
                 )
             })
             .collect();
@@ -157,26 +157,31 @@ pub fn initialise(
     })
 }
 
-/// Rows of the topic.
+/// Who has rows of the topic.
 struct KnownRows {
-    ours: i64,
-    all: i64,
+    ours: bool,
+    others: bool,
 }
 
 impl KnownRows {
     fn only_others(&self) -> bool {
-        self.ours == 0 && self.all > 0
+        self.others && !self.ours
     }
 }
 
+/// In one statement: between two, another member of our group may make the rows, which would then look like another
+/// group's.
 fn known_rows(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<KnownRows> {
-    let of_topic = consumer_offsets::table.filter(consumer_offsets::topic.eq(&consumer.topic));
+    let groups: Vec<String> = consumer_offsets::table
+        .filter(consumer_offsets::topic.eq(&consumer.topic))
+        .select(consumer_offsets::group_id)
+        .distinct()
+        .load(connection)?;
+    let (ours, others): (Vec<String>, Vec<String>) =
+        (groups.into_iter()).partition(|group_id| *group_id == consumer.group_id);
     Ok(KnownRows {
-        ours: of_topic
-            .filter(consumer_offsets::group_id.eq(&consumer.group_id))
-            .count()
-            .get_result(connection)?,
-        all: of_topic.count().get_result(connection)?,
+        ours: !ours.is_empty(),
+        others: !others.is_empty(),
     })
 }
 

@@ -34,9 +34,9 @@ use crate::writer::{Report, Task};
 use memory::{MemoryBudget, Pressure};
 use partition::{Partition, State};
 
-/// Writer threads. Two keep PostgreSQL busy while one of them waits for its COMMIT; more only queue for the lock that
-/// every notifying COMMIT takes.
-const WRITERS: usize = 2;
+/// Writer threads, each with a connection. While some wait for their COMMIT to reach the disk, one after another because
+/// of the lock that a notifying COMMIT takes, the others keep PostgreSQL busy.
+const WRITERS: usize = 4;
 
 /// Most time in one poll while nothing is under way, and while a writer may answer.
 const IDLE_POLL: Duration = Duration::from_millis(50);

@@ -299,3 +299,35 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         9
     );
 }
+
+#[test]
+fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
+    use ingestor::offsets::{self, Consumer, Standing};
+
+    let database = shared::testing::TestDatabase::create();
+    let mut first = database.connect();
+    let mut others = [(); 3].map(|()| database.connect());
+    for round in 0..100 {
+        let consumer = Consumer {
+            group_id: "group".to_owned(),
+            topic: format!("topic-{round}"),
+            owner: uuid::Uuid::new_v4(),
+        };
+        std::thread::scope(|scope| {
+            for connection in &mut others {
+                let consumer = &consumer;
+                scope.spawn(move || {
+                    loop {
+                        match offsets::standing(connection, consumer, 0).unwrap() {
+                            Standing::Missing => {}
+                            Standing::Claimable(_) => break,
+                            Standing::Stopped(reason) => panic!("{reason}"),
+                        }
+                    }
+                });
+            }
+            let made = offsets::initialise(&mut first, &consumer, &[(0, 0)]).unwrap();
+            assert_eq!(made, None);
+        });
+    }
+}

@@ -203,9 +203,8 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
     let lock = |uid: &str| format!("SELECT FROM orders WHERE order_uid = '{uid}' FOR UPDATE");
     for round in 1..=3 {
         let mut other = patient.scene.database.connect();
-        other
-            .batch_execute(&format!("BEGIN; {}", lock(&uids[1])))
-            .unwrap();
+        other.batch_execute("BEGIN").unwrap();
+        other.batch_execute(&lock(&uids[1])).unwrap();
         // Both in one partition and one batch: the ingestor locks the first and waits for the second.
         let later: Vec<Order> = uids.iter().map(|uid| patient.scene.later(uid)).collect();
         for order in &later {
