@@ -162,6 +162,8 @@ fn reader_config(settings: &KafkaSettings) -> ClientConfig {
         .set("fetch.message.max.bytes", "65536")
         .set("queued.max.messages.kbytes", "1024")
         .set("queued.min.messages", "1")
+        // The queue is full with one record: the default would have the next question wait for a second.
+        .set("fetch.queue.backoff.ms", "1")
         .set("fetch.wait.max.ms", "100")
         // Right after a topic was made anew the client's knowledge is old: the default waits half a second.
         .set("fetch.error.backoff.ms", "100");

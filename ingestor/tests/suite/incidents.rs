@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use ingestor::batch::{Position, Reading};
 use ingestor::config::KafkaSettings;
@@ -75,20 +76,22 @@ fn an_empty_topic_made_anew_is_an_incident_too() {
     assert_eq!(scene.incidents(), ["recreated p0 10 0..0 -> 0 inc 1 open"]);
 }
 
+fn probe(scene: &Scene) -> Probe {
+    let settings = KafkaSettings {
+        brokers: scene.brokers().to_owned(),
+        topic: scene.topic.clone(),
+        group_id: scene.group.clone(),
+        dlq_topic: None,
+        overrides: Vec::new(),
+    };
+    Probe::new(&settings).unwrap()
+}
+
 #[test]
 fn the_watch_suspects_a_topic_made_anew_and_no_other() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
-    let probe = Arc::new(
-        Probe::new(&KafkaSettings {
-            brokers: scene.brokers().to_owned(),
-            topic: scene.topic.clone(),
-            group_id: scene.group.clone(),
-            dlq_topic: None,
-            overrides: Vec::new(),
-        })
-        .unwrap(),
-    );
+    let probe = Arc::new(probe(&scene));
     let status = Arc::new(Status::new());
     let (suspicions_tx, suspicions_rx) = mpsc::channel();
     let watch = Watch {
@@ -259,4 +262,36 @@ fn a_partition_that_was_added_and_has_lost_records_already_is_an_incident() {
     wait_until("all but the lost ones are stored", PATIENCE, || {
         scene.stored() == 105
     });
+}
+
+#[test]
+fn a_record_is_looked_up_by_its_offset() {
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    scene.delete_records_of(0, 2);
+    let probe = probe(&scene);
+    for (asked, expected) in [
+        (9, Some(9)),
+        (4, Some(4)),
+        (2, Some(2)),
+        (0, None),
+        (10, None),
+    ] {
+        let found = probe.first_record_from(0, asked).unwrap();
+        assert_eq!(found.map(|record| record.offset), expected, "{asked}");
+    }
+}
+
+#[test]
+fn the_records_of_many_partitions_are_looked_up_at_once() {
+    let mut scene = Scene::new(8);
+    scene.produce_orders(200);
+    let probe = probe(&scene);
+    let started_at = Instant::now();
+    for partition in 0..8 {
+        assert!(probe.first_record_from(partition, 0).unwrap().is_some());
+    }
+    // A restart waits for this. By default the client pauses for a second before the next partition.
+    let taken = started_at.elapsed();
+    assert!(taken < Duration::from_secs(2), "{taken:?}");
 }

@@ -110,7 +110,7 @@ fn show_works_without_a_broker_and_fails_where_nothing_is_known() {
     assert!(
         answer
             .stdout
-            .contains("Kafka does not answer, the lag is not known")
+            .contains("the lag is not known: no broker told the partitions")
     );
 
     let answer = scene.run_with(&["offsets", "show"], &[("KAFKA_GROUP_ID", "nobody")]);

@@ -67,7 +67,7 @@ impl Operator {
         } else {
             print!("{}", to_table(&partitions));
             if let Some(trouble) = trouble {
-                println!("Kafka does not answer, the lag is not known: {trouble}");
+                println!("the lag is not known: {trouble}");
             }
         }
         Ok(())
