@@ -1,20 +1,20 @@
 //! Command line and environment of the ingestor.
 
 mod dead_letters;
+mod kafka;
 mod offsets;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, LogSettings, ShownSettings, ShutdownSettings,
 };
 
-use crate::consumer::PROTECTED_SETTINGS;
 pub use dead_letters::{DeadLettersCommand, DecideArgs, FilterArgs};
+use kafka::KafkaArgs;
+pub use kafka::KafkaSettings;
 pub use offsets::{OffsetsCommand, Start, Which};
 
 /// Stores the orders of a Kafka topic in PostgreSQL, each exactly once
@@ -62,63 +62,6 @@ struct SettingsArgs {
     log: LogSettings,
     #[command(flatten)]
     shutdown: ShutdownSettings,
-}
-
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Kafka")]
-struct KafkaArgs {
-    /// Brokers to start from, host:port, comma-separated
-    #[arg(
-        long,
-        env = "KAFKA_BROKERS",
-        default_value = "localhost:9092",
-        value_name = "KAFKA_BROKERS",
-        global = true
-    )]
-    kafka_brokers: String,
-    /// Topic to read
-    #[arg(
-        long,
-        env = "KAFKA_TOPIC",
-        default_value = "orders",
-        value_name = "KAFKA_TOPIC",
-        global = true
-    )]
-    kafka_topic: String,
-    /// Consumer group; its offsets in PostgreSQL are kept under this name
-    #[arg(
-        long,
-        env = "KAFKA_GROUP_ID",
-        default_value = "order-service",
-        value_name = "KAFKA_GROUP_ID",
-        global = true
-    )]
-    kafka_group_id: String,
-    /// Topic to which dead letters are published as well; empty: none
-    #[arg(
-        long,
-        env = "KAFKA_DLQ_TOPIC",
-        value_name = "KAFKA_DLQ_TOPIC",
-        global = true
-    )]
-    kafka_dlq_topic: Option<String>,
-    /// Settings of librdkafka, key=value, comma-separated, applied last; those that keep orders safe are refused
-    #[arg(
-        long,
-        env = "KAFKA_CONFIG",
-        value_name = "KAFKA_CONFIG",
-        hide_env_values = true,
-        global = true
-    )]
-    kafka_config: Option<Secret>,
-    /// File with more of them, one a line (for SASL passwords)
-    #[arg(
-        long,
-        env = "KAFKA_CONFIG_FILE",
-        value_name = "KAFKA_CONFIG_FILE",
-        global = true
-    )]
-    kafka_config_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -196,21 +139,6 @@ pub struct RunConfig {
     pub migrate: bool,
 }
 
-/// How to reach Kafka, and what to read.
-#[derive(Clone, Debug)]
-pub struct KafkaSettings {
-    /// Bootstrap brokers, comma-separated.
-    pub brokers: String,
-    /// Topic to read.
-    pub topic: String,
-    /// Consumer group.
-    pub group_id: String,
-    /// Where dead letters are published as well.
-    pub dlq_topic: Option<String>,
-    /// librdkafka's settings by name, applied last.
-    pub overrides: Vec<(String, Secret)>,
-}
-
 /// When a batch closes, on the first bound that it meets, and when its partition halts.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSettings {
@@ -260,31 +188,9 @@ impl Cli {
             log,
             shutdown,
         } = self.settings;
-        let overrides = kafka_overrides(kafka.kafka_config, kafka.kafka_config_file)?;
-        for (name, value) in [
-            ("KAFKA_BROKERS", &kafka.kafka_brokers),
-            ("KAFKA_TOPIC", &kafka.kafka_topic),
-            ("KAFKA_GROUP_ID", &kafka.kafka_group_id),
-        ] {
-            if value.trim().is_empty() {
-                bail!("{name} must not be empty");
-            }
-        }
-        let dlq_topic = kafka.kafka_dlq_topic.filter(|topic| !topic.is_empty());
-        if dlq_topic.as_ref() == Some(&kafka.kafka_topic) {
-            bail!(
-                "KAFKA_DLQ_TOPIC must be another topic than KAFKA_TOPIC: its letters would come back as messages"
-            );
-        }
         Ok(Settings {
             database: database.resolve()?,
-            kafka: KafkaSettings {
-                brokers: kafka.kafka_brokers,
-                topic: kafka.kafka_topic,
-                group_id: kafka.kafka_group_id,
-                dlq_topic,
-                overrides,
-            },
+            kafka: kafka.resolve()?,
             batch: BatchSettings {
                 max_records: ingest.batch_max_records as usize,
                 max_age: Duration::from_millis(ingest.batch_max_age_ms),
@@ -303,22 +209,9 @@ impl Cli {
 impl Settings {
     /// Effective settings, secrets hidden.
     pub fn shown(&self) -> ShownSettings {
-        let overrides: Vec<String> = self
-            .kafka
-            .overrides
-            .iter()
-            .map(|(key, value)| format!("{key}={}", shown_override(key, value)))
-            .collect();
         let mut shown = self.database.shown();
+        shown.extend(self.kafka.shown());
         shown.extend([
-            ("KAFKA_BROKERS", self.kafka.brokers.clone()),
-            ("KAFKA_TOPIC", self.kafka.topic.clone()),
-            ("KAFKA_GROUP_ID", self.kafka.group_id.clone()),
-            (
-                "KAFKA_DLQ_TOPIC",
-                self.kafka.dlq_topic.clone().unwrap_or_default(),
-            ),
-            ("KAFKA_CONFIG", overrides.join(",")),
             ("BATCH_MAX_RECORDS", self.batch.max_records.to_string()),
             (
                 "BATCH_MAX_AGE_MS",
@@ -359,48 +252,6 @@ impl Settings {
             migrate,
         }
     }
-}
-
-/// Passwords, secrets and private keys are not shown; librdkafka names them so.
-fn shown_override(key: &str, value: &Secret) -> String {
-    let secret = ["password", "secret", "key", "pem", "config", "token"]
-        .iter()
-        .any(|part| key.contains(part));
-    if secret {
-        format!("{value:?}")
-    } else {
-        value.expose().to_owned()
-    }
-}
-
-fn kafka_overrides(
-    direct: Option<Secret>,
-    file: Option<PathBuf>,
-) -> anyhow::Result<Vec<(String, Secret)>> {
-    let from_file = match file {
-        Some(path) => std::fs::read_to_string(&path)
-            .with_context(|| format!("KAFKA_CONFIG_FILE: cannot read {}", path.display()))?,
-        None => String::new(),
-    };
-    let direct = direct.unwrap_or_else(|| Secret::new(""));
-    let pairs = from_file.lines().chain(direct.expose().split(','));
-    pairs
-        .map(str::trim)
-        .filter(|pair| !pair.is_empty())
-        .map(kafka_override)
-        .collect()
-}
-
-fn kafka_override(pair: &str) -> anyhow::Result<(String, Secret)> {
-    // The pair itself is not quoted: it may hold a password.
-    let (key, value) = pair
-        .split_once('=')
-        .context("KAFKA_CONFIG: an entry has no '=', write key=value,key=value")?;
-    let key = key.trim();
-    if PROTECTED_SETTINGS.contains(&key) {
-        bail!("KAFKA_CONFIG: {key} may not be set, exactly-once storage depends on it");
-    }
-    Ok((key.to_owned(), Secret::new(value.trim())))
 }
 
 #[cfg(test)]
@@ -447,31 +298,6 @@ mod tests {
         ] {
             assert_eq!(settings(arguments).is_ok(), good, "{arguments:?}");
         }
-    }
-
-    #[test]
-    fn kafka_config_takes_any_setting_but_those_of_safety() {
-        let good = settings(&[
-            "--kafka-config",
-            "session.timeout.ms=6000, sasl.password=canary=1",
-        ])
-        .unwrap();
-        assert_eq!(
-            good.kafka.overrides[0],
-            ("session.timeout.ms".to_owned(), Secret::new("6000"))
-        );
-        assert_eq!(
-            good.kafka.overrides[1],
-            ("sasl.password".to_owned(), Secret::new("canary=1"))
-        );
-        assert!(!format!("{:?} {good:?}", good.shown()).contains("canary"));
-        for key in PROTECTED_SETTINGS {
-            let message = settings(&["--kafka-config", &format!("{key}=x")])
-                .unwrap_err()
-                .to_string();
-            assert!(message.contains(key), "{message}");
-        }
-        assert!(settings(&["--kafka-config", "nonsense"]).is_err());
     }
 
     #[test]

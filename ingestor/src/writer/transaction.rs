@@ -115,29 +115,31 @@ pub(super) fn store_orders<'a>(
     if latest.is_empty() {
         return Ok(latest);
     }
-    let existing = lock_existing(connection, &latest)?;
-    let mut to_write = latest;
-    to_write.retain(|order| {
-        let row = existing.get(order.uid());
-        row.is_none_or(|row| guard.allows(partition, order, row))
-    });
     // A nested transaction is a savepoint.
-    let copied = connection.transaction(|connection| {
+    let stored = connection.transaction(|connection| {
+        let existing = lock_existing(connection, &latest)?;
+        let mut to_write = latest.clone();
+        to_write.retain(|order| {
+            let row = existing.get(order.uid());
+            row.is_none_or(|row| guard.allows(partition, order, row))
+        });
         write(connection, partition, &to_write, |uid| {
             existing.contains_key(uid)
-        })
+        })?;
+        Ok(to_write)
     });
-    match copied {
-        // Somebody has inserted one of them since we looked: take all for existing. Where the guard must look again,
-        // the batch is tried anew.
+    match stored {
+        // Somebody has inserted one of them since we looked: take all for existing. The savepoint has given the locks
+        // back: one that is still held would be out of the order of uids, and could close a circle with another writer.
+        // Where the guard must look again, the batch is tried anew.
         Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
-            if !to_write.iter().any(|order| guard.covers(order)) =>
+            if !latest.iter().any(|order| guard.covers(order)) =>
         {
-            write(connection, partition, &to_write, |_| true)?;
+            write(connection, partition, &latest, |_| true)?;
+            Ok(latest)
         }
-        outcome => outcome?,
+        outcome => outcome,
     }
-    Ok(to_write)
 }
 
 /// Which message wrote an order last; none after a PUT.
