@@ -92,7 +92,7 @@ async fn run_until_shutdown(
     tokio::task::spawn_blocking(move || commands::bring_schema_up_to_date(&migration))
         .await
         .context("the migration panicked")??;
-    status.set_database_ok(true);
+    status.set_database_seen();
 
     let timeout = config.shutdown.timeout();
     let poller = poller::Poller::start(

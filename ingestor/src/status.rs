@@ -2,7 +2,7 @@
 
 mod lag;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::Utc;
@@ -24,10 +24,19 @@ pub struct Status {
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
-    database_ok: bool,
+    /// The schema was found up to date.
+    database_seen: bool,
+    /// Writers whose last try failed: while one of them waits, another one may have nothing to do.
+    troubled_writers: BTreeSet<usize>,
     partitions: BTreeMap<i32, PartitionStatus>,
     /// Kept while a partition is not assigned, too: what was read stays read.
     witnesses: BTreeMap<i32, Witness>,
+}
+
+impl Inner {
+    fn is_database_ok(&self) -> bool {
+        self.database_seen && self.troubled_writers.is_empty()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +111,8 @@ impl Status {
     pub fn new() -> Self {
         let inner = Inner {
             phase: Phase::Starting,
-            database_ok: false,
+            database_seen: false,
+            troubled_writers: BTreeSet::new(),
             partitions: BTreeMap::new(),
             witnesses: BTreeMap::new(),
         };
@@ -111,9 +121,19 @@ impl Status {
         }
     }
 
-    /// The database answered, or did not.
-    pub fn set_database_ok(&self, ok: bool) {
-        self.lock().database_ok = ok;
+    /// The database answered for the first time.
+    pub fn set_database_seen(&self) {
+        self.lock().database_seen = true;
+    }
+
+    /// A writer got through to the database, or did not.
+    pub fn set_database_ok(&self, writer: usize, ok: bool) {
+        let mut inner = self.lock();
+        if ok {
+            inner.troubled_writers.remove(&writer);
+        } else {
+            inner.troubled_writers.insert(writer);
+        }
     }
 
     /// The consumer has subscribed.
@@ -244,7 +264,7 @@ impl Status {
             .partitions
             .values()
             .all(|status| matches!(status.state.as_str(), RUNNING | "claiming"));
-        let health = match (inner.phase, inner.database_ok, all_running) {
+        let health = match (inner.phase, inner.is_database_ok(), all_running) {
             (Phase::Running, true, true) => Health::Ok,
             (Phase::Running, true, false) => Health::Degraded,
             _ => Health::Down,
@@ -259,7 +279,7 @@ impl Status {
             .collect();
         let checks = json!({
             "process": {"phase": phase},
-            "database": {"ok": inner.database_ok},
+            "database": {"ok": inner.is_database_ok()},
             "partitions": partitions,
         });
         (health, checks)
@@ -278,16 +298,22 @@ mod tests {
     fn health_follows_phase_database_and_partitions() {
         let status = Status::new();
         assert_eq!(status.health().0, Health::Down);
-        status.set_database_ok(true);
+        status.set_database_seen();
         status.set_running();
         status.set_state(0, "running");
         assert_eq!(status.health().0, Health::Ok);
         status.set_state(1, "offset out of range");
         assert_eq!(status.health().0, Health::Degraded);
         status.forget(1);
-        status.set_database_ok(false);
-        assert_eq!(status.health().0, Health::Down);
-        status.set_database_ok(true);
+        status.set_database_ok(0, false);
+        status.set_database_ok(1, true);
+        assert_eq!(
+            status.health().0,
+            Health::Down,
+            "writer 0 is still in trouble"
+        );
+        status.set_database_ok(0, true);
+        assert_eq!(status.health().0, Health::Ok);
         status.set_stopping();
         assert_eq!(status.health().0, Health::Down);
     }

@@ -93,6 +93,8 @@ const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '60s'";
 
 /// What a writer needs.
 pub(crate) struct Writer {
+    /// Which of them it is.
+    pub(crate) number: usize,
     pub(crate) consumer: Consumer,
     pub(crate) database: DatabaseSettings,
     /// Bad messages in a row beyond which a partition halts.
@@ -134,6 +136,10 @@ impl Writer {
                 Ok(Task::Store(batch)) => self.store(batch),
                 Ok(Task::Release { partition }) => {
                     self.session.claims.remove(&partition);
+                    if self.session.claims.is_empty() {
+                        // It has nothing to try any more.
+                        self.status.set_database_ok(self.number, true);
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -324,7 +330,7 @@ impl Writer {
     }
 
     fn healthy(&mut self) {
-        self.status.set_database_ok(true);
+        self.status.set_database_ok(self.number, true);
         if self.session.last_trouble_report.take().is_some() {
             info!("the database is well again");
         }
@@ -334,8 +340,8 @@ impl Writer {
     fn trouble(&mut self, trouble: &Trouble, doing: &str) {
         let class = trouble.class();
         self.metrics.retried(class);
-        if !matches!(trouble, Trouble::Other(_)) {
-            self.status.set_database_ok(false);
+        if matches!(trouble, Trouble::Connect(_) | Trouble::Query(_)) {
+            self.status.set_database_ok(self.number, false);
         }
         self.session.connection = None;
         if self

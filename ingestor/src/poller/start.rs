@@ -42,6 +42,7 @@ impl Poller {
         let mut writer_threads = Vec::new();
         for number in 0..WRITERS {
             let writer = Writer {
+                number,
                 consumer: consumer.clone(),
                 database: config.database.clone(),
                 max_consecutive_bad: config.batch.max_consecutive_bad,

@@ -19,9 +19,12 @@ impl Writer {
         let mut backoff = Backoff::for_database();
         let mut confirmed = false;
         while self.current.is(reading) && !self.current.is_stopping() {
-            match self.try_claim(reading, confirmed) {
+            let outcome = self.try_claim(reading, confirmed);
+            if outcome.is_ok() {
+                self.healthy();
+            }
+            match outcome {
                 Ok(ClaimOutcome::Claimed(claim)) => {
-                    self.healthy();
                     let next_offset = claim.next_offset;
                     info!(
                         kafka.partition = reading.partition,
