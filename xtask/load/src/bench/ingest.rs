@@ -3,7 +3,8 @@
 //! **The rival** is the ceiling: two connections, 1,000 orders a transaction. Connections and rows are made before its time
 //! begins. It does nothing else: no Kafka, no JSON, no validation, no offsets, no look for orders that exist, no events. It
 //! encodes by diesel's `copy_from`, as the ingestor does: bytes prepared beforehand would mix the encoder's cost into the
-//! ratio, which is to show what everything around COPY costs.
+//! ratio, which is to show what everything around COPY costs. With `--connections 1` it is the ceiling of one partition,
+//! whose transactions follow one another by their fence.
 //!
 //! **The drain** is the program itself, with its default settings, timed from its first claim until its offsets have passed
 //! the last message; joining the group comes before, and is not a matter of throughput. It is watched over one session that
@@ -34,7 +35,6 @@ use backlog::{Backlog, Contents};
 use server::{Servers, session_pid};
 use table::{Measurement, Table};
 
-const COPY_CONNECTIONS: usize = 2;
 const ORDERS_PER_TRANSACTION: usize = 1_000;
 
 /// Looks at the drain; marked as [`server::OWN_MARK`] says.
@@ -66,6 +66,9 @@ pub(crate) struct Options {
     #[arg(long, default_value = "0,10", value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(u8).range(0..100))]
     repeated: Vec<u8>,
+    /// Connections of the rival
+    #[arg(long, default_value_t = 2, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
     /// PostgreSQL's first process, for its CPU time
     #[arg(long, value_name = "PID")]
     postgres_pid: Option<u32>,
@@ -78,8 +81,9 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut servers = Servers::new(options.postgres_pid, options.broker_pid)?;
     println!(
-        "{} messages, in turn on fresh databases of one PostgreSQL; client: the threads that copy, or the ingestor",
-        options.count
+        "{} messages, in turn on fresh databases of one PostgreSQL; COPY over {} connections; client: the threads that \
+         copy, or the ingestor",
+        options.count, options.connections
     );
     print_load_average();
     for &repeated in &options.repeated {
@@ -112,7 +116,7 @@ fn measure_case(
         let servers = std::cell::RefCell::new(&mut *servers);
         let (copy, drain) = in_turn(
             usize::try_from(round)?,
-            || copy(&backlog.rows, &mut servers.borrow_mut()),
+            || copy(options, &backlog.rows, &mut servers.borrow_mut()),
             || drain(options, &backlog, &mut servers.borrow_mut()),
         )?;
         table.add(copy, drain);
@@ -151,11 +155,11 @@ impl<'a> Chunk<'a> {
     }
 }
 
-fn copy(rows: &[Order], servers: &mut Servers) -> anyhow::Result<Measurement> {
+fn copy(options: &Options, rows: &[Order], servers: &mut Servers) -> anyhow::Result<Measurement> {
     let database = TestDatabase::create();
     let name = database.settings().name;
     let shares: Vec<(PgConnection, Vec<Chunk<'_>>)> = rows
-        .chunks(rows.len().div_ceil(COPY_CONNECTIONS))
+        .chunks(rows.len().div_ceil(usize::try_from(options.connections)?))
         .map(|share| {
             let chunks = share.chunks(ORDERS_PER_TRANSACTION).map(Chunk::of);
             (database.connect(), chunks.collect())
