@@ -112,6 +112,11 @@ fn commands(
         ));
     }
     commands.push((
+        "what the ingestor has read and refused, by its own commands",
+        "source .stack/demo.env; cargo run -qp ingestor -- offsets show; cargo run -qp ingestor -- dead-letters list"
+            .to_owned(),
+    ));
+    commands.push((
         "the tables, the invalid messages",
         format!(
             "psql '{connection}' -c '\\dt' -c 'SELECT reason, left(detail, 60) AS detail, created_at FROM dead_letters ORDER BY id DESC LIMIT 5'"
