@@ -18,6 +18,12 @@ use crate::repository::Repository;
 /// The name of the pool's sessions in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api";
 
+/// The name of the sessions of exports.
+pub const EXPORT_APPLICATION_NAME: &str = "orders-api-export";
+
+/// Most exports at a time: each holds a connection, and a snapshot that keeps dead rows from being removed.
+const MAX_EXPORTS: usize = 2;
+
 /// The process's state, shared by all requests.
 #[derive(Debug)]
 pub struct App {
@@ -48,16 +54,20 @@ impl App {
         address: SocketAddr,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let pool = db::pool(
-            &config.database,
-            APPLICATION_NAME,
-            PoolLimits {
-                size: config.pool.size,
-                wait: config.pool.wait,
-                statement_timeout: config.pool.statement_timeout,
-            },
-        )?;
-        let repository = Repository::new(pool, config.pool.statement_timeout);
+        let limits = PoolLimits {
+            size: config.pool.size,
+            wait: config.pool.wait,
+            statement_timeout: config.pool.statement_timeout,
+        };
+        let export_limits = PoolLimits {
+            size: MAX_EXPORTS,
+            ..limits
+        };
+        let repository = Repository::new(
+            db::pool(&config.database, APPLICATION_NAME, limits)?,
+            db::pool(&config.database, EXPORT_APPLICATION_NAME, export_limits)?,
+            config.pool.statement_timeout,
+        );
         let cache = Arc::new(OrderCache::new(&config.cache, repository.clone()));
         Ok(Arc::new(Self {
             authority: Authority::new(config, address),

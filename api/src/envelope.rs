@@ -9,11 +9,12 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tracing::{Instrument, Span, debug, error, info_span};
 use warp::http::header::X_CONTENT_TYPE_OPTIONS;
-use warp::http::{HeaderName, HeaderValue, Request, StatusCode};
+use warp::http::{HeaderName, HeaderValue, Request, StatusCode, Version};
 use warp::reply::Response;
 
 use crate::app::App;
 use crate::problem::ApiError;
+use crate::request::OldProtocol;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -36,7 +37,7 @@ pub fn reply(route: &'static str) -> impl Fn(Result<Response, ApiError>) -> Resp
 }
 
 /// Answers a request.
-pub async fn answer<S>(app: &App, service: &S, request: Request<Incoming>) -> Response
+pub async fn answer<S>(app: &App, service: &S, mut request: Request<Incoming>) -> Response
 where
     S: Service<Request<Incoming>, Response = Response, Error = std::convert::Infallible>,
 {
@@ -46,6 +47,9 @@ where
     let id_text = request_id.to_str().unwrap_or_default();
     let span = info_span!("request", request.id = id_text);
     let in_flight = app.metrics.request_started();
+    if request.version() < Version::HTTP_11 {
+        request.extensions_mut().insert(OldProtocol);
+    }
 
     // The state that a panic may leave half-changed is behind locks that hold no invariants across calls.
     let answered = AssertUnwindSafe(async { service.call(request).await })

@@ -6,6 +6,7 @@
 //! ```
 //! - [`config`]: settings. [`app`]: what handlers share.
 //! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
+//! - [`export`]: lists without an end.
 //! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
 
 pub mod app;
@@ -14,6 +15,7 @@ pub mod cache;
 pub mod conditional;
 pub mod config;
 pub mod envelope;
+pub mod export;
 pub mod handlers;
 pub mod listing;
 pub mod metrics;

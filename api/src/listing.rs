@@ -9,6 +9,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::order::{OrderUid, format_utc};
 
+use crate::export::NDJSON;
 use crate::problem::ApiError;
 use crate::repository::{OrderFilter, Position};
 use crate::request::Call;
@@ -31,6 +32,33 @@ const MAX_TEXT_CHARS: usize = 256;
 const CHECKSUM_BYTES: usize = 8;
 const TIME_BYTES: usize = 8;
 
+/// In which form a list is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListFormat {
+    /// A page.
+    Json,
+    /// All of it, one order a line.
+    Ndjson,
+}
+
+impl ListFormat {
+    /// What the client prefers; a page where it does not care.
+    ///
+    /// # Errors
+    /// `NotAcceptable`.
+    pub fn of(call: &Call) -> Result<Self, ApiError> {
+        let json = call.preference("application/json");
+        let ndjson = call.preference(NDJSON).filter(|_| call.can_stream);
+        if ndjson > json {
+            Ok(Self::Ndjson)
+        } else if json.is_some() {
+            Ok(Self::Json)
+        } else {
+            Err(ApiError::NotAcceptable)
+        }
+    }
+}
+
 /// Which page of which list.
 #[derive(Debug)]
 pub struct ListRequest {
@@ -40,13 +68,15 @@ pub struct ListRequest {
     pub after: Option<Position>,
     /// Which orders.
     pub filter: OrderFilter,
+    /// In which form.
+    pub format: ListFormat,
 }
 
 impl ListRequest {
-    /// Reads the parameters.
+    /// Reads the parameters and `Accept`.
     ///
     /// # Errors
-    /// `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor`.
+    /// `UnknownParameter`, `InvalidParameter`, `InvalidLimit`, `InvalidCursor` or `NotAcceptable`.
     pub fn parse(call: &Call) -> Result<Self, ApiError> {
         let [limit, cursor, customer_id, track_number, from, to] = call.parameters(&PARAMETERS)?;
         let filter = OrderFilter {
@@ -59,13 +89,24 @@ impl ListRequest {
             from: from.map(|value| time("from", &value)).transpose()?,
             to: to.map(|value| time("to", &value)).transpose()?,
         };
-        Ok(Self {
-            limit: limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?,
-            after: cursor
-                .map(|cursor| decode_cursor(&cursor, &filter))
-                .transpose()?,
-            filter,
-        })
+        let paging = [("limit", limit.is_some()), ("cursor", cursor.is_some())];
+        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
+        let after = cursor
+            .map(|cursor| decode_cursor(&cursor, &filter))
+            .transpose()?;
+        let format = ListFormat::of(call)?;
+        match paging.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) if format == ListFormat::Ndjson => Err(ApiError::InvalidParameter {
+                name,
+                detail: "must not stand with Accept: application/x-ndjson, which asks for all orders",
+            }),
+            _ => Ok(Self {
+                limit,
+                after,
+                filter,
+                format,
+            }),
+        }
     }
 
     /// The cursor of the page that follows the order at `position`.
@@ -200,6 +241,7 @@ mod tests {
             limit: 50,
             after: None,
             filter,
+            format: ListFormat::Json,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What operators count: requests here, the cache's own counters as it keeps them. No uid in any label.
 
+pub mod exports;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use warp::http::{Method, StatusCode};
 use crate::cache::OrderCache;
 use crate::cache::counters::Eviction;
 use crate::cache::status::ListenerState;
+use exports::ExportMetrics;
 
 /// Upper bounds in seconds: a hit takes some tens of microseconds, the slowest answer is a time-out.
 const DURATION_BUCKETS: [f64; 11] = [
@@ -38,6 +41,8 @@ struct RouteLabels {
 /// The metrics of this process.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Those of exports.
+    pub exports: ExportMetrics,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
@@ -75,6 +80,7 @@ impl Metrics {
         );
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
+            exports: ExportMetrics::register(&mut registry),
             registry,
             requests,
             durations,

@@ -7,6 +7,7 @@
 //! time-out (57014), whether the statement had run for as long as it may.
 
 mod page;
+mod snapshot;
 mod write;
 
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use shared::db::schema::orders;
 use tracing::{error, warn};
 
 pub use page::OrderFilter;
+pub use snapshot::Snapshot;
 pub use write::{Precondition, WriteError};
 
 mod deadpool_types {
@@ -61,6 +63,7 @@ pub enum StoreError {
 #[derive(Clone)]
 pub struct Repository {
     pool: AsyncPool,
+    snapshot_pool: AsyncPool,
     statement_timeout: Duration,
 }
 
@@ -71,10 +74,12 @@ impl std::fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Reads by a pool whose statements end after `statement_timeout`.
-    pub fn new(pool: AsyncPool, statement_timeout: Duration) -> Self {
+    /// Reads by pools whose statements end after `statement_timeout`. Snapshots have one of their own: they last, and must
+    /// leave the others their connections.
+    pub fn new(pool: AsyncPool, snapshot_pool: AsyncPool, statement_timeout: Duration) -> Self {
         Self {
             pool,
+            snapshot_pool,
             statement_timeout,
         }
     }
@@ -171,7 +176,11 @@ impl Repository {
     }
 
     async fn session(&self) -> Result<Session, StoreError> {
-        match self.pool.get().await {
+        self.session_of(&self.pool).await
+    }
+
+    async fn session_of(&self, pool: &AsyncPool) -> Result<Session, StoreError> {
+        match pool.get().await {
             Ok(connection) => Ok(Session {
                 connection,
                 started: Instant::now(),
@@ -226,8 +235,19 @@ impl Session {
         matches!(answer, Some(Ok(_)))
     }
 
-    /// Says what a failure means, and logs it.
+    /// Ends the use of the connection, as [`Self::judge`] says.
     async fn settle<T>(mut self, outcome: Option<QueryResult<T>>) -> Result<T, StoreError> {
+        let is_answered = outcome.is_some();
+        let judged = self.judge(outcome).await;
+        if !is_answered {
+            // Not back into the pool: its answer may still come.
+            drop(Object::take(self.connection));
+        }
+        judged
+    }
+
+    /// Says what a failure means, and logs it.
+    async fn judge<T>(&mut self, outcome: Option<QueryResult<T>>) -> Result<T, StoreError> {
         let elapsed = self.started.elapsed();
         let error = match outcome {
             Some(Ok(value)) => return Ok(value),
@@ -237,8 +257,6 @@ impl Session {
                     duration_ms = elapsed.as_millis(),
                     "no answer from the database"
                 );
-                // Not back into the pool: its answer may still come.
-                drop(Object::take(self.connection));
                 return Err(StoreError::Timeout);
             }
         };

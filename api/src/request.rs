@@ -25,7 +25,13 @@ pub struct Call {
     pub headers: HeaderMap,
     /// The query, not decoded, without `?`.
     pub query: String,
+    /// Whether an answer that ends early can be told from one that is whole: HTTP/1.0 has no chunks.
+    pub can_stream: bool,
 }
+
+/// Marks a request of HTTP/1.0.
+#[derive(Clone, Copy, Debug)]
+pub struct OldProtocol;
 
 /// The methods that some route knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,33 +115,64 @@ impl Call {
     /// # Errors
     /// `NotAcceptable`.
     pub fn require_accepts_json(&self) -> Result<(), ApiError> {
+        if self.preference("application/json").is_some() {
+            Ok(())
+        } else {
+            Err(ApiError::NotAcceptable)
+        }
+    }
+
+    /// How much the client wants a media type, as `Accept` says; `None` where it does not take it.
+    pub fn preference(&self, media_type: &'static str) -> Option<Preference> {
         let mut accept = self.headers.get_all(ACCEPT).iter().peekable();
         if accept.peek().is_none() {
-            return Ok(());
+            return Some(Preference::default());
         }
         let ranges = accept
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','));
         // The most specific range decides (RFC 9110, section 12.5.1).
-        let quality = ranges
-            .filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let specificity = match parts.next()?.to_ascii_lowercase().as_str() {
-                    "application/json" => 3,
-                    "application/*" => 2,
-                    "*/*" => 1,
-                    _ => return None,
-                };
-                let quality =
-                    parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
-                let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
-                Some((specificity, quality))
-            })
-            .max_by_key(|(specificity, _)| *specificity);
-        match quality {
-            Some((_, quality)) if quality > 0.0 => Ok(()),
-            _ => Err(ApiError::NotAcceptable),
+        let preference = ranges
+            .filter_map(|range| Preference::parse(range, media_type))
+            .max_by_key(|preference| preference.specificity)?;
+        (preference.permille > 0).then_some(preference)
+    }
+}
+
+/// How much a client wants something. Of two wanted alike, the one that it named is wanted more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Preference {
+    permille: u16,
+    specificity: u8,
+}
+
+impl Default for Preference {
+    fn default() -> Self {
+        Self {
+            permille: 1000,
+            specificity: 0,
         }
+    }
+}
+
+impl Preference {
+    /// `None` where the range is of other types.
+    fn parse(range: &str, media_type: &str) -> Option<Self> {
+        let mut parts = range.split(';').map(str::trim);
+        let range = parts.next()?.to_ascii_lowercase();
+        let specificity = match range.strip_suffix("/*") {
+            _ if range == media_type => 2,
+            Some("*") => 0,
+            Some(group) if media_type.split('/').next() == Some(group) => 1,
+            _ => return None,
+        };
+        let quality = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+        let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
+        Some(Self {
+            // What is out of bounds, or no number, ends at one of them.
+            permille: (quality.clamp(0.0, 1.0) * 1000.0) as u16,
+            specificity,
+        })
     }
 }
 

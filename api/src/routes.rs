@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::envelope::reply;
 use crate::handlers::{cache, health, orders, web};
 use crate::problem::ApiError;
-use crate::request::Call;
+use crate::request::{Call, OldProtocol};
 
 /// All routes; `or` tries them in order, so what is asked most stands first.
 pub fn routes(
@@ -109,12 +109,16 @@ fn call(app: &Arc<App>) -> impl Filter<Extract = (Call,), Error = Infallible> + 
     warp::method()
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or_else(|_| ready(Ok::<_, Infallible>((String::new(),)))))
-        .map(move |method, headers, query| Call {
-            app: Arc::clone(&app),
-            method,
-            headers,
-            query,
-        })
+        .and(warp::ext::optional::<OldProtocol>())
+        .map(
+            move |method, headers, query, old_protocol: Option<OldProtocol>| Call {
+                app: Arc::clone(&app),
+                method,
+                headers,
+                query,
+                can_stream: old_protocol.is_none(),
+            },
+        )
 }
 
 /// Matches one path.

@@ -11,7 +11,16 @@ const THREADS: &str = "6";
 
 /// Runs the tests whose names contain one of the filters, or all, and returns how they ended.
 pub fn run(filters: &[String]) -> Result<ExitStatus> {
-    let fixed = ["-p", "ingestor", "--test", "faults", "--", "--test-threads"];
+    let fixed = [
+        "-p",
+        "ingestor",
+        "-p",
+        "api",
+        "--test",
+        "faults",
+        "--",
+        "--test-threads",
+    ];
     let arguments: Vec<String> = (fixed.iter().chain(&[THREADS]))
         .map(|argument| (*argument).to_owned())
         .chain(filters.iter().cloned())

@@ -187,7 +187,8 @@ mod tests {
             wait: limit,
             statement_timeout: limit,
         };
-        let repository = Repository::new(pool(&database, "test", limits).unwrap(), limit);
+        let pool = pool(&database, "test", limits).unwrap();
+        let repository = Repository::new(pool.clone(), pool, limit);
         let settings = CacheSettings {
             capacity: NonZeroUsize::new(10).unwrap(),
             warmup: 0,

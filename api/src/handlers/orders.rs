@@ -9,19 +9,19 @@ use serde::Serialize;
 use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
 use tracing::Instrument;
 use warp::http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK, VARY,
 };
-use warp::http::{HeaderValue, StatusCode};
+use warp::http::{HeaderValue, Method, StatusCode};
 use warp::reply::Response;
 
 use super::json_response;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::loader::{Fetched, Source};
-use crate::conditional;
-use crate::listing::ListRequest;
+use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
 use crate::request::{Call, Verb, empty, order_uid};
+use crate::{conditional, export};
 
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,8 +106,22 @@ struct OrderPage<'a> {
 
 async fn list_orders(call: &Call) -> Result<Response, ApiError> {
     let request = ListRequest::parse(call)?;
-    call.require_accepts_json()?;
     call.app.require_schema()?;
+    let mut response = match request.format {
+        ListFormat::Json => list_page(call, &request).await?,
+        ListFormat::Ndjson if call.method == Method::HEAD => export::no_orders(),
+        ListFormat::Ndjson => export::stream_orders(&call.app, request.filter).await?,
+    };
+    let headers = response.headers_mut();
+    if request.format == ListFormat::Ndjson {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.append(VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiError> {
     // One more than asked for says whether another page follows.
     let wanted = i64::from(request.limit) + 1;
     let mut found = call
@@ -125,12 +139,10 @@ async fn list_orders(call: &Call) -> Result<Response, ApiError> {
         next_cursor: next_cursor.as_deref(),
     };
     let mut response = json_response(StatusCode::OK, &page);
-    let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     if let Some(next_cursor) = next_cursor {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
             .expect("what is percent-encoded may stand in a header");
-        headers.insert(LINK, link);
+        response.headers_mut().insert(LINK, link);
     }
     Ok(response)
 }

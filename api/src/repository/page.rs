@@ -1,10 +1,12 @@
-//! One page of the list of orders.
+//! The list of orders, and one page of it.
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::{IntoBoxed, Select};
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use shared::db::models::VersionedOrder;
-use shared::db::orders::{OrderWithItems, select_order};
+use shared::db::orders::{OrderWithItems, SelectOrder, select_order};
 use shared::db::schema::orders;
 
 use super::{Position, Repository, StoreError, older_than, within};
@@ -34,26 +36,7 @@ impl Repository {
         limit: i64,
     ) -> Result<Vec<VersionedOrder>, StoreError> {
         let mut session = self.session().await?;
-        let mut query = orders::table
-            .select(select_order())
-            .order((orders::date_created.desc(), orders::order_uid.desc()))
-            .limit(limit)
-            .into_boxed();
-        if let Some(customer_id) = &filter.customer_id {
-            query = query.filter(orders::customer_id.eq(customer_id));
-        }
-        if let Some(track_number) = &filter.track_number {
-            query = query.filter(orders::track_number.eq(track_number));
-        }
-        if let Some(from) = filter.from {
-            query = query.filter(orders::date_created.ge(from));
-        }
-        if let Some(to) = filter.to {
-            query = query.filter(orders::date_created.lt(to));
-        }
-        if let Some(position) = after {
-            query = query.filter(older_than(position));
-        }
+        let query = matching(filter, after).limit(limit);
         let outcome = within(
             session.limit(),
             query.load::<OrderWithItems>(&mut session.connection),
@@ -62,4 +45,30 @@ impl Repository {
         let rows = session.settle(outcome).await?;
         Ok(rows.into_iter().map(VersionedOrder::from).collect())
     }
+}
+
+type OrderQuery<'a> = IntoBoxed<'a, Select<orders::table, SelectOrder>, Pg>;
+
+/// The orders that match, newest first, from behind `after` on.
+pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) -> OrderQuery<'a> {
+    let mut query = orders::table
+        .select(select_order())
+        .into_boxed()
+        .order((orders::date_created.desc(), orders::order_uid.desc()));
+    if let Some(customer_id) = &filter.customer_id {
+        query = query.filter(orders::customer_id.eq(customer_id));
+    }
+    if let Some(track_number) = &filter.track_number {
+        query = query.filter(orders::track_number.eq(track_number));
+    }
+    if let Some(from) = filter.from {
+        query = query.filter(orders::date_created.ge(from));
+    }
+    if let Some(to) = filter.to {
+        query = query.filter(orders::date_created.lt(to));
+    }
+    if let Some(position) = after {
+        query = query.filter(older_than(position));
+    }
+    query
 }

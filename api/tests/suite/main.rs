@@ -4,6 +4,7 @@
 
 mod cache_sync;
 mod database_outage;
+mod export;
 mod invalid_requests;
 mod listing;
 mod reading;

@@ -1,5 +1,9 @@
 //! An api of a test's own, and a client that sends exactly the bytes it is told to.
 
+pub mod copies;
+pub mod download;
+pub mod program;
+
 use std::num::NonZeroUsize;
 use std::time::Duration;
 

@@ -1,0 +1,72 @@
+//! A client that reads an answer of chunks as slowly as a test wants, and tells a whole one from a part.
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Small, so that a client which reads nothing soon stops the server.
+const RECEIVE_BUFFER_BYTES: u32 = 4096;
+
+/// The connection ended before the answer did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cut;
+
+pub struct Download {
+    stream: BufReader<TcpStream>,
+    pub head: String,
+}
+
+impl Download {
+    /// Asks for all orders and reads the head of the answer, by a narrow connection.
+    pub async fn start(port: u16, path: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
+        Self::start_on(socket, port, path).await
+    }
+
+    /// The same by a connection that is as fast as they are.
+    pub async fn start_wide(port: u16, path: &str) -> Self {
+        Self::start_on(TcpSocket::new_v4().unwrap(), port, path).await
+    }
+
+    async fn start_on(socket: TcpSocket, port: u16, path: &str) -> Self {
+        let address = ([127, 0, 0, 1], port).into();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(stream.read_line(&mut head).await.unwrap(), 0, "{head}");
+        }
+        Self { stream, head }
+    }
+
+    pub fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The next chunk; `None` at the end of the whole.
+    pub async fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, Cut> {
+        let mut size = String::new();
+        self.stream.read_line(&mut size).await.map_err(|_| Cut)?;
+        let size = size.strip_suffix("\r\n").ok_or(Cut)?;
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk).await.map_err(|_| Cut)?;
+        chunk.truncate(size);
+        Ok((size > 0).then_some(chunk))
+    }
+
+    /// The rest of the lines.
+    pub async fn lines(mut self) -> Result<Vec<String>, Cut> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.next_chunk().await? {
+            body.extend_from_slice(&chunk);
+        }
+        let body = String::from_utf8(body).unwrap();
+        assert!(body.is_empty() || body.ends_with('\n'));
+        Ok(body.lines().map(str::to_owned).collect())
+    }
+}

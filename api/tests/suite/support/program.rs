@@ -1,0 +1,73 @@
+//! The program itself, in a process of its own: its memory and its log are nobody else's.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use shared::testing::{TestDatabase, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Answer, PATIENCE};
+
+pub struct Program {
+    pub process: Child,
+    pub port: u16,
+}
+
+impl Program {
+    /// Starts with further settings and waits until it is ready.
+    pub async fn start(database: &TestDatabase, settings: &[(&str, &str)]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let server = database.settings();
+        let process = Command::new(env!("CARGO_BIN_EXE_api"))
+            .env("DB_HOST", &server.host)
+            .env("DB_PORT", server.port.to_string())
+            .env("DB_USER", &server.user)
+            .env("DB_PASSWORD", server.password.expose())
+            .env("DB_NAME", &server.name)
+            .env("SERVER_PORT", port.to_string())
+            .envs(settings.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let program = Self { process, port };
+        eventually("the program is ready", PATIENCE, async || {
+            TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+                && program
+                    .send("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    .await
+                    .status
+                    == 200
+        })
+        .await;
+        program
+    }
+
+    /// Sends a request that asks for the connection to be closed.
+    pub async fn send(&self, request: &str) -> Answer {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        read.expect("no answer in time").unwrap();
+        Answer::parse(&answer)
+    }
+
+    /// Ends it, and gives what it has logged.
+    pub fn log(mut self) -> String {
+        self.process.kill().unwrap();
+        let mut log = String::new();
+        let mut output = self.process.stderr.take().unwrap();
+        output.read_to_string(&mut log).unwrap();
+        log
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
