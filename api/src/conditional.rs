@@ -1,36 +1,60 @@
-//! `If-None-Match` and `If-Match` against versions.
+//! `If-Match` and `If-None-Match` against versions.
 //!
-//! An `ETag` of ours is a quoted version. Versions are compared, so a tag that a proxy weakened (`W/`) matches as well:
-//! equal versions are equal orders, whatever the encoding.
+//! An `ETag` of ours is a quoted version. Versions are compared, so a tag that a proxy weakened (`W/`) matches as well, in
+//! both headers: equal versions are equal orders, whatever the encoding. There is no `Last-Modified`, so the conditions on
+//! time do not apply.
 
-use warp::http::HeaderMap;
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
+use warp::http::{HeaderMap, HeaderName};
 
-use crate::repository::Precondition;
+use crate::repository::{Precondition, Versions};
 
-/// Whether the client already has this version.
-pub fn is_not_modified(headers: &HeaderMap, version: i64) -> bool {
-    if !headers.contains_key(IF_NONE_MATCH) {
-        return false;
+/// How a version is answered to a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// In full.
+    Send,
+    /// 304: the client has it.
+    NotModified,
+    /// 412: the client wants another.
+    Mismatch,
+}
+
+/// Evaluates what a reader asks, in the order of RFC 9110, section 13.2.2.
+pub fn reading(headers: &HeaderMap, version: i64) -> Reading {
+    let precondition = precondition(headers);
+    if !precondition.accepted.contains(version) {
+        Reading::Mismatch
+    } else if precondition.refused.contains(version) {
+        Reading::NotModified
+    } else {
+        Reading::Send
     }
-    tags(headers, IF_NONE_MATCH.as_str()).any(|tag| tag == "*" || tag_version(tag) == Some(version))
 }
 
 /// Which versions the client accepts to change.
 pub fn precondition(headers: &HeaderMap) -> Precondition {
-    if !headers.contains_key(IF_MATCH) || tags(headers, IF_MATCH.as_str()).any(|tag| tag == "*") {
-        return Precondition::None;
+    Precondition {
+        accepted: versions(headers, &IF_MATCH).unwrap_or(Versions::Any),
+        refused: versions(headers, &IF_NONE_MATCH).unwrap_or(Versions::These(Vec::new())),
     }
-    // A tag that is none of ours matches no version.
-    Precondition::VersionIn(
-        tags(headers, IF_MATCH.as_str())
-            .filter_map(tag_version)
-            .collect(),
-    )
+}
+
+/// `None` without the header. A tag that is none of ours stands for no version.
+fn versions(headers: &HeaderMap, name: &HeaderName) -> Option<Versions> {
+    if !headers.contains_key(name) {
+        return None;
+    }
+    let versions = if tags(headers, name).any(|tag| tag == "*") {
+        Versions::Any
+    } else {
+        Versions::These(tags(headers, name).filter_map(tag_version).collect())
+    };
+    Some(versions)
 }
 
 /// No tag of ours holds a comma, so one that does is not ours, whole or in parts.
-fn tags<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers
         .get_all(name)
         .into_iter()
@@ -59,42 +83,61 @@ mod tests {
     }
 
     #[test]
-    fn if_none_match_takes_lists_weak_tags_and_the_star() {
+    fn tags_are_lists_weak_ones_and_the_star() {
         for (values, is_match) in [
             (&["\"7\""][..], true),
             (&["W/\"7\""], true),
             (&["\"6\", W/\"7\""], true),
+            (&["\"6\",,\"7\" , "], true),
             (&["\"6\"", "\"7\""], true),
             (&["*"], true),
+            (&["\"6\"", "*"], true),
             (&["\"8\""], false),
             (&["7"], false),
+            (&["w/\"7\""], false),
+            (&["W/ \"7\""], false),
             (&["\"07\""], false),
+            (&["\"+7\""], false),
+            (&["\"7"], false),
             (&["\"\""], false),
+            (&["\"*\""], false),
             (&[""], false),
-            (&[], false),
         ] {
+            let expected = if is_match {
+                Reading::Send
+            } else {
+                Reading::Mismatch
+            };
             assert_eq!(
-                is_not_modified(&headers("if-none-match", values), 7),
-                is_match,
+                reading(&headers("if-match", values), 7),
+                expected,
+                "{values:?}"
+            );
+            let expected = if is_match {
+                Reading::NotModified
+            } else {
+                Reading::Send
+            };
+            assert_eq!(
+                reading(&headers("if-none-match", values), 7),
+                expected,
                 "{values:?}"
             );
         }
+        assert_eq!(reading(&HeaderMap::new(), 7), Reading::Send);
     }
 
     #[test]
-    fn if_match_without_a_tag_of_ours_accepts_no_version() {
-        assert_eq!(precondition(&headers("if-match", &[])), Precondition::None);
-        assert_eq!(
-            precondition(&headers("if-match", &["*"])),
-            Precondition::None
-        );
-        assert_eq!(
-            precondition(&headers("if-match", &["W/\"7\", \"8\""])),
-            Precondition::VersionIn(vec![7, 8])
-        );
-        assert_eq!(
-            precondition(&headers("if-match", &["7"])),
-            Precondition::VersionIn(vec![])
-        );
+    fn if_match_comes_before_if_none_match() {
+        for (if_match, if_none_match, expected) in [
+            ("\"7\"", "\"7\"", Reading::NotModified),
+            ("\"7\"", "\"8\"", Reading::Send),
+            ("\"8\"", "\"7\"", Reading::Mismatch),
+            ("\"8\"", "*", Reading::Mismatch),
+        ] {
+            let mut both = headers("if-match", &[if_match]);
+            both.extend(headers("if-none-match", &[if_none_match]));
+            assert_eq!(reading(&both, 7), expected, "{if_match} {if_none_match}");
+        }
     }
 }

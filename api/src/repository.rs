@@ -29,7 +29,7 @@ use tracing::{error, warn};
 
 pub use page::OrderFilter;
 pub use snapshot::Snapshot;
-pub use write::{Precondition, WriteError};
+pub use write::{Precondition, Versions, WriteError};
 
 mod deadpool_types {
     pub(super) use deadpool::managed::TimeoutType;

@@ -18,6 +18,7 @@ use super::json_response;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::loader::{Fetched, Source};
+use crate::conditional::Reading;
 use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
 use crate::request::{Call, Verb, empty, order_uid};
@@ -75,10 +76,14 @@ async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
     let order = order.ok_or(ApiError::OrderNotFound {
         cache_status: Some(cache_status),
     })?;
-    let mut response = if conditional::is_not_modified(&call.headers, order.version) {
-        empty(StatusCode::NOT_MODIFIED)
-    } else {
-        order_body(&order)
+    let mut response = match conditional::reading(&call.headers, order.version) {
+        Reading::Send => order_body(&order),
+        Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Reading::Mismatch => {
+            return Err(ApiError::VersionMismatch {
+                current: order.version,
+            });
+        }
     };
     let headers = response.headers_mut();
     headers.insert(ETAG, order.etag.clone());

@@ -20,21 +20,37 @@ diesel::define_sql_function! {
     fn pg_notify(channel: Text, payload: Text);
 }
 
+/// A set of versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Versions {
+    /// Every one.
+    Any,
+    /// These.
+    These(Vec<i64>),
+}
+
+impl Versions {
+    /// Whether the version is one of them.
+    pub fn contains(&self, version: i64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::These(versions) => versions.contains(&version),
+        }
+    }
+}
+
 /// Which versions a client accepts to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Precondition {
-    /// Any.
-    None,
-    /// One of these.
-    VersionIn(Vec<i64>),
+pub struct Precondition {
+    /// One of these,
+    pub accepted: Versions,
+    /// and none of these.
+    pub refused: Versions,
 }
 
 impl Precondition {
     fn holds(&self, version: i64) -> bool {
-        match self {
-            Self::None => true,
-            Self::VersionIn(versions) => versions.contains(&version),
-        }
+        self.accepted.contains(version) && !self.refused.contains(version)
     }
 }
 

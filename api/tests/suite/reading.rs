@@ -39,18 +39,44 @@ async fn known_version_is_not_sent_again() {
     let etag = api.get(MODEL).await.header("etag").unwrap().to_owned();
     let version = api.database.integer("SELECT version AS value FROM orders");
     assert_eq!(etag, format!("\"{version}\""));
-    for (given, status) in [
-        (etag.clone(), 304),
-        (format!("\"0\", W/{etag}"), 304),
-        ("*".to_owned(), 304),
-        ("\"0\"".to_owned(), 200),
+    let other = "\"0\"".to_owned();
+    let weak = format!("\"0\", W/{etag}");
+    let star = "*".to_owned();
+    for (if_match, if_none_match, status) in [
+        (None, Some(&etag), 304),
+        (None, Some(&weak), 304),
+        (None, Some(&star), 304),
+        (None, Some(&other), 200),
+        (Some(&etag), None, 200),
+        (Some(&weak), None, 200),
+        (Some(&star), None, 200),
+        (Some(&other), None, 412),
+        // If-Match comes first (RFC 9110, section 13.2.2).
+        (Some(&etag), Some(&etag), 304),
+        (Some(&etag), Some(&other), 200),
+        (Some(&other), Some(&etag), 412),
     ] {
-        let answer = api
-            .send("GET", MODEL, &[("If-None-Match", &given)], b"")
-            .await;
-        assert_eq!(answer.status, status, "{given}");
-        assert_eq!(answer.header("etag"), Some(etag.as_str()));
-        assert_eq!(answer.body.is_empty(), status == 304);
+        let mut headers = Vec::new();
+        headers.extend(if_match.map(|tags| ("If-Match", tags.as_str())));
+        headers.extend(if_none_match.map(|tags| ("If-None-Match", tags.as_str())));
+        for method in ["GET", "HEAD"] {
+            let answer = api.send(method, MODEL, &headers, b"").await;
+            assert_eq!(answer.status, status, "{method} {headers:?}");
+            assert_eq!(answer.header("etag"), Some(etag.as_str()));
+            assert_eq!(answer.body.is_empty(), status == 304 || method == "HEAD");
+            if status == 412 {
+                assert_eq!(
+                    answer.header("content-type"),
+                    Some("application/problem+json")
+                );
+            } else {
+                assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
+                assert_eq!(answer.header("cache-status"), Some("orders; hit"));
+                assert!(answer.header("age").is_some());
+            }
+        }
+        let absent = api.send("GET", "/order/absent", &headers, b"").await;
+        assert_eq!(absent.problem(), (404, "order_not_found".into()));
     }
 }
 

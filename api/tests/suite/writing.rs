@@ -1,8 +1,14 @@
 //! PUT and DELETE.
 
-use shared::testing::eventually;
+use shared::testing::{TestDatabase, eventually};
 
 use crate::support::{PATIENCE, TestApi, generator, model};
+
+const MODEL: &str = "/api/v1/orders/b563feb7b2b84b6test";
+
+async fn etag(api: &TestApi) -> String {
+    api.get(MODEL).await.header("etag").unwrap().to_owned()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
@@ -59,7 +65,12 @@ async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_of_an_order_that_is_not_there_are_404_even_with_a_precondition() {
     let api = TestApi::start().await;
-    for headers in [&[][..], &[("If-Match", "*")], &[("If-Match", "\"1\"")]] {
+    for headers in [
+        &[][..],
+        &[("If-Match", "*")],
+        &[("If-Match", "\"1\"")],
+        &[("If-None-Match", "*")],
+    ] {
         assert_eq!(
             api.put(&model(), headers).await.problem(),
             (404, "order_not_found".into())
@@ -109,38 +120,81 @@ async fn precondition_names_the_version_it_met() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_writers_with_one_version_exactly_one_wins() {
+async fn versions_to_be_left_alone_are() {
     let api = TestApi::start().await;
-    let mut orders = generator();
-    for _ in 0..5 {
-        api.store(&model()).await;
-        let etag = api
-            .get("/order/b563feb7b2b84b6test")
+    api.store(&model()).await;
+    let etag = etag(&api).await;
+    let listed = format!("\"0\", {etag}");
+    for headers in [
+        &[("If-None-Match", "*")][..],
+        &[("If-None-Match", listed.as_str())],
+        &[
+            ("If-Match", etag.as_str()),
+            ("If-None-Match", etag.as_str()),
+        ],
+    ] {
+        let put = api.put(&model(), headers).await;
+        assert_eq!(
+            put.problem(),
+            (412, "version_mismatch".into()),
+            "{headers:?}"
+        );
+        let deleted = api.send("DELETE", MODEL, headers, b"").await;
+        assert_eq!(
+            deleted.problem(),
+            (412, "version_mismatch".into()),
+            "{headers:?}"
+        );
+    }
+    assert_eq!(
+        api.put(&model(), &[("If-None-Match", "\"0\"")])
             .await
-            .header("etag")
-            .unwrap()
-            .to_owned();
-        let rivals: Vec<_> = (0..4)
+            .status,
+        200
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_fifty_writers_with_one_version_exactly_one_wins() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| config.pool.size = 16).await;
+    let mut orders = generator();
+    for _ in 0..4 {
+        api.store(&model()).await;
+        let etag = etag(&api).await;
+        let headers = [("If-Match", etag.as_str())];
+        let rivals: Vec<_> = (0..50)
             .map(|_| orders.order_with_uid("b563feb7b2b84b6test"))
             .collect();
-        let headers = [("If-Match", etag.as_str())];
-        let answers =
-            futures_util::future::join_all(rivals.iter().map(|order| api.put(order, &headers)))
-                .await;
+        let answers = rivals.iter().enumerate().map(async |(number, order)| {
+            if number % 2 == 0 {
+                api.put(order, &headers).await
+            } else {
+                api.send("DELETE", MODEL, &headers, b"").await
+            }
+        });
+        let answers = futures_util::future::join_all(answers).await;
         let winners: Vec<_> = answers
             .iter()
-            .filter(|answer| answer.status == 200)
+            .filter(|answer| matches!(answer.status, 200 | 204))
             .collect();
         assert_eq!(winners.len(), 1);
-        assert!(
+        // Who comes after a DELETE finds nothing, after a PUT another version.
+        let lost = if winners[0].status == 200 { 412 } else { 404 };
+        assert_eq!(
             answers
                 .iter()
-                .all(|answer| matches!(answer.status, 200 | 412))
+                .filter(|answer| answer.status == lost)
+                .count(),
+            49
         );
-        assert_eq!(
-            api.get("/order/b563feb7b2b84b6test").await.body,
-            winners[0].body
-        );
+        let read = api.get(MODEL).await;
+        match winners[0].status {
+            200 => assert_eq!(
+                (&read.body, read.header("etag")),
+                (&winners[0].body, winners[0].header("etag"))
+            ),
+            _ => assert_eq!(read.status, 404),
+        }
     }
 }
 
