@@ -72,3 +72,88 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
     }
     query
 }
+
+#[cfg(test)]
+mod tests {
+    use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+    use diesel::sql_types::Text;
+    use shared::db::models::NewOrder;
+    use shared::order::Order;
+    use shared::testing::{TestDatabase, model_json};
+
+    use super::*;
+
+    /// `EXPLAIN` of a query with its parameters.
+    #[derive(QueryId)]
+    struct Explain<Q>(Q);
+
+    impl<Q> Query for Explain<Q> {
+        type SqlType = Text;
+    }
+
+    impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Explain<Q> {
+        fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+            out.push_sql("EXPLAIN (COSTS OFF) ");
+            self.0.walk_ast(out)
+        }
+    }
+
+    impl<Q> diesel::RunQueryDsl<PgConnection> for Explain<Q> {}
+
+    fn fill(connection: &mut PgConnection) {
+        let model = Order::decode(model_json().as_bytes()).unwrap();
+        let insert = diesel::insert_into(orders::table).values(NewOrder::new(&model, None));
+        diesel::RunQueryDsl::execute(insert, connection).unwrap();
+        // Customers and track numbers that lie together in time, and are many: any index but the right one is slow.
+        let copies = "INSERT INTO orders SELECT copied.* FROM orders, generate_series(1, 20000) number, \
+             LATERAL jsonb_populate_record(orders, jsonb_build_object( \
+                 'order_uid', 'copy-' || number, 'date_created', date_created + number * interval '1 minute', \
+                 'customer_id', 'customer-' || number / 1000, 'track_number', 'track-' || number / 500, \
+                 'version', nextval('order_version_seq'))) copied";
+        // Sorting a few orders can be cheaper. What counts is that it is never needed.
+        let settings = "SELECT set_config(name, 'off', false) \
+                        FROM (VALUES ('enable_sort'), ('enable_bitmapscan')) settings (name)";
+        for statement in [copies, "ANALYZE orders", settings] {
+            let statement = diesel::sql_query(statement);
+            diesel::RunQueryDsl::execute(statement, connection).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_combination_of_filters_walks_an_index_in_the_order_of_the_list() {
+        let database = TestDatabase::create();
+        let connection = &mut database.connect();
+        fill(connection);
+        let time = |text: &str| Some(text.parse().unwrap());
+        let position = (time("2021-11-28T18:00:00Z").unwrap(), "copy-1".to_owned());
+        for bits in 0..32 {
+            let has = |bit: u32| bits & (1 << bit) != 0;
+            let filter = OrderFilter {
+                customer_id: has(0).then(|| "customer-3".into()),
+                track_number: has(1).then(|| "track-7".into()),
+                from: time("2021-11-28T12:00:00Z").filter(|_| has(2)),
+                to: time("2021-11-28T20:00:00Z").filter(|_| has(3)),
+            };
+            let query = matching(&filter, has(4).then_some(&position)).limit(51);
+            let plan: Vec<String> = diesel::RunQueryDsl::load(Explain(query), connection).unwrap();
+            // What follows reads the items.
+            let lines = plan.iter().take_while(|line| !line.contains("SubPlan"));
+            let lines: Vec<_> = lines.map(|line| line.trim_start()).collect();
+            let indexes = match (has(0), has(1)) {
+                (false, false) => &["orders_newest_idx"][..],
+                (true, false) => &["orders_customer_idx"],
+                (false, true) => &["orders_track_number_idx"],
+                (true, true) => &["orders_customer_idx", "orders_track_number_idx"],
+            };
+            let is_right = indexes.iter().any(|index| walks(&lines, index));
+            assert!(is_right, "{filter:?}:\n{}", plan.join("\n"));
+        }
+    }
+
+    /// Whether the plan walks the index in its order, and reads no order that the times exclude.
+    fn walks(lines: &[&str], index: &str) -> bool {
+        let scan = ["->  Index Scan using ", index, " on orders"].concat();
+        let reads_in_vain = |line: &&str| line.starts_with("Filter:") && line.contains("date");
+        lines[1] == scan && !lines.iter().any(reads_in_vain)
+    }
+}

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::support::{TestApi, generator};
+use diesel::prelude::*;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{TestApi, generator, store};
 
 fn uids(page: &serde_json::Value) -> Vec<String> {
     let orders = page["orders"].as_array().unwrap().iter();
@@ -121,4 +124,74 @@ async fn filters_combine_and_bind_their_cursors() {
         ["uid-0"],
         "the limit may change from page to page"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go() {
+    let api = TestApi::start().await;
+    let mut orders = generator();
+    let mut staying = Vec::new();
+    for number in 0..60 {
+        let mut order = orders.order_with_uid(&format!("stays-{number}"));
+        // Few moments, so that pages end in the middle of one.
+        order.date_created = format!("2026-01-01T00:00:0{}Z", number % 6)
+            .parse()
+            .unwrap();
+        store(&api.database, &order);
+        staying.push(order.order_uid.to_string());
+    }
+    staying.sort_unstable();
+    let stop = CancellationToken::new();
+    let writers: Vec<_> = (0..2)
+        .map(|writer| {
+            let (database, stop) = (api.database.clone(), stop.clone());
+            let mut orders = generator();
+            let mut random = fastrand::Rng::with_seed(writer);
+            tokio::task::spawn_blocking(move || {
+                let mut written = 0;
+                while !stop.is_cancelled() {
+                    let uid = format!("goes-{writer}-{}", random.u8(0..30));
+                    if random.bool() {
+                        let mut order = orders.order_with_uid(&uid);
+                        let moment = format!("2026-01-01T00:00:0{}Z", random.u8(0..6));
+                        order.date_created = moment.parse().unwrap();
+                        store(&database, &order);
+                    } else {
+                        let delete = diesel::sql_query("DELETE FROM orders WHERE order_uid = $1")
+                            .bind::<diesel::sql_types::Text, _>(uid);
+                        delete.execute(&mut database.connect()).unwrap();
+                    }
+                    written += 1;
+                }
+                written
+            })
+        })
+        .collect();
+    for limit in [1, 2, 3, 7, 11, 50] {
+        let mut path = format!("/api/v1/orders?limit={limit}");
+        let mut seen = Vec::new();
+        loop {
+            let answer = api.get(&path).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            seen.extend(uids(&answer.json()));
+            let Some(link) = answer.header("link") else {
+                break;
+            };
+            path = link[1..]
+                .strip_suffix(">; rel=\"next\"")
+                .unwrap()
+                .to_owned();
+        }
+        let mut stayed: Vec<_> = seen
+            .iter()
+            .filter(|uid| uid.starts_with("stays-"))
+            .cloned()
+            .collect();
+        stayed.sort_unstable();
+        assert_eq!(stayed, staying, "limit {limit}");
+    }
+    stop.cancel();
+    for writer in writers {
+        assert!(writer.await.unwrap() > 10, "nothing came or went");
+    }
 }
