@@ -3,16 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use shared::db::{self, PoolLimits};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::authority::Authority;
 use crate::cache::OrderCache;
 use crate::config::Config;
+use crate::cors::Cors;
 use crate::metrics::Metrics;
 use crate::problem::ApiError;
+use crate::rate_limit::RateLimiter;
 use crate::repository::Repository;
 
 /// The name of the pool's sessions in `pg_stat_activity`.
@@ -29,6 +33,10 @@ const MAX_EXPORTS: usize = 2;
 pub struct App {
     /// Who may write.
     pub authority: Authority,
+    /// Which pages of other sites may read.
+    pub cors: Cors,
+    /// How much a peer may ask; `None` for no limit.
+    pub rate_limiter: Option<RateLimiter>,
     /// Orders in PostgreSQL.
     pub repository: Repository,
     /// Orders in memory.
@@ -41,6 +49,7 @@ pub struct App {
     pub started_at: DateTime<Utc>,
     /// Cancelled when the process is to stop.
     pub shutdown: CancellationToken,
+    answer_deadline: Duration,
     has_schema: AtomicBool,
 }
 
@@ -71,6 +80,9 @@ impl App {
         let cache = Arc::new(OrderCache::new(&config.cache, repository.clone()));
         Ok(Arc::new(Self {
             authority: Authority::new(config, address),
+            cors: Cors::new(config.cors_allowed_origins.clone()),
+            rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
+            answer_deadline: config.pool.answer_deadline,
             repository,
             metrics: Metrics::new(&cache),
             cache,
@@ -89,6 +101,23 @@ impl App {
     /// The tables were seen.
     pub(crate) fn set_has_schema(&self) {
         self.has_schema.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives up on work that a client has waited for long enough; what only the database can be slow at.
+    ///
+    /// # Errors
+    /// The work's own, or `DatabaseTimeout`.
+    pub async fn in_time<T, E: Into<ApiError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ApiError> {
+        match tokio::time::timeout(self.answer_deadline, work).await {
+            Ok(outcome) => outcome.map_err(Into::into),
+            Err(_) => {
+                warn!("no answer within {:?}", self.answer_deadline);
+                Err(ApiError::DatabaseTimeout)
+            }
+        }
     }
 
     /// Refuses what needs the tables before they were seen.

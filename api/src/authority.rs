@@ -1,7 +1,8 @@
 //! Who may write, warm up and drop the cache.
 //!
 //! With a token, whoever has it. Without one, people at the machine itself, but not the pages in their browsers: a page
-//! of another site can make a browser send requests to loopback, even under a name of its own (DNS rebinding).
+//! of another site can make a browser send requests to loopback, even under a name of its own (DNS rebinding). A page
+//! that the operator lists ([`crate::cors`]) is no other site.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,7 @@ use warp::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use warp::http::uri::Authority as HostAndPort;
 
 use crate::config::Config;
+use crate::cors::Cors;
 use crate::problem::ApiError;
 
 /// The rule that holds for this server.
@@ -19,8 +21,8 @@ use crate::problem::ApiError;
 pub enum Authority {
     /// Who has the token.
     Token(Secret),
-    /// Whoever is at the machine.
-    Open,
+    /// Whoever is at the machine, and the pages of this list.
+    Open(Cors),
     /// Nobody.
     Disabled,
 }
@@ -33,7 +35,7 @@ impl Authority {
             None if address.ip().to_canonical().is_loopback()
                 || config.allow_unauthenticated_writes =>
             {
-                Self::Open
+                Self::Open(Cors::new(config.cors_allowed_origins.clone()))
             }
             None => Self::Disabled,
         }
@@ -47,8 +49,8 @@ impl Authority {
         match self {
             Self::Token(token) if has_token(headers, token) => Ok(()),
             Self::Token(_) => Err(ApiError::Unauthorized),
-            Self::Open if is_from_this_machine(headers) => Ok(()),
-            Self::Open => Err(ApiError::ForbiddenOrigin),
+            Self::Open(cors) if is_from_this_machine(headers, cors) => Ok(()),
+            Self::Open(_) => Err(ApiError::ForbiddenOrigin),
             Self::Disabled => Err(ApiError::WritesDisabled),
         }
     }
@@ -64,7 +66,7 @@ fn has_token(headers: &HeaderMap, token: &Secret) -> bool {
         && bool::from(given.trim().as_bytes().ct_eq(token.expose().as_bytes()))
 }
 
-fn is_from_this_machine(headers: &HeaderMap) -> bool {
+fn is_from_this_machine(headers: &HeaderMap, cors: &Cors) -> bool {
     let Some(host) = single(headers, HOST.as_str()) else {
         return false;
     };
@@ -77,7 +79,8 @@ fn is_from_this_machine(headers: &HeaderMap) -> bool {
         .get_all("sec-fetch-site")
         .iter()
         .any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
-    has_loopback_host && is_own_origin && !is_cross_site
+    let is_listed_origin = cors.allowed_origin(headers).is_some();
+    has_loopback_host && (is_listed_origin || is_own_origin && !is_cross_site)
 }
 
 /// The one value of a header; two are as good as none.
@@ -141,7 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn open_writes_are_for_this_machine_and_its_own_page() {
+    fn open_writes_are_for_this_machine_its_own_page_and_those_listed() {
+        let cors = Cors::new(vec!["https://shop.example".parse().unwrap()]);
         for (given, is_allowed) in [
             (&[("host", "localhost:8081")][..], true),
             (&[("host", "LOCALHOST")], true),
@@ -193,8 +197,20 @@ mod tests {
                 &[("host", "localhost:8081"), ("sec-fetch-site", "cross-site")],
                 false,
             ),
+            (
+                &[
+                    ("host", "localhost:8081"),
+                    ("origin", "https://shop.example"),
+                    ("sec-fetch-site", "cross-site"),
+                ],
+                true,
+            ),
+            (
+                &[("host", "evil.example"), ("origin", "https://shop.example")],
+                false,
+            ),
         ] {
-            let checked = Authority::Open.check(&headers(given));
+            let checked = Authority::Open(cors.clone()).check(&headers(given));
             let expected = if is_allowed {
                 Ok(())
             } else {

@@ -1,6 +1,6 @@
 //! Command line and environment of the api.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use clap::{ArgAction, Args, Parser};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
 };
+
+use crate::cors::AllowedOrigin;
 
 /// Answers for orders over HTTP, out of a cache that the database's events keep true
 #[derive(Parser, Debug)]
@@ -73,6 +75,22 @@ struct ServerArgs {
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
     allow_unauthenticated_writes: bool,
+    /// Pages that may use the api from a browser, comma-separated, as https://shop.example; none but its own without
+    #[arg(
+        long,
+        env = "CORS_ALLOWED_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN,..."
+    )]
+    cors_allowed_origins: Vec<AllowedOrigin>,
+    /// Most requests a minute of one client address; 0 for no limit
+    #[arg(
+        long,
+        env = "RATE_LIMIT_PER_MINUTE",
+        default_value_t = 0,
+        value_name = "RATE_LIMIT_PER_MINUTE"
+    )]
+    rate_limit_per_minute: u32,
 }
 
 #[derive(Args, Debug)]
@@ -105,6 +123,10 @@ pub struct Config {
     pub api_token: Option<Secret>,
     /// Whether writes without a token are taken on any address.
     pub allow_unauthenticated_writes: bool,
+    /// Pages of other sites that may use the api.
+    pub cors_allowed_origins: Vec<AllowedOrigin>,
+    /// Most requests of a peer.
+    pub rate_limit_per_minute: Option<NonZeroU32>,
     /// The cache's bounds.
     pub cache: CacheSettings,
     /// How to log.
@@ -122,6 +144,8 @@ pub struct PoolSettings {
     pub wait: Duration,
     /// Most time that a statement may run.
     pub statement_timeout: Duration,
+    /// Most time that a client waits once its request is there, whatever it waits for.
+    pub answer_deadline: Duration,
 }
 
 impl PoolSettings {
@@ -131,6 +155,7 @@ impl PoolSettings {
             size,
             wait: Duration::from_secs(2),
             statement_timeout: Duration::from_secs(5),
+            answer_deadline: Duration::from_secs(10),
         }
     }
 }
@@ -170,6 +195,8 @@ impl Cli {
             address: (server.server_host, server.server_port),
             api_token,
             allow_unauthenticated_writes: server.allow_unauthenticated_writes,
+            cors_allowed_origins: server.cors_allowed_origins,
+            rate_limit_per_minute: NonZeroU32::new(server.rate_limit_per_minute),
             cache: CacheSettings {
                 capacity: NonZeroUsize::new(cache.cache_capacity as usize)
                     .unwrap_or(NonZeroUsize::MIN),
@@ -186,6 +213,8 @@ impl Config {
     /// The settings without their secrets.
     pub fn shown(&self) -> ShownSettings {
         let token = self.api_token.clone().unwrap_or_else(|| Secret::new(""));
+        let origins = self.cors_allowed_origins.iter();
+        let origins: Vec<_> = origins.map(AllowedOrigin::as_str).collect();
         let mut shown = self.database.shown();
         shown.extend([
             ("DB_POOL_SIZE", self.pool.size.to_string()),
@@ -195,6 +224,13 @@ impl Config {
             (
                 "ALLOW_UNAUTHENTICATED_WRITES",
                 self.allow_unauthenticated_writes.to_string(),
+            ),
+            ("CORS_ALLOWED_ORIGINS", origins.join(",")),
+            (
+                "RATE_LIMIT_PER_MINUTE",
+                self.rate_limit_per_minute
+                    .map_or(0, NonZeroU32::get)
+                    .to_string(),
             ),
             ("CACHE_CAPACITY", self.cache.capacity.to_string()),
             ("CACHE_WARMUP", self.cache.warmup.to_string()),
@@ -228,8 +264,26 @@ mod tests {
             ["--db-pool-size", "0"],
             ["--server-port", "65536"],
             ["--cache-lease-ms", "abc"],
+            ["--rate-limit-per-minute", "-1"],
         ] {
             assert!(config(&arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn origins_are_listed_with_commas_and_checked() {
+        let listed = "https://shop.example, http://localhost:3000";
+        let config = config(&["--cors-allowed-origins", listed]).unwrap();
+        assert_eq!(config.cors_allowed_origins.len(), 2);
+        let shown = ("CORS_ALLOWED_ORIGINS", listed.replace(' ', ""));
+        assert!(config.shown().contains(&shown));
+    }
+
+    #[test]
+    fn wrong_origins_are_named() {
+        for listed in ["*", "https://shop.example,null", "https://shop.example/"] {
+            let error = config(&["--cors-allowed-origins", listed]).unwrap_err();
+            assert!(error.to_string().contains("is no origin"), "{error}");
         }
     }
 

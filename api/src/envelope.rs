@@ -1,6 +1,7 @@
 //! What every answer has in common: its request's id, its problem document, its log line, its metrics.
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use warp::reply::Response;
 
 use crate::app::App;
 use crate::problem::ApiError;
+use crate::rate_limit::Quota;
 use crate::request::OldProtocol;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,7 +39,12 @@ pub fn reply(route: &'static str) -> impl Fn(Result<Response, ApiError>) -> Resp
 }
 
 /// Answers a request.
-pub async fn answer<S>(app: &App, service: &S, mut request: Request<Incoming>) -> Response
+pub async fn answer<S>(
+    app: &App,
+    service: &S,
+    peer: IpAddr,
+    mut request: Request<Incoming>,
+) -> Response
 where
     S: Service<Request<Incoming>, Response = Response, Error = std::convert::Infallible>,
 {
@@ -51,8 +58,21 @@ where
         request.extensions_mut().insert(OldProtocol);
     }
 
+    let origin = app.cors.allowed_origin(request.headers());
+    let limiter = app.rate_limiter.as_ref();
+    let quota = limiter.and_then(|limiter| limiter.take(peer, request.uri().path()));
+
     // The state that a panic may leave half-changed is behind locks that hold no invariants across calls.
-    let answered = AssertUnwindSafe(async { service.call(request).await })
+    let answered = async {
+        if let Some(Err(refused)) = quota.as_ref().map(Quota::check) {
+            return Ok(reply("rate_limit")(Err(refused)));
+        }
+        match app.cors.preflight(&request) {
+            Some(response) => Ok(reply("preflight")(Ok(response))),
+            None => service.call(request).await,
+        }
+    };
+    let answered = AssertUnwindSafe(answered)
         .catch_unwind()
         .instrument(span.clone())
         .await;
@@ -78,6 +98,10 @@ where
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(X_REQUEST_ID, request_id);
+    app.cors.set_headers(origin, headers);
+    if let Some(quota) = quota {
+        quota.set_headers(headers);
+    }
     response
 }
 

@@ -6,6 +6,7 @@
 //! ```
 //! - [`config`]: settings. [`app`]: what handlers share.
 //! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
+//! - [`cors`]: which pages may read. [`rate_limit`]: how much a peer may ask.
 //! - [`export`]: lists without an end.
 //! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
 
@@ -14,12 +15,14 @@ pub mod authority;
 pub mod cache;
 pub mod conditional;
 pub mod config;
+pub mod cors;
 pub mod envelope;
 pub mod export;
 pub mod handlers;
 pub mod listing;
 pub mod metrics;
 pub mod problem;
+pub mod rate_limit;
 pub mod repository;
 pub mod request;
 pub mod routes;

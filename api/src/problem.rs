@@ -81,6 +81,11 @@ pub enum ApiError {
     BodyTooLarge,
     /// The body is not declared as JSON.
     UnsupportedMediaType,
+    /// The peer has sent too many requests.
+    RateLimited {
+        /// Until it may send more.
+        retry_after_seconds: u64,
+    },
     /// JSON, but no valid order; every fault.
     InvalidOrder(Vec<Fault>),
     /// The body's order has another id than the path.
@@ -186,6 +191,11 @@ impl ApiError {
                 "uid_mismatch",
                 "Another order id",
             ),
+            Self::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "Too many requests",
+            ),
             Self::DatabaseUnavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "database_unavailable",
@@ -240,6 +250,9 @@ impl ApiError {
                 format!("the order has {} faults, see errors", faults.len()).into()
             }
             Self::UidMismatch => "order_uid of the body must be the one in the path".into(),
+            Self::RateLimited { .. } => {
+                "this address has sent all the requests that it may send in a minute".into()
+            }
             Self::DatabaseUnavailable(detail) => (*detail).into(),
             Self::Overloaded => "every database connection is busy, try again".into(),
             Self::DatabaseTimeout => "the database took too long".into(),
@@ -288,6 +301,9 @@ impl ApiError {
             Self::OrderNotFound {
                 cache_status: Some(cache_status),
             } => (CACHE_STATUS, HeaderValue::from_static(cache_status)),
+            Self::RateLimited {
+                retry_after_seconds,
+            } => (RETRY_AFTER, HeaderValue::from(*retry_after_seconds)),
             Self::DatabaseUnavailable(_) | Self::Overloaded => (RETRY_AFTER, RETRY_AFTER_SECONDS),
             _ => return None,
         })

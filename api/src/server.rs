@@ -75,8 +75,8 @@ async fn accept(
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok((stream, address)) => (stream, address.ip()),
             Err(error) => {
                 if !is_failing {
                     warn!("cannot accept connections: {error}");
@@ -94,7 +94,7 @@ async fn accept(
         let service = service.clone();
         let service = service_fn(move |request| {
             let (app, service) = (Arc::clone(&app), service.clone());
-            async move { Ok::<_, Infallible>(envelope::answer(&app, &service, request).await) }
+            async move { Ok::<_, Infallible>(envelope::answer(&app, &service, peer, request).await) }
         });
         let connection =
             connections.watch(connection_builder().serve_connection(prepare(stream), service));

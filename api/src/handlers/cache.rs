@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use shared::order::format_utc;
+use tracing::info;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -34,6 +35,7 @@ pub async fn whole(call: Call) -> Result<Response, ApiError> {
             call.app.authority.check(&call.headers)?;
             call.parameters(&[])?;
             call.app.cache.clear();
+            info!(operation = "clear_cache", "cache operation");
             Ok(empty(StatusCode::NO_CONTENT))
         }
         _ => call.other_method("DELETE, OPTIONS"),
@@ -69,6 +71,11 @@ async fn warm_up(call: &Call) -> Result<Response, ApiError> {
         ));
     }
     let done = call.app.cache.warm_up(limit).await?;
+    info!(
+        operation = "warm_up",
+        orders = done.loaded,
+        "cache operation"
+    );
     let answer = WarmupAnswer {
         loaded: done.loaded,
         duration_ms: millis(done.duration),

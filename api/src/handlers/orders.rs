@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
-use tracing::Instrument;
+use tracing::{Instrument, info};
 use warp::http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK, VARY,
 };
@@ -21,6 +21,7 @@ use crate::cache::loader::{Fetched, Source};
 use crate::conditional::Reading;
 use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
+use crate::repository::WriteError;
 use crate::request::{Call, Verb, empty, order_uid};
 use crate::{conditional, export};
 
@@ -65,7 +66,8 @@ async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
     call.parameters(&[])?;
     call.require_accepts_json()?;
     call.app.require_schema()?;
-    let Fetched { order, source } = call.app.cache.get(uid.as_str()).await?;
+    let loaded = call.app.in_time(call.app.cache.get(uid.as_str()));
+    let Fetched { order, source } = loaded.await?;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
         Source::Load { stored: true } => "orders; fwd=miss; stored",
@@ -113,9 +115,12 @@ async fn list_orders(call: &Call) -> Result<Response, ApiError> {
     let request = ListRequest::parse(call)?;
     call.app.require_schema()?;
     let mut response = match request.format {
-        ListFormat::Json => list_page(call, &request).await?,
+        ListFormat::Json => call.app.in_time(list_page(call, &request)).await?,
         ListFormat::Ndjson if call.method == Method::HEAD => export::no_orders(),
-        ListFormat::Ndjson => export::stream_orders(&call.app, request.filter).await?,
+        ListFormat::Ndjson => {
+            let beginning = export::stream_orders(&call.app, request.filter);
+            call.app.in_time(beginning).await?
+        }
     };
     let headers = response.headers_mut();
     if request.format == ListFormat::Ndjson {
@@ -157,8 +162,7 @@ async fn put_order<B: Buf>(
     call: &Call,
     body: impl Stream<Item = Result<B, warp::Error>>,
 ) -> Result<Response, ApiError> {
-    let app = &call.app;
-    app.authority.check(&call.headers)?;
+    call.app.authority.check(&call.headers)?;
     call.parameters(&[])?;
     call.require_accepts_json()?;
     require_json_body(call)?;
@@ -173,55 +177,72 @@ async fn put_order<B: Buf>(
         return Err(ApiError::UidMismatch);
     }
     let precondition = conditional::precondition(&call.headers);
-    let ready = write(app, uid, async move |app, _| {
-        let version = app.repository.replace_order(&order, &precondition).await?;
-        Ok(ReadyOrder::new(&order, version))
+    let (repository, replacement) = (call.app.repository.clone(), Arc::new(order));
+    let order = Arc::clone(&replacement);
+    let version = write(&call.app, "put", uid, async move {
+        repository.replace_order(&replacement, &precondition).await
     })
     .await?;
-    let mut response = order_body(&ready);
+    let order = ReadyOrder::new(&order, version);
+    let mut response = order_body(&order);
     let headers = response.headers_mut();
-    headers.insert(ETAG, ready.etag);
+    headers.insert(ETAG, order.etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     Ok(response)
 }
 
 async fn delete_order(uid: OrderUid, call: &Call) -> Result<Response, ApiError> {
-    let app = &call.app;
-    app.authority.check(&call.headers)?;
+    call.app.authority.check(&call.headers)?;
     call.parameters(&[])?;
     let precondition = conditional::precondition(&call.headers);
-    write(app, uid, async move |app, uid| {
-        Ok(app
-            .repository
-            .delete_order(uid.as_str(), &precondition)
-            .await?)
+    let (repository, deleted) = (call.app.repository.clone(), uid.clone());
+    write(&call.app, "delete", uid, async move {
+        repository
+            .delete_order(deleted.as_str(), &precondition)
+            .await
     })
     .await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// Runs a write to its end, whatever the client does, and forgets the order before anybody is answered.
-async fn write<T: Send + 'static, F>(
+/// Runs a write to its end, whatever the client does; forgets the order, and leaves a line in the log, before anybody is
+/// answered. Gives the version that was written or deleted.
+async fn write(
     app: &Arc<App>,
+    operation: &'static str,
     uid: OrderUid,
-    operation: impl FnOnce(Arc<App>, OrderUid) -> F,
-) -> Result<T, ApiError>
-where
-    F: Future<Output = Result<T, ApiError>> + Send + 'static,
-{
+    writing: impl Future<Output = Result<i64, WriteError>> + Send + 'static,
+) -> Result<i64, ApiError> {
     app.require_schema()?;
-    let writing = operation(Arc::clone(app), uid.clone());
-    let app = Arc::clone(app);
-    let task = tokio::spawn(
-        async move {
-            let outcome = writing.await;
-            // After a failure too: a COMMIT whose answer was lost may have happened.
-            app.cache.invalidate(uid.as_str());
-            outcome
-        }
-        .in_current_span(),
+    let cache = Arc::clone(&app.cache);
+    let task = async move {
+        let outcome = writing.await.map_err(ApiError::from);
+        // After a failure too: a COMMIT whose answer was lost may have happened.
+        cache.invalidate(uid.as_str());
+        log_write(operation, &uid, &outcome);
+        outcome
+    };
+    let task = tokio::spawn(task.in_current_span());
+    let ended = async { task.await.unwrap_or(Err(ApiError::Internal)) };
+    app.in_time(ended).await
+}
+
+/// The line that every write leaves in the log, those that the database refused included: what, which order, how it ended,
+/// and the version that was written, deleted or in the way. The span has the request's id. Nothing of the order, nothing of
+/// the client.
+fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiError>) {
+    let (outcome, version) = match outcome {
+        Ok(version) => ("done", Some(*version)),
+        Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(*current)),
+        Err(error) => (error.kind().1, None),
+    };
+    info!(
+        operation,
+        order.id = uid.as_str(),
+        outcome,
+        version,
+        "write"
     );
-    task.await.unwrap_or(Err(ApiError::Internal))
 }
 
 fn require_json_body(call: &Call) -> Result<(), ApiError> {

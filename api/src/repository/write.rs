@@ -111,7 +111,7 @@ impl Repository {
         settle(session, outcome).await
     }
 
-    /// Deletes an order with its items.
+    /// Deletes an order with its items; gives the version that it had.
     ///
     /// # Errors
     /// [`WriteError`] as said there, never `Query`.
@@ -119,15 +119,15 @@ impl Repository {
         &self,
         uid: &str,
         precondition: &Precondition,
-    ) -> Result<(), WriteError> {
+    ) -> Result<i64, WriteError> {
         let mut session = self.session().await.map_err(WriteError::Store)?;
         let transaction = session.connection.transaction(async |connection| {
-            lock_order(connection, uid, precondition).await?;
+            let version = lock_order(connection, uid, precondition).await?;
             diesel::delete(orders::table.find(uid))
                 .execute(connection)
                 .await?;
             notify(connection, Operation::Delete, uid).await?;
-            Ok(())
+            Ok(version)
         });
         let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
         settle(session, outcome).await
@@ -141,7 +141,7 @@ async fn lock_order(
     connection: &mut AsyncPgConnection,
     uid: &str,
     precondition: &Precondition,
-) -> Result<(), WriteError> {
+) -> Result<i64, WriteError> {
     let current = orders::table
         .find(uid)
         .select(orders::version)
@@ -151,7 +151,7 @@ async fn lock_order(
         .optional()?
         .ok_or(WriteError::NotFound)?;
     if precondition.holds(current) {
-        Ok(())
+        Ok(current)
     } else {
         Err(WriteError::VersionMismatch { current })
     }

@@ -1,7 +1,7 @@
 //! The database away, slow, crowded, or without its schema.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
@@ -95,6 +95,38 @@ async fn slow_and_crowded_are_told_apart() {
     diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
     assert_eq!(api.put(&model(), &[]).await.status, 200);
     assert_eq!(api.get(MODEL).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_waits_longer_than_the_deadline() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.pool.statement_timeout = Duration::from_secs(60);
+        config.pool.answer_deadline = Duration::from_millis(500);
+    })
+    .await;
+    api.store(&model()).await;
+    let mut lock = api.database.connect();
+    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
+    diesel::sql_query("LOCK TABLE orders")
+        .execute(&mut lock)
+        .unwrap();
+    let started = Instant::now();
+    let ndjson = [("Accept", "application/x-ndjson")];
+    for answer in [
+        api.get(MODEL).await,
+        api.get("/api/v1/orders").await,
+        api.send("GET", "/api/v1/orders", &ndjson, b"").await,
+        api.put(&model(), &[]).await,
+        api.send("DELETE", "/api/v1/orders/absent", &[], b"").await,
+    ] {
+        assert_eq!(answer.problem(), (504, "database_timeout".into()));
+    }
+    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+    eventually("answers again", PATIENCE, async || {
+        api.get(MODEL).await.status == 200 && api.get("/api/v1/orders").await.status == 200
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod audit_log;
 mod cache_sync;
+mod cors;
 mod database_outage;
+mod errors;
 mod export;
 mod invalid_requests;
 mod listing;
+mod rate_limit;
 mod reading;
 mod server_limits;
 mod startup;

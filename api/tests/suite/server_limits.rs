@@ -145,7 +145,11 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
         );
         let service = service_fn(|request| {
             let app = app.clone();
-            async move { Ok::<_, Infallible>(api::envelope::answer(&app, &panicking, request).await) }
+            async move {
+                Ok::<_, Infallible>(
+                    api::envelope::answer(&app, &panicking, address.ip(), request).await,
+                )
+            }
         });
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)

@@ -215,6 +215,8 @@ pub fn config(database: DatabaseSettings) -> Config {
         address: ("127.0.0.1".to_owned(), 0),
         api_token: None,
         allow_unauthenticated_writes: false,
+        cors_allowed_origins: Vec::new(),
+        rate_limit_per_minute: None,
         cache: CacheSettings {
             capacity: NonZeroUsize::new(1000).unwrap(),
             warmup: 0,

@@ -47,6 +47,8 @@ impl Api {
             address: ("127.0.0.1".to_owned(), port),
             api_token: None,
             allow_unauthenticated_writes: false,
+            cors_allowed_origins: Vec::new(),
+            rate_limit_per_minute: None,
             cache: CacheSettings {
                 capacity: NonZeroUsize::new(10_000).unwrap(),
                 warmup: 1_000,

@@ -1,0 +1,176 @@
+//! How many requests a peer may send in a minute; off unless the operator says so.
+//!
+//! Whole windows, because that is what the headers can tell a client exactly. The peers remembered are bounded: of more,
+//! those that were not seen for longest are forgotten, and start anew. Behind a proxy all clients are one peer: limit there.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use warp::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::problem::ApiError;
+
+const WINDOW: Duration = Duration::from_secs(60);
+/// About a megabyte.
+const MAX_PEERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
+/// What balancers and Prometheus ask must go on while a client is refused.
+const EXEMPT_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+/// What one subscriber has of IPv6, in leading bits: single addresses cost nothing.
+const IPV6_PREFIX_BITS: u32 = 64;
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Counts requests by peer.
+#[derive(Debug)]
+pub struct RateLimiter {
+    per_minute: NonZeroU32,
+    peers: Mutex<LruCache<IpAddr, Window>>,
+}
+
+#[derive(Debug)]
+struct Window {
+    started: Instant,
+    taken: u32,
+}
+
+/// What a peer has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    per_minute: u32,
+    /// `None` where it had nothing left for this request.
+    remaining: Option<u32>,
+    reset_seconds: u64,
+}
+
+impl RateLimiter {
+    /// Allows each peer so many requests in a minute.
+    pub fn new(per_minute: NonZeroU32) -> Self {
+        Self {
+            per_minute,
+            peers: Mutex::new(LruCache::new(MAX_PEERS)),
+        }
+    }
+
+    /// Counts a request; `None` where its path is not limited.
+    pub fn take(&self, peer: IpAddr, path: &str) -> Option<Quota> {
+        (!EXEMPT_PATHS.contains(&path)).then(|| self.take_at(peer, Instant::now()))
+    }
+
+    fn take_at(&self, peer: IpAddr, now: Instant) -> Quota {
+        // A count stays a count, whatever panicked beside it.
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = peers.get_or_insert_mut(subscriber(peer), || Window {
+            started: now,
+            taken: 0,
+        });
+        if now.duration_since(window.started) >= WINDOW {
+            *window = Window {
+                started: now,
+                taken: 0,
+            };
+        }
+        let remaining = self.per_minute.get().checked_sub(window.taken + 1);
+        if remaining.is_some() {
+            window.taken += 1;
+        }
+        let left = WINDOW.saturating_sub(now.duration_since(window.started));
+        Quota {
+            per_minute: self.per_minute.get(),
+            remaining,
+            reset_seconds: left.as_secs_f64().ceil() as u64,
+        }
+    }
+}
+
+impl Quota {
+    /// Refuses a request beyond it.
+    ///
+    /// # Errors
+    /// `RateLimited`.
+    pub fn check(&self) -> Result<(), ApiError> {
+        match self.remaining {
+            Some(_) => Ok(()),
+            None => Err(ApiError::RateLimited {
+                retry_after_seconds: self.reset_seconds,
+            }),
+        }
+    }
+
+    /// Tells the client (draft-ietf-httpapi-ratelimit-headers).
+    pub fn set_headers(&self, headers: &mut HeaderMap) {
+        let policy = format!("\"default\";q={};w={}", self.per_minute, WINDOW.as_secs());
+        let remaining = self.remaining.unwrap_or(0);
+        let state = format!("\"default\";r={remaining};t={}", self.reset_seconds);
+        for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
+            let value = HeaderValue::try_from(value)
+                .expect("digits, quotes and semicolons may stand in a header");
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn subscriber(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let prefix = address.to_bits() >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS;
+            Ipv6Addr::from_bits(prefix).into()
+        }
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limiter() -> RateLimiter {
+        RateLimiter::new(NonZeroU32::new(3).unwrap())
+    }
+
+    #[test]
+    fn peer_gets_its_requests_each_minute_and_no_more() {
+        let (limiter, start) = (limiter(), Instant::now());
+        let peer = "192.0.2.1".parse().unwrap();
+        let remaining = |seconds: u64| {
+            let quota = limiter.take_at(peer, start + Duration::from_secs(seconds));
+            (quota.remaining, quota.reset_seconds)
+        };
+        assert_eq!(remaining(0), (Some(2), 60));
+        assert_eq!(remaining(1), (Some(1), 59));
+        assert_eq!(remaining(2), (Some(0), 58));
+        assert_eq!(remaining(3), (None, 57));
+        assert_eq!(remaining(59), (None, 1));
+        assert_eq!(remaining(60), (Some(2), 60));
+        assert_eq!(remaining(200), (Some(2), 60));
+    }
+
+    #[test]
+    fn peers_are_subscribers_and_their_number_is_bounded() {
+        let (limiter, now) = (limiter(), Instant::now());
+        let remaining = |peer: &str| limiter.take_at(peer.parse().unwrap(), now).remaining;
+        assert_eq!(remaining("192.0.2.1"), Some(2));
+        assert_eq!(remaining("192.0.2.2"), Some(2));
+        assert_eq!(remaining("::ffff:192.0.2.1"), Some(1));
+        assert_eq!(remaining("2001:db8:0:1::1"), Some(2));
+        assert_eq!(remaining("2001:db8:0:1:ffff::2"), Some(1));
+        assert_eq!(remaining("2001:db8:0:2::1"), Some(2));
+        for number in 0..20_000 {
+            limiter.take_at(std::net::Ipv4Addr::from_bits(number).into(), now);
+        }
+        assert_eq!(limiter.peers.lock().unwrap().len(), MAX_PEERS.get());
+    }
+
+    #[test]
+    fn what_watches_the_process_is_not_limited() {
+        let limiter = limiter();
+        let peer = "192.0.2.1".parse().unwrap();
+        assert!(limiter.take(peer, "/order/a").is_some());
+        for path in EXEMPT_PATHS {
+            assert_eq!(limiter.take(peer, path), None);
+        }
+    }
+}

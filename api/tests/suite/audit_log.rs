@@ -1,0 +1,80 @@
+//! The line that each write leaves in the log.
+
+use serde_json::Value;
+use shared::testing::TestDatabase;
+
+use crate::support::program::Program;
+use crate::support::{model, store};
+
+const TOKEN: &str = "s3cret-token";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_is_logged_with_its_request_and_its_end_and_nothing_personal() {
+    let database = TestDatabase::create();
+    store(&database, &model());
+    let settings = [("LOG_FORMAT", "json"), ("API_TOKEN", TOKEN)];
+    let program = Program::start(&database, &settings).await;
+    let body = serde_json::to_string(&model()).unwrap();
+    let version = "SELECT version AS value FROM orders";
+    let stored = database.integer(version);
+    let mut written = 0;
+    for (id, method, token, more) in [
+        ("mismatch", "PUT", TOKEN, "If-Match: \"0\"\r\n"),
+        ("put", "PUT", TOKEN, ""),
+        ("stranger", "DELETE", "wrong-token", ""),
+        ("delete", "DELETE", TOKEN, ""),
+        ("absent", "DELETE", TOKEN, ""),
+    ] {
+        let body = if method == "PUT" { body.as_str() } else { "" };
+        let request = format!(
+            "{method} /api/v1/orders/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\n\
+             Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{more}\
+             Connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        program.send(&request).await;
+        if id == "put" {
+            written = database.integer(version);
+        }
+    }
+    let log = program.log();
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &Value| line["message"] == "write")
+        .collect();
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!(line["level"], "INFO");
+            assert_eq!(line["order.id"], "b563feb7b2b84b6test");
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (
+                text(&line["span"]["request.id"]),
+                text(&line["operation"]),
+                text(&line["outcome"]),
+                line["version"].as_i64(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("mismatch", "put", "version_mismatch", Some(stored)),
+        ("put", "put", "done", Some(written)),
+        ("delete", "delete", "done", Some(written)),
+        ("absent", "delete", "order_not_found", None),
+    ];
+    let expected = expected.map(|(id, operation, outcome, version)| {
+        (id.into(), operation.into(), outcome.into(), version)
+    });
+    assert_eq!(seen, expected);
+    let order = model();
+    for secret in [
+        TOKEN,
+        "wrong-token",
+        &order.delivery.name,
+        &order.delivery.email,
+        &order.delivery.phone,
+    ] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
