@@ -8,6 +8,7 @@
 //! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
 //! - [`cors`]: which pages may read. [`rate_limit`]: how much a peer may ask.
 //! - [`export`]: lists without an end.
+//! - `openapi.json`, beside `src`: the contract for machines; tests compare it with the routes and codes.
 //! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
 
 pub mod app;
@@ -21,6 +22,8 @@ pub mod export;
 pub mod handlers;
 pub mod listing;
 pub mod metrics;
+#[cfg(test)]
+mod openapi;
 pub mod problem;
 pub mod rate_limit;
 pub mod repository;

@@ -24,6 +24,7 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// A request that gets no answer of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(strum::EnumIter))]
 pub enum ApiError {
     /// The path's segment is no order id.
     InvalidOrderUid,

@@ -17,6 +17,29 @@ use crate::handlers::{cache, health, orders, web};
 use crate::problem::ApiError;
 use crate::request::{Call, OldProtocol};
 
+/// Each path and the methods that it knows, as its `Allow` says: what `openapi.json` describes and the tests ask.
+pub const ROUTES: [(&str, &str); 15] = [
+    ("/order/{order_uid}", READ),
+    (
+        "/api/v1/orders/{order_uid}",
+        "GET, HEAD, PUT, DELETE, OPTIONS",
+    ),
+    (crate::listing::PATH, READ),
+    ("/api/v1/cache/stats", READ),
+    ("/api/v1/cache/warmup", "POST, OPTIONS"),
+    ("/api/v1/cache", "DELETE, OPTIONS"),
+    ("/health", READ),
+    ("/livez", READ),
+    ("/readyz", READ),
+    ("/metrics", READ),
+    ("/openapi.json", READ),
+    ("/", READ),
+    ("/style.css", READ),
+    ("/app.js", READ),
+    ("/favicon.svg", READ),
+];
+const READ: &str = "GET, HEAD, OPTIONS";
+
 /// All routes; `or` tries them in order, so what is asked most stands first.
 pub fn routes(
     app: &Arc<App>,
@@ -82,6 +105,8 @@ pub fn routes(
         .unify()
         .or(asset("/favicon.svg", &web::ICON))
         .unify()
+        .or(asset("/openapi.json", &web::OPENAPI))
+        .unify()
         .and(call)
         .then(web::asset)
         .map(reply("page"))
@@ -123,6 +148,10 @@ fn call(app: &Arc<App>) -> impl Filter<Extract = (Call,), Error = Infallible> + 
 
 /// Matches one path.
 fn exactly(wanted: &'static str) -> impl Filter<Extract = (), Error = Rejection> + Clone {
+    debug_assert!(
+        ROUTES.iter().any(|(path, _)| *path == wanted),
+        "{wanted} is missing in ROUTES"
+    );
     warp::path::full()
         .and_then(move |path: FullPath| {
             ready(if path.as_str() == wanted {
@@ -136,6 +165,12 @@ fn exactly(wanted: &'static str) -> impl Filter<Extract = (), Error = Rejection>
 
 /// Matches one segment, as sent, behind a prefix. An empty one too: it is an invalid id, not an unknown path.
 fn below(prefix: &'static str) -> impl Filter<Extract = (String,), Error = Rejection> + Clone {
+    debug_assert!(
+        ROUTES
+            .iter()
+            .any(|(path, _)| path.strip_prefix(prefix) == Some("{order_uid}")),
+        "{prefix} is missing in ROUTES"
+    );
     warp::path::full().and_then(move |path: FullPath| {
         let segment = path
             .as_str()

@@ -1,4 +1,4 @@
-//! The page and its assets, embedded in the binary.
+//! The page and its assets, and the description of the API, embedded in the binary.
 
 use std::hash::{DefaultHasher, Hasher};
 
@@ -26,20 +26,23 @@ pub struct Asset {
 macro_rules! asset {
     ($file:literal, $content_type:literal) => {
         Asset {
-            content: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../web/", $file)),
+            content: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $file)),
             content_type: $content_type,
         }
     };
 }
 
 /// `/`.
-pub static INDEX: Asset = asset!("index.html", "text/html; charset=utf-8");
+pub static INDEX: Asset = asset!("../web/index.html", "text/html; charset=utf-8");
 /// `/style.css`.
-pub static STYLE: Asset = asset!("style.css", "text/css; charset=utf-8");
+pub static STYLE: Asset = asset!("../web/style.css", "text/css; charset=utf-8");
 /// `/app.js`.
-pub static SCRIPT: Asset = asset!("app.js", "text/javascript; charset=utf-8");
+pub static SCRIPT: Asset = asset!("../web/app.js", "text/javascript; charset=utf-8");
 /// `/favicon.svg`.
-pub static ICON: Asset = asset!("favicon.svg", "image/svg+xml");
+pub static ICON: Asset = asset!("../web/favicon.svg", "image/svg+xml");
+
+/// `/openapi.json`: kept by hand; the tests in `openapi.rs` compare it with the code.
+pub static OPENAPI: Asset = asset!("openapi.json", "application/json");
 
 /// Answers with a file. Its parameters are the page's own business.
 pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiError> {

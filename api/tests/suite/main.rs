@@ -10,6 +10,7 @@ mod errors;
 mod export;
 mod invalid_requests;
 mod listing;
+mod openapi;
 mod rate_limit;
 mod reading;
 mod server_limits;

@@ -1,0 +1,180 @@
+//! Keeps `openapi.json`, which is written by hand, true to the code: its routes, methods, statuses and codes.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use strum::IntoEnumIterator;
+
+use crate::problem::ApiError;
+use crate::routes::ROUTES;
+
+const DOCUMENT: &str = include_str!("../openapi.json");
+
+fn document() -> Value {
+    serde_json::from_str(DOCUMENT).unwrap()
+}
+
+/// Whatever the document and the code say differently; empty where they agree.
+fn differences(document: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare("route", described_routes(document), routes(), &mut found);
+    compare("code", described_codes(document), codes(), &mut found);
+    let listed = &document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"];
+    compare("code of Problem", texts(listed), names(), &mut found);
+    dangling(document, document, &mut found);
+    found
+}
+
+fn compare(
+    what: &str,
+    described: BTreeSet<String>,
+    real: BTreeSet<String>,
+    found: &mut Vec<String>,
+) {
+    found.extend(
+        real.difference(&described)
+            .map(|each| format!("{what} {each} is not described")),
+    );
+    found.extend(
+        described
+            .difference(&real)
+            .map(|each| format!("{what} {each} does not exist")),
+    );
+}
+
+fn routes() -> BTreeSet<String> {
+    let methods = ROUTES
+        .iter()
+        .flat_map(|(path, allow)| allow.split(", ").map(move |method| (method, path)));
+    methods
+        .map(|(method, path)| format!("{method} {path}"))
+        .collect()
+}
+
+fn described_routes(document: &Value) -> BTreeSet<String> {
+    let paths = document["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let members = item.as_object().unwrap().keys();
+        members.map(move |member| (member, path))
+    });
+    operations
+        .filter(|(member, _)| *member != "parameters")
+        .map(|(method, path)| format!("{} {path}", method.to_uppercase()))
+        .collect()
+}
+
+fn codes() -> BTreeSet<String> {
+    ApiError::iter()
+        .map(|error| {
+            let (status, code, _) = error.kind();
+            format!("{} {code}", status.as_u16())
+        })
+        .collect()
+}
+
+fn names() -> BTreeSet<String> {
+    ApiError::iter()
+        .map(|error| error.kind().1.to_owned())
+        .collect()
+}
+
+/// Every `status` with each of its codes, wherever the document describes a problem.
+fn described_codes(part: &Value) -> BTreeSet<String> {
+    let status = &part["properties"]["status"]["const"];
+    let codes = texts(&part["properties"]["code"]["enum"]);
+    let own = codes
+        .into_iter()
+        .filter(|_| !status.is_null())
+        .map(|code| format!("{status} {code}"));
+    own.chain(children(part).flat_map(described_codes))
+        .collect()
+}
+
+/// References to nothing.
+fn dangling(document: &Value, part: &Value, found: &mut Vec<String>) {
+    if let Some(reference) = part.get("$ref").and_then(Value::as_str) {
+        let pointer = reference.trim_start_matches('#');
+        if document.pointer(pointer).is_none() {
+            found.push(format!("{reference} is not there"));
+        }
+    }
+    for child in children(part) {
+        dangling(document, child, found);
+    }
+}
+
+fn texts(list: &Value) -> BTreeSet<String> {
+    let texts = list.as_array().into_iter().flatten();
+    texts
+        .map(|text| text.as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn children(part: &Value) -> impl Iterator<Item = &Value> {
+    let members = part
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.values());
+    members.chain(part.as_array().into_iter().flatten())
+}
+
+#[test]
+fn the_document_describes_what_there_is() {
+    let document = document();
+    assert_eq!(differences(&document), [""; 0]);
+    assert_eq!(document["openapi"], "3.1.0");
+}
+
+#[test]
+fn a_route_that_is_removed_is_missed() {
+    for (path, allow) in ROUTES {
+        for method in allow.split(", ") {
+            let mut document = document();
+            let item = document["paths"][path].as_object_mut().unwrap();
+            item.remove(&method.to_lowercase()).unwrap();
+            let missed = format!("route {method} {path} is not described");
+            // Its own codes may be missed as well.
+            let differences = differences(&document);
+            assert!(differences.contains(&missed), "{differences:?}");
+        }
+    }
+    let mut document = document();
+    document["paths"]["/more"] = json!({"get": {}});
+    assert_eq!(differences(&document), ["route GET /more does not exist"]);
+}
+
+#[test]
+fn a_code_that_is_removed_is_missed() {
+    for name in names() {
+        let mut document = document();
+        remove_code(&mut document["paths"], &name);
+        remove_code(&mut document["components"]["responses"], &name);
+        let missed = differences(&document);
+        assert!(
+            missed.len() == 1 && missed[0].ends_with(&format!("{name} is not described")),
+            "{name}: {missed:?}"
+        );
+    }
+    let text = DOCUMENT.replace("\"overloaded\"", "\"overlooked\"");
+    let renamed: Value = serde_json::from_str(&text).unwrap();
+    assert!(
+        differences(&renamed).contains(&"code 503 overlooked does not exist".to_owned()),
+        "{:?}",
+        differences(&renamed)
+    );
+}
+
+fn remove_code(part: &mut Value, code: &str) {
+    match part {
+        Value::Array(elements) => {
+            elements.retain(|element| element != code);
+            elements
+                .iter_mut()
+                .for_each(|element| remove_code(element, code));
+        }
+        Value::Object(members) => members
+            .values_mut()
+            .for_each(|member| remove_code(member, code)),
+        _ => {}
+    }
+}
