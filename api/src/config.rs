@@ -75,7 +75,7 @@ struct ServerArgs {
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
     allow_unauthenticated_writes: bool,
-    /// Pages that may use the api from a browser, comma-separated, as https://shop.example; none but its own without
+    /// Origins whose pages may use the api from a browser, as they send them, comma-separated
     #[arg(
         long,
         env = "CORS_ALLOWED_ORIGINS",
