@@ -12,6 +12,7 @@ mod tls;
 use std::time::Duration;
 
 use anyhow::Context;
+use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::{Connection, ConnectionError, ConnectionResult, RunQueryDsl};
 use diesel_async::pooled_connection::deadpool::{Hook, HookError, Pool};
@@ -42,8 +43,16 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Settings of every session of ours: a client that froze inside a transaction must not hold its locks, and the server
 /// must notice a client that is gone.
+///
+/// `orders.emits` is a promise: whoever changes orders in this session emits the events itself. For everyone else the
+/// database does (migration `emit_events_of_foreign_writers`).
 const SESSION_OPTIONS: &str = "-c idle_in_transaction_session_timeout=30s -c tcp_keepalives_idle=30 \
-                               -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s";
+                               -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s \
+                               -c orders.emits=on";
+
+/// A migration that changes orders emits nothing itself.
+const EMITS_NOTHING: &str = "SET orders.emits = 'off'";
+const EMITS_AGAIN: &str = "RESET orders.emits";
 
 /// The pool of asynchronous connections.
 pub type AsyncPool = Pool<AsyncPgConnection>;
@@ -238,8 +247,10 @@ fn with_migration_lock<T>(
     };
     lock(connection, "SELECT pg_advisory_lock($1)")
         .context("cannot lock the schema for migration")?;
+    connection.batch_execute(EMITS_NOTHING)?;
     let result =
         run(connection).map_err(|error| anyhow::anyhow!("cannot migrate the schema: {error}"));
+    connection.batch_execute(EMITS_AGAIN)?;
     lock(connection, "SELECT pg_advisory_unlock($1)")
         .context("cannot unlock the schema after migration")?;
     result

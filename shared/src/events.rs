@@ -1,6 +1,7 @@
 //! The contract between writers and caches: what a NOTIFY on [`CHANNEL`] says.
 //!
-//! Writers emit in the transaction that changes the orders. The payload is a hint: a receiver may only evict and look
+//! Writers emit in the transaction that changes the orders; for those that do not, by hand in psql for example, the
+//! database does (migration `emit_events_of_foreign_writers`). The payload is a hint: a receiver may only evict and look
 //! again, never trust it as a value.
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub enum Operation {
     Upsert,
     /// They were deleted.
     Delete,
+    /// Any order may have changed: a TRUNCATE, or more of them by hand than are worth naming. Only the database emits it;
+    /// to a program that does not know it it is an unknown operation, and does the same.
+    Flush,
 }
 
 /// One notification.
@@ -52,6 +56,7 @@ pub fn encode<'a>(operation: Operation, uids: impl IntoIterator<Item = &'a str>)
     let prefix = match operation {
         Operation::Upsert => r#"{"v":1,"op":"upsert","uids":["#,
         Operation::Delete => r#"{"v":1,"op":"delete","uids":["#,
+        Operation::Flush => r#"{"v":1,"op":"flush","uids":["#,
     };
     let mut payloads = Vec::new();
     let mut payload = String::from(prefix);
@@ -139,7 +144,7 @@ mod tests {
             "a",
             "{}",
             r#"{"v":2,"op":"upsert","uids":[]}"#,
-            r#"{"v":1,"op":"flush","uids":[]}"#,
+            r#"{"v":1,"op":"rename","uids":[]}"#,
         ] {
             assert!(parse(payload).is_err(), "{payload}");
         }

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
 mod database;
+mod notifications;
 mod orders;
 mod proxy;
 
 pub use database::{TestDatabase, database_settings_from_environment};
+pub use notifications::Notifications;
 pub use orders::{InvalidKind, OrderGenerator, model_json};
 pub use proxy::TcpProxy;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
+use shared::events::Operation;
 use shared::{db, events};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -250,6 +251,7 @@ fn receive(
     }
     cache.listener().events.add(1);
     match events::parse(notification.payload()) {
+        Ok(event) if event.operation == Operation::Flush => cache.clear(),
         Ok(event) => event.uids.iter().for_each(|uid| cache.invalidate(uid)),
         Err(error) => {
             cache.listener().malformed.add(1);

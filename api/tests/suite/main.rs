@@ -8,6 +8,7 @@ mod cors;
 mod database_outage;
 mod errors;
 mod export;
+mod foreign_writes;
 mod invalid_requests;
 mod listing;
 mod openapi;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod announcements;
 mod bad_configuration;
 mod checker_rules;
 mod cut_connections;

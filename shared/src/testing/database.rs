@@ -81,6 +81,20 @@ impl TestDatabase {
         connect(&self.settings)
     }
 
+    /// A connection as `psql` makes it: its writes are foreign ones.
+    pub fn connect_foreign(&self) -> PgConnection {
+        let settings = &self.settings;
+        let conninfo = format!(
+            "host='{}' port={} user='{}' password='{}' dbname='{}'",
+            settings.host,
+            settings.port,
+            settings.user,
+            settings.password.expose(),
+            settings.name
+        );
+        PgConnection::establish(&conninfo).unwrap()
+    }
+
     /// The single integer that a query selects as `value`.
     pub fn integer(&self, query: &str) -> i64 {
         #[derive(QueryableByName)]

@@ -18,6 +18,7 @@ fn schema_of(database: &TestDatabase) -> Vec<String> {
            FROM pg_constraint WHERE connamespace = 'public'::regnamespace
          UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
          UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+         UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
          UNION ALL SELECT definition FROM pg_views WHERE schemaname = 'public'
          UNION ALL SELECT sequencename::text FROM pg_sequences WHERE schemaname = 'public'
          UNION ALL SELECT concat_ws(' ', 'comment', objoid::regclass, objsubid, description)

@@ -1,0 +1,111 @@
+//! An order fixed by hand in psql reaches the cache as any other write does; our own writes are announced once.
+
+use diesel::connection::SimpleConnection;
+use shared::events::Operation;
+use shared::testing::{Notifications, eventually};
+
+use crate::support::{PATIENCE, TestApi, model};
+
+const MODEL: &str = "/order/b563feb7b2b84b6test";
+const UID: &str = "b563feb7b2b84b6test";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_foreign_write_evicts_and_changes_the_etag() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let mut psql = api.database.connect_foreign();
+    for (statement, pointer, expected) in [
+        (
+            "UPDATE orders SET delivery_city = 'Berlin'",
+            "/delivery/city",
+            "Berlin",
+        ),
+        (
+            "UPDATE order_items SET name = 'Comb'",
+            "/items/0/name",
+            "Comb",
+        ),
+        (
+            "INSERT INTO order_items SELECT order_uid, 1, chrt_id, track_number, price, rid, 'Brush', sale, size, total_price, \
+          nm_id, brand, status FROM order_items",
+            "/items/1/name",
+            "Brush",
+        ),
+        (
+            "DELETE FROM order_items WHERE position = 0",
+            "/items/0/name",
+            "Brush",
+        ),
+        ("TRUNCATE order_items", "/items", "[]"),
+    ] {
+        let before = api.get(MODEL).await;
+        assert_eq!(
+            api.get(MODEL).await.header("cache-status"),
+            Some("orders; hit")
+        );
+        psql.batch_execute(statement).unwrap();
+        eventually(statement, PATIENCE, async || {
+            let order = api.get(MODEL).await.json();
+            let found = order.pointer(pointer);
+            found.is_some_and(|value| {
+                value == expected
+                    || value
+                        .as_array()
+                        .is_some_and(|all| all.is_empty() && expected == "[]")
+            })
+        })
+        .await;
+        let after = api.get(MODEL).await;
+        assert_eq!(after.header("cache-status"), Some("orders; hit"));
+        let if_old = [("If-None-Match", before.header("etag").unwrap())];
+        assert_eq!(
+            api.send("GET", MODEL, &if_old, b"").await.status,
+            200,
+            "{statement}"
+        );
+    }
+
+    psql.batch_execute("CREATE TABLE kept AS SELECT * FROM orders; DELETE FROM orders")
+        .unwrap();
+    eventually("deleted", PATIENCE, async || {
+        api.get(MODEL).await.status == 404
+    })
+    .await;
+    // The answer that it is not there is cached as well.
+    api.get(MODEL).await;
+    psql.batch_execute("INSERT INTO orders SELECT * FROM kept")
+        .unwrap();
+    eventually("back again", PATIENCE, async || {
+        api.get(MODEL).await.status == 200
+    })
+    .await;
+    api.get(MODEL).await;
+    psql.batch_execute("TRUNCATE orders CASCADE").unwrap();
+    eventually("gone", PATIENCE, async || {
+        api.get(MODEL).await.status == 404
+    })
+    .await;
+    // All of it was understood.
+    assert_eq!(api.stats().await["listener"]["malformed"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn put_and_delete_are_announced_once() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let mut notifications = Notifications::listen(&api.database);
+    let put = api.put(&model(), &[]).await;
+    assert_eq!(put.status, 200);
+    // The guard would have drawn another version, and its notification, the same to the letter, folds into ours.
+    let if_match = [("If-Match", put.header("etag").unwrap())];
+    let path = ["/api/v1/orders/", UID].concat();
+    assert_eq!(api.send("DELETE", &path, &if_match, b"").await.status, 204);
+    let events = notifications.events();
+    let seen: Vec<_> = events
+        .iter()
+        .map(|event| (event.operation, event.uids.join(" ")))
+        .collect();
+    let expected =
+        [Operation::Upsert, Operation::Delete].map(|operation| (operation, UID.to_owned()));
+    assert_eq!(seen, expected);
+}

@@ -1,0 +1,10 @@
+DROP TRIGGER order_items_truncate ON order_items;
+DROP TRIGGER order_items_foreign_delete ON order_items;
+DROP TRIGGER order_items_foreign_update ON order_items;
+DROP TRIGGER order_items_foreign_insert ON order_items;
+DROP TRIGGER orders_truncate ON orders;
+DROP TRIGGER orders_foreign_delete ON orders;
+DROP TRIGGER orders_foreign_update ON orders;
+DROP TRIGGER orders_foreign_insert ON orders;
+DROP FUNCTION emit_foreign_writes();
+DROP FUNCTION notify_order_events(text, text[]);
