@@ -120,6 +120,23 @@ impl Repository {
         Ok(rows.into_iter().map(VersionedOrder::from).collect())
     }
 
+    /// The versions of those of the orders that exist, in any order.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn find_versions(&self, uids: &[&str]) -> Result<Vec<(String, i64)>, StoreError> {
+        let mut session = self.session().await?;
+        let query = orders::table
+            .filter(orders::order_uid.eq_any(uids))
+            .select((orders::order_uid, orders::version));
+        let outcome = within(
+            session.limit(),
+            query.load::<(String, i64)>(&mut session.connection),
+        )
+        .await;
+        session.settle(outcome).await
+    }
+
     /// The uids of the newest orders, from `after` on.
     ///
     /// # Errors
