@@ -9,11 +9,14 @@ pub mod schema;
 mod startup;
 mod tls;
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
 use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::pg::PgConnection;
+use diesel::sql_types::Bool;
 use diesel::{Connection, ConnectionError, ConnectionResult, RunQueryDsl};
 use diesel_async::pooled_connection::deadpool::{Hook, HookError, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
@@ -53,6 +56,10 @@ const SESSION_OPTIONS: &str = "-c idle_in_transaction_session_timeout=30s -c tcp
 /// A migration that changes orders emits nothing itself.
 const EMITS_NOTHING: &str = "SET orders.emits = 'off'";
 const EMITS_AGAIN: &str = "RESET orders.emits";
+
+/// What is wrong with a server that takes no writes, and what to do.
+pub const NOT_A_PRIMARY: &str = "the server takes no writes: it is a standby, whose rows lag behind, or set to read-only; \
+                                 point DB_HOST and DB_PORT at the primary";
 
 /// The pool of asynchronous connections.
 pub type AsyncPool = Pool<AsyncPgConnection>;
@@ -180,15 +187,36 @@ pub fn pool(
             move |connection: &mut AsyncPgConnection, _| {
                 let set_timeout = set_timeout.clone();
                 Box::pin(async move {
+                    let refused =
+                        |error: diesel::result::Error| HookError::message(error.to_string());
                     connection
                         .batch_execute(&set_timeout)
                         .await
-                        .map_err(|error| HookError::message(error.to_string()))
+                        .map_err(refused)?;
+                    // A primary that is set to read-only may be read; a standby's rows lag behind the events.
+                    let query = diesel::select(sql::<Bool>("pg_is_in_recovery()"));
+                    let is_standby: bool = diesel_async::RunQueryDsl::get_result(query, connection)
+                        .await
+                        .map_err(refused)?;
+                    if is_standby {
+                        return Err(HookError::message(NOT_A_PRIMARY));
+                    }
+                    Ok(())
                 })
             },
         ))
         .build()
         .context("cannot set up the connection pool")
+}
+
+/// Whether connecting failed because `target_session_attrs` asked for a session that may write.
+pub fn refuses_writes(error: &tokio_postgres::Error) -> bool {
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    // Made by tokio-postgres: the system's own refusals carry a number.
+    cause.is_some_and(|cause| {
+        cause.kind() == io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none()
+    })
 }
 
 /// An error of tokio-postgres with its causes, which its own text leaves out.

@@ -168,8 +168,13 @@ impl Listener {
             .target_session_attrs(TargetSessionAttrs::ReadWrite);
         let tls = db::tls_connector(&self.database)?;
         let connected = config.connect(tls).await;
-        let (client, mut connection) =
-            connected.map_err(|error| anyhow::anyhow!(db::describe(&error)))?;
+        let (client, mut connection) = connected.map_err(|error| {
+            if db::refuses_writes(&error) {
+                anyhow::anyhow!(db::NOT_A_PRIMARY)
+            } else {
+                described(error)
+            }
+        })?;
         self.cache.listener().set_state(ListenerState::Subscribing);
 
         // Driven by `poll_message` from the first moment: the connection as a future would throw notifications away.

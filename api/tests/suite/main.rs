@@ -10,6 +10,7 @@ mod errors;
 mod export;
 mod foreign_writes;
 mod invalid_requests;
+mod listener;
 mod listing;
 mod openapi;
 mod rate_limit;

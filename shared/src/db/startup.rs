@@ -6,7 +6,7 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{describe, tls_connector, tokio_config};
+use super::{NOT_A_PRIMARY, describe, tls_connector, tokio_config};
 use crate::backoff::Backoff;
 use crate::config::DatabaseSettings;
 
@@ -50,21 +50,21 @@ pub async fn check(
         .await
         .map_err(|error| classify(&error))?;
     let connection = tokio::spawn(connection);
-    let answer = client.simple_query("SELECT 1").await;
+    let answer = client.simple_query("SELECT pg_is_in_recovery()").await;
     drop(client);
     connection.await.ok();
-    match answer {
-        Ok(messages)
-            if messages
-                .iter()
-                .any(|message| matches!(message, SimpleQueryMessage::Row(_))) =>
-        {
-            Ok(())
-        }
-        Ok(_) => Err(StartupError::Unreachable(format!(
-            "{at}: SELECT 1 gave no row"
+    let messages = answer.map_err(|error| classify(&error))?;
+    let is_standby = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(|value| value == "t"),
+        _ => None,
+    });
+    match is_standby {
+        Some(false) => Ok(()),
+        // It may be promoted.
+        Some(true) => Err(StartupError::Unreachable(format!("{at}: {NOT_A_PRIMARY}"))),
+        None => Err(StartupError::Unreachable(format!(
+            "{at}: pg_is_in_recovery() gave no row"
         ))),
-        Err(error) => Err(classify(&error)),
     }
 }
 

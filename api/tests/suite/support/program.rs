@@ -1,7 +1,8 @@
 //! The program itself, in a process of its own: its memory and its log are nobody else's.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command};
 
 use shared::testing::{TestDatabase, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,6 +13,8 @@ use super::{Answer, PATIENCE};
 pub struct Program {
     pub process: Child,
     pub port: u16,
+    /// A file: a pipe that nobody reads would stop the program.
+    log: PathBuf,
 }
 
 impl Program {
@@ -21,6 +24,7 @@ impl Program {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let server = database.settings();
+        let log = std::env::temp_dir().join(format!("api-{}.log", uuid::Uuid::new_v4()));
         let process = Command::new(env!("CARGO_BIN_EXE_api"))
             .env("DB_HOST", &server.host)
             .env("DB_PORT", server.port.to_string())
@@ -29,10 +33,10 @@ impl Program {
             .env("DB_NAME", &server.name)
             .env("SERVER_PORT", port.to_string())
             .envs(settings.iter().copied())
-            .stderr(Stdio::piped())
+            .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let program = Self { process, port };
+        let program = Self { process, port, log };
         eventually("the program is ready", PATIENCE, async || {
             TcpStream::connect(("127.0.0.1", port)).await.is_ok()
                 && program
@@ -55,13 +59,27 @@ impl Program {
         Answer::parse(&answer)
     }
 
+    pub async fn wait_until_logged(&self, text: &str) {
+        self.wait_until_logged_times(text, 1).await;
+    }
+
+    pub async fn wait_until_logged_times(&self, text: &str, times: usize) {
+        let description = format!("{text:?} is in the log {times} times");
+        eventually(&description, PATIENCE, async || {
+            self.read_log().matches(text).count() >= times
+        })
+        .await;
+    }
+
     /// Ends it, and gives what it has logged.
     pub fn log(mut self) -> String {
         self.process.kill().unwrap();
-        let mut log = String::new();
-        let mut output = self.process.stderr.take().unwrap();
-        output.read_to_string(&mut log).unwrap();
-        log
+        self.process.wait().unwrap();
+        self.read_log()
+    }
+
+    pub fn read_log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
     }
 }
 
@@ -69,5 +87,9 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.process.kill().ok();
         self.process.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("log of the program:\n{}", self.read_log());
+        }
+        fs::remove_file(&self.log).ok();
     }
 }
