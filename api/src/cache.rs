@@ -3,9 +3,11 @@
 //! - [`core`]: who may store what; pure. [`counters`]: what happened.
 //! - [`loader`]: readers; one load a key at a time. [`warmup`]: loads that nobody asked for yet.
 //! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
+//!   `clock`: time that goes on while the machine sleeps.
 //!
 //! Nothing here knows HTTP but the ready-made `ETag`.
 
+mod clock;
 pub mod core;
 pub mod counters;
 pub mod listener;

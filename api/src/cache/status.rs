@@ -4,8 +4,9 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::clock::Clock;
 use super::counters::Count;
 
 /// What the listener is doing.
@@ -52,9 +53,9 @@ impl ListenerState {
 /// State, proof and counters of the listener.
 #[derive(Debug)]
 pub struct ListenerStatus {
-    started: Instant,
+    clock: Clock,
     state: AtomicU8,
-    /// Milliseconds from `started` to the newest proof, plus one; 0 is none.
+    /// Milliseconds of `clock` at the newest proof, plus one; 0 is none.
     proof: AtomicU64,
     blind: Mutex<BlindTime>,
     /// Connections that were lost and found again.
@@ -68,20 +69,20 @@ pub struct ListenerStatus {
 /// How long nothing cached could be served.
 #[derive(Debug)]
 struct BlindTime {
-    since: Option<Instant>,
+    /// By the status's clock.
+    since: Option<Duration>,
     before: Duration,
 }
 
 impl ListenerStatus {
     /// Starts the clock.
     pub fn new() -> Self {
-        let started = Instant::now();
         Self {
-            started,
+            clock: Clock::start(),
             state: AtomicU8::new(0),
             proof: AtomicU64::new(0),
             blind: Mutex::new(BlindTime {
-                since: Some(started),
+                since: Some(Duration::ZERO),
                 before: Duration::ZERO,
             }),
             reconnects: Count::default(),
@@ -102,11 +103,11 @@ impl ListenerStatus {
             .store(index.unwrap_or_default() as u8, Ordering::SeqCst);
         match (state, blind.since) {
             (ListenerState::Live, Some(since)) => {
-                blind.before += since.elapsed();
+                blind.before += self.clock.elapsed().saturating_sub(since);
                 blind.since = None;
             }
             (ListenerState::Live, None) | (_, Some(_)) => {}
-            (_, None) => blind.since = Some(Instant::now()),
+            (_, None) => blind.since = Some(self.clock.elapsed()),
         }
     }
 
@@ -119,7 +120,7 @@ impl ListenerStatus {
     pub fn proof_age(&self) -> Option<Duration> {
         let proof_ms = self.proof.load(Ordering::SeqCst).checked_sub(1)?;
         Some(
-            self.started
+            self.clock
                 .elapsed()
                 .saturating_sub(Duration::from_millis(proof_ms)),
         )
@@ -127,7 +128,7 @@ impl ListenerStatus {
 
     /// The present moment, for a heartbeat to carry; see [`Self::prove`].
     pub(super) fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
 
     /// A heartbeat sent at `sent_ms` came back: the queue of notifications is in the order of commits, so every commit
@@ -145,7 +146,10 @@ impl ListenerStatus {
     /// How long nothing cached could be served, over all times.
     pub fn blind_time(&self) -> Duration {
         let blind = self.blind.lock().unwrap_or_else(PoisonError::into_inner);
-        blind.before + blind.since.map(|since| since.elapsed()).unwrap_or_default()
+        let present = blind
+            .since
+            .map(|since| self.clock.elapsed().saturating_sub(since));
+        blind.before + present.unwrap_or_default()
     }
 }
 
