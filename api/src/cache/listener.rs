@@ -4,6 +4,8 @@
 //! Losing the connection ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that
 //! nobody reads would hold notifications back.
 
+mod history;
+
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use tracing::{info, warn};
 
 use super::OrderCache;
 use super::status::ListenerState;
+use history::History;
 
 /// The name of the listener's session in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api-listener";
@@ -66,12 +69,13 @@ impl Listener {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::for_database();
         let mut last_report: Option<Instant> = None;
+        let mut history = None;
         loop {
             let status = self.cache.listener();
             status.set_state(ListenerState::Connecting);
             let session = tokio::select! {
                 () = shutdown.cancelled() => return,
-                session = self.listen(&mut backoff) => session,
+                session = self.listen(&mut backoff, &mut history) => session,
             };
             if self.cache.core().accepts_fills() {
                 // Before anything else is awaited: from here on no hit may be served.
@@ -94,11 +98,24 @@ impl Listener {
     }
 
     /// One connection from its making to its loss, which is how it ends.
-    async fn listen(&self, backoff: &mut Backoff) -> anyhow::Result<Infallible> {
+    async fn listen(
+        &self,
+        backoff: &mut Backoff,
+        history: &mut Option<History>,
+    ) -> anyhow::Result<Infallible> {
         let status = self.cache.listener();
-        let (client, mut driver, mut echo_rx) = timeout(SUBSCRIBE_TIMEOUT, self.subscribe())
-            .await
-            .context("no answer to LISTEN in time")??;
+        let (client, mut driver, mut echo_rx, server) =
+            timeout(SUBSCRIBE_TIMEOUT, self.subscribe())
+                .await
+                .context("no answer to LISTEN in time")??;
+        if let Some(before) = history.replace(server.clone())
+            && before != server
+        {
+            warn!(
+                "another history of the database, every entry is dropped: {before} before, {server} now"
+            );
+            self.cache.clear();
+        }
         self.cache.core().open_fills();
         status.set_state(ListenerState::Syncing);
         timeout(SUBSCRIBE_TIMEOUT, async {
@@ -159,7 +176,12 @@ impl Listener {
 
     async fn subscribe(
         &self,
-    ) -> anyhow::Result<(Client, AbortOnDropHandle<String>, watch::Receiver<u64>)> {
+    ) -> anyhow::Result<(
+        Client,
+        AbortOnDropHandle<String>,
+        watch::Receiver<u64>,
+        History,
+    )> {
         let mut config = db::tokio_config(&self.database, APPLICATION_NAME);
         let options = [config.get_options().unwrap_or_default(), LISTENER_OPTIONS].concat();
         // LISTEN fails on a standby, and a standby's rows lag behind the events.
@@ -194,7 +216,8 @@ impl Listener {
             }
         }));
         self.listen_on_channels(&client).await?;
-        Ok((client, driver, echo_rx))
+        let history = History::of(&client).await?;
+        Ok((client, driver, echo_rx, history))
     }
 
     async fn listen_on_channels(&self, client: &Client) -> anyhow::Result<()> {

@@ -4,16 +4,9 @@ use diesel::prelude::*;
 use shared::db::connect_blocking;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
-use crate::support::{PATIENCE, TestApi, generator, model, notify, store};
+use crate::support::{PATIENCE, TestApi, generator, model, notify, store, terminate_listener};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
-
-fn terminate_listener(api: &TestApi) {
-    api.database.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-         WHERE datname = current_database() AND application_name = 'orders-api-listener'",
-    );
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn write_of_another_process_is_seen_without_asking_the_database_each_time() {
@@ -278,7 +271,7 @@ async fn blind_cache_reads_the_primary_and_stores_nothing() {
     ]
     .concat();
     api.database.execute(&refuse);
-    terminate_listener(&api);
+    terminate_listener(&api.database);
     eventually("blind", PATIENCE, async || {
         api.stats().await["listener"]["state"] != "live"
     })

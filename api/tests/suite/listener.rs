@@ -3,6 +3,7 @@
 use shared::testing::TestDatabase;
 
 use crate::support::program::Program;
+use crate::support::{model, store, terminate_listener};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
@@ -20,5 +21,33 @@ async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
         .await;
     program
         .wait_until_logged("point DB_HOST and DB_PORT at the primary")
+        .await;
+}
+
+/// What a failover changes is what the server says of itself: functions that come before the system's say it here.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_another_history_are_dropped_though_their_versions_are_the_same() {
+    let database = TestDatabase::create();
+    store(&database, &model());
+    let program = Program::start(&database, &[("CACHE_WARMUP", "0")]).await;
+    program.wait_until_logged("listener is live").await;
+    terminate_listener(&database);
+    program.wait_until_logged_times("listener is live", 2).await;
+    assert!(!program.read_log().contains("another history"));
+
+    let failed_over = [
+        "CREATE SCHEMA promoted; \
+         CREATE FUNCTION promoted.pg_walfile_name(pg_lsn) RETURNS text LANGUAGE sql \
+             AS 'SELECT ''00000002'' || substr(pg_catalog.pg_walfile_name($1), 9)'; \
+         ALTER DATABASE ",
+        &database.settings().name,
+        " SET search_path = promoted, pg_catalog, public",
+    ]
+    .concat();
+    database.execute(&failed_over);
+    terminate_listener(&database);
+    program.wait_until_logged_times("listener is live", 3).await;
+    program
+        .wait_until_logged("another history of the database, every entry is dropped")
         .await;
 }

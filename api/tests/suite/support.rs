@@ -276,3 +276,11 @@ pub fn notify(connection: &mut PgConnection, payload: &str) -> QueryResult<()> {
         .execute(connection)
         .map(|_| ())
 }
+
+/// Ends the sessions of every listener of the database.
+pub fn terminate_listener(database: &TestDatabase) {
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name = 'orders-api-listener'",
+    );
+}
