@@ -3,10 +3,12 @@
 //! - [`core`]: who may store what; pure. [`counters`]: what happened.
 //! - [`loader`]: readers; one load a key at a time. [`warmup`]: loads that nobody asked for yet.
 //! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
+//!   [`audit`]: what no event told of.
 //!   `clock`: time that goes on while the machine sleeps.
 //!
 //! Nothing here knows HTTP but the ready-made `ETag`.
 
+pub mod audit;
 mod clock;
 pub mod core;
 pub mod counters;
@@ -25,6 +27,7 @@ use warp::http::HeaderValue;
 
 use crate::config::CacheSettings;
 use crate::repository::Repository;
+use audit::AuditStatus;
 use core::Core;
 use loader::LoadWaiter;
 use status::ListenerStatus;
@@ -80,6 +83,7 @@ pub struct OrderCache {
     core: Core<Arc<ReadyOrder>, LoadWaiter>,
     repository: Repository,
     listener: ListenerStatus,
+    audit: AuditStatus,
     lease: Duration,
     warmup: Warmup,
 }
@@ -91,6 +95,7 @@ impl OrderCache {
             core: Core::new(settings.capacity),
             repository,
             listener: ListenerStatus::new(),
+            audit: AuditStatus::default(),
             lease: settings.lease,
             warmup: Warmup::default(),
         }
@@ -114,6 +119,11 @@ impl OrderCache {
     /// The listener's state.
     pub fn listener(&self) -> &ListenerStatus {
         &self.listener
+    }
+
+    /// What the auditor has seen.
+    pub fn audit_status(&self) -> &AuditStatus {
+        &self.audit
     }
 
     /// How old the listener's proof may be for hits to be served.

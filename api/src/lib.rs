@@ -98,7 +98,8 @@ async fn keep_cache_true(
         config.database.clone(),
         config.cache.warmup,
     );
-    listener.run(stop.clone()).await;
+    let audit = Arc::clone(&app.cache).audit(stop.clone());
+    tokio::join!(listener.run(stop.clone()), audit);
     Ok(())
 }
 

@@ -148,6 +148,7 @@ impl Collector for CacheCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let core = self.0.core();
         let listener = self.0.listener();
+        let audit = self.0.audit_status();
         let counters = core.counters();
         let (size, missing, weight_bytes) = core.sizes();
 
@@ -180,6 +181,7 @@ impl Collector for CacheCollector {
             ("capacity", counters.evictions(Eviction::Capacity)),
             ("event", counters.evictions(Eviction::Event)),
             ("resync", counters.evictions(Eviction::Resync)),
+            ("audit", counters.evictions(Eviction::Audit)),
         ];
         count_by(
             &mut encoder,
@@ -198,6 +200,16 @@ impl Collector for CacheCollector {
                 "cache_discarded_loads",
                 "Loads not stored, because an event came in between",
                 counters.discarded.get(),
+            ),
+            (
+                "cache_audit_checks",
+                "Cached orders compared with the database",
+                audit.checked.get(),
+            ),
+            (
+                "cache_audit_mismatches",
+                "Cached orders that were stale though no event had told of it",
+                audit.mismatches.get(),
             ),
             (
                 "listener_reconnects",

@@ -6,6 +6,7 @@
 //! whether the listener's proof is fresh; a later revalidation needs only another way to set an entry's epoch.
 
 mod gate;
+mod sample;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -27,6 +27,8 @@ pub enum Eviction {
     Event,
     /// Everything was dropped: listener lost, event not understood, or an operator's wish.
     Resync,
+    /// The auditor found that it was stale.
+    Audit,
 }
 
 /// Every counter; each lookup counts as exactly one of `hits`, `negative_hits`, `misses` and `bypasses`.
@@ -55,6 +57,7 @@ pub struct Counters {
     evictions_capacity: Count,
     evictions_event: Count,
     evictions_resync: Count,
+    evictions_audit: Count,
 }
 
 impl Counters {
@@ -73,6 +76,7 @@ impl Counters {
             Eviction::Capacity => &self.evictions_capacity,
             Eviction::Event => &self.evictions_event,
             Eviction::Resync => &self.evictions_resync,
+            Eviction::Audit => &self.evictions_audit,
         }
     }
 }

@@ -142,6 +142,7 @@ impl Stats {
     fn of(app: &App) -> Self {
         let core = app.cache.core();
         let listener = app.cache.listener();
+        let audit = app.cache.audit_status();
         let counters = core.counters();
         let (size, negative_size, weight_bytes) = core.sizes();
         let [hits, negative_hits, misses, bypasses] = [
@@ -174,7 +175,7 @@ impl Stats {
                 capacity: counters.evictions(Eviction::Capacity),
                 event: counters.evictions(Eviction::Event),
                 resync: counters.evictions(Eviction::Resync),
-                audit: 0,
+                audit: counters.evictions(Eviction::Audit),
             },
             listener: ListenerStats {
                 state: listener.state().as_str(),
@@ -187,8 +188,8 @@ impl Stats {
                 blind_seconds_total: listener.blind_time().as_secs_f64(),
             },
             audit: AuditStats {
-                checked: 0,
-                mismatches: 0,
+                checked: audit.checked.get(),
+                mismatches: audit.mismatches.get(),
             },
             started_at: format_utc(&app.started_at),
         }

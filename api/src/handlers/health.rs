@@ -13,6 +13,7 @@ use crate::repository::StoreError;
 use crate::request::{Call, Verb};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
+const AUDIT_ALARM: &str = "a cached order was stale though no event had told of it, see the log";
 
 /// How the process is.
 struct Health {
@@ -34,7 +35,7 @@ impl Health {
         let status = match database {
             _ if app.shutdown.is_cancelled() => "down",
             Err(_) => "down",
-            Ok(()) if !is_live => "degraded",
+            Ok(()) if !is_live || app.cache.audit_status().is_alarmed() => "degraded",
             Ok(()) => "ok",
         };
         Self { status, database }
@@ -72,6 +73,7 @@ pub async fn readyz(call: Call) -> Result<Response, ApiError> {
     let detail = match health.database {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
+        Ok(()) if app.cache.audit_status().is_alarmed() => AUDIT_ALARM,
         Ok(()) if health.status == "degraded" => "the listener is away, reads go to the database",
         Ok(()) => "ready",
     };
@@ -98,6 +100,11 @@ pub async fn health(call: Call) -> Result<Response, ApiError> {
                 "status": if state == ListenerState::Live { "ok" } else { "degraded" },
                 "state": state.as_str(),
                 "proof_age_ms": listener.proof_age().map(|age| age.as_millis() as u64),
+            },
+            "audit": if app.cache.audit_status().is_alarmed() {
+                json!({"status": "degraded", "detail": AUDIT_ALARM})
+            } else {
+                json!({"status": "ok"})
             },
         },
         "version": env!("CARGO_PKG_VERSION"),

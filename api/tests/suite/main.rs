@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod audit;
 mod audit_log;
 mod cache_sync;
 mod cors;
