@@ -2,6 +2,7 @@
 //!
 //! - [`core`]: who may store what; pure. [`counters`]: what happened.
 //! - [`loader`]: readers; one load a key at a time. [`warmup`]: loads that nobody asked for yet.
+//!   `revalidation`: what was cached before the listener was away.
 //! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
 //!   [`audit`]: what no event told of.
 //!   `clock`: time that goes on while the machine sleeps.
@@ -14,6 +15,7 @@ pub mod core;
 pub mod counters;
 pub mod listener;
 pub mod loader;
+mod revalidation;
 pub mod status;
 pub mod warmup;
 
@@ -28,8 +30,8 @@ use warp::http::HeaderValue;
 use crate::config::CacheSettings;
 use crate::repository::Repository;
 use audit::AuditStatus;
-use core::Core;
-use loader::LoadWaiter;
+use core::{Core, Versioned};
+use loader::{LoadSender, LoadWaiter};
 use status::ListenerStatus;
 use warmup::Warmup;
 
@@ -65,6 +67,12 @@ impl ReadyOrder {
     }
 }
 
+impl Versioned for Arc<ReadyOrder> {
+    fn version(&self) -> i64 {
+        self.version
+    }
+}
+
 impl From<VersionedOrder> for ReadyOrder {
     fn from(versioned: VersionedOrder) -> Self {
         Self::new(&versioned.order, versioned.version)
@@ -80,7 +88,7 @@ pub fn version_etag(version: i64) -> HeaderValue {
 /// The cache with all that it needs to fill itself.
 #[derive(Debug)]
 pub struct OrderCache {
-    core: Core<Arc<ReadyOrder>, LoadWaiter>,
+    core: Core<Arc<ReadyOrder>, LoadWaiter, LoadSender>,
     repository: Repository,
     listener: ListenerStatus,
     audit: AuditStatus,
@@ -106,13 +114,18 @@ impl OrderCache {
         self.core.invalidate(uid);
     }
 
+    /// A reader was shown this version past the cache, or that there is no order: no older one is to follow.
+    pub fn supersede(&self, uid: &str, version: Option<i64>) {
+        self.core.supersede(uid, version);
+    }
+
     /// Drops every entry.
     pub fn clear(&self) {
         self.core.clear();
     }
 
     /// The slots and their counters.
-    pub fn core(&self) -> &Core<Arc<ReadyOrder>, LoadWaiter> {
+    pub fn core(&self) -> &Core<Arc<ReadyOrder>, LoadWaiter, LoadSender> {
         &self.core
     }
 

@@ -98,10 +98,7 @@ impl OrderCache {
             return Ok(());
         }
         for (uid, version) in differing {
-            if self
-                .core
-                .evict_wrong(&uid, |order| order.version == version)
-            {
+            if self.core.evict_wrong(&uid, version) {
                 self.audit.add_mismatch();
                 error!(
                     order_uid = &*uid,

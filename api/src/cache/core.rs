@@ -1,9 +1,14 @@
 //! Who may store what: slots, their owners, epochs and the LRU.
 //!
-//! A key is in one of four states: absent, cached, known to be missing, or loading. A load owns its slot; an event takes
-//! the slot away, and a load that lost it may answer those who already wait for it, but stores nothing and gains no new
-//! waiters. Pure by intent: no tokio, no clock, no I/O, so that interleavings can be tested step by step. The caller says
-//! whether the listener's proof is fresh; a later revalidation needs only another way to set an entry's epoch.
+//! A key may be cached, known to be missing, or neither; and at most one load of it runs. An event takes the slot away from
+//! that load: it answers those who already wait for it, but stores nothing and gains no new waiters. Who comes later waits
+//! for the next load, which begins when this one has ended. One load after another also means that no reader is ever
+//! answered with an older version than one before: a later snapshot of the primary sees all that an earlier one saw.
+//!
+//! Losing the listener makes every entry unverified: it stays, but is served again only once its version was compared.
+//!
+//! Pure by intent: no tokio, no clock, no I/O, so that interleavings can be model-checked. The caller says whether the
+//! listener's proof is fresh.
 
 mod gate;
 mod sample;
@@ -11,7 +16,7 @@ mod sample;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -24,24 +29,30 @@ const MAX_SHARDS: usize = 16;
 /// Fewer entries a shard would make the order of eviction visibly unlike an LRU's.
 const MIN_ENTRIES_PER_SHARD: usize = 64;
 
-/// The slots of all keys. `V` is a cached value, cheap to clone; `W` is what a reader waits on while a load runs.
+/// A value that tells an order's states apart: of two, the newer has the higher version.
+pub trait Versioned {
+    /// The version.
+    fn version(&self) -> i64;
+}
+
+/// The slots of all keys. `V` is a cached value, cheap to clone; `W` is what readers wait on while a load runs, and `S` the
+/// load's end of it.
 #[derive(Debug)]
-pub struct Core<V, W> {
-    shards: Box<[Mutex<Shard<V, W>>]>,
+pub struct Core<V, W, S> {
+    shards: Box<[Mutex<Shard<V, W, S>>]>,
     hasher: RandomState,
     capacity: usize,
     /// Cached entries of all shards.
     size: AtomicUsize,
     gate: AtomicGate,
-    next_load_id: AtomicU64,
     counters: Counters,
 }
 
 #[derive(Debug)]
-struct Shard<V, W> {
+struct Shard<V, W, S> {
     entries: LruCache<Box<str>, Entry<V>>,
     missing: LruCache<Box<str>, u64>,
-    loading: HashMap<Box<str>, Loading<W>>,
+    loading: HashMap<Box<str>, Loading<W, S>>,
     weight_bytes: usize,
 }
 
@@ -52,25 +63,32 @@ struct Entry<V> {
     epoch: u64,
 }
 
+/// The load that runs. Only its own end removes it.
 #[derive(Debug)]
-struct Loading<W> {
-    id: u64,
+struct Loading<W, S> {
     epoch: u64,
+    /// An event came after its beginning: its snapshot may be older.
+    is_taken: bool,
     waiter: W,
+    /// The load that is to begin afterwards, where somebody waits for one.
+    next: Option<(W, S)>,
 }
 
-/// The right to fill a slot, for as long as nobody takes it away.
-#[derive(Debug)]
-pub struct Ticket {
-    uid: Box<str>,
-    id: u64,
-    epoch: u64,
+impl<W, S> Loading<W, S> {
+    /// Whether its snapshot is known to hold everything that was proven so far.
+    fn is_current(&self, gate: Gate) -> bool {
+        !self.is_taken && self.epoch == gate.epoch
+    }
 }
+
+/// The duty to end a load.
+#[derive(Debug)]
+pub struct Ticket(Box<str>);
 
 impl Ticket {
     /// The key to load.
     pub fn uid(&self) -> &str {
-        &self.uid
+        &self.0
     }
 }
 
@@ -81,12 +99,23 @@ pub enum Lookup<V, W, S> {
     Hit(V),
     /// Answer that there is no such order.
     Missing,
-    /// Wait for the load that runs.
+    /// Wait for a load that another reader began or waits for.
     Join(W),
-    /// Start the load; `S` is the other end of what the joiners wait on.
+    /// Wait for the load that begins when the one that runs has ended.
+    Next(W),
+    /// Begin the load now.
     Load(Ticket, S),
     /// Ask the database; store nothing, share nothing.
     Bypass,
+}
+
+/// What a reader accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// What is cached, while it is proven.
+    Proven,
+    /// Only what the database says after this moment.
+    Database,
 }
 
 /// What a load brought.
@@ -100,6 +129,15 @@ pub enum Loaded<V> {
     Failed,
 }
 
+/// How a load ended.
+#[derive(Debug)]
+pub struct Completed<S> {
+    /// Whether its result was stored.
+    pub is_stored: bool,
+    /// The load to begin now.
+    pub next: Option<(Ticket, S)>,
+}
+
 /// Where a new entry goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
@@ -109,7 +147,7 @@ pub enum Placement {
     Cold,
 }
 
-impl<V: Clone, W: Clone> Core<V, W> {
+impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// Makes an empty, closed cache of at most `capacity` entries.
     pub fn new(capacity: NonZeroUsize) -> Self {
         let capacity = capacity.get();
@@ -131,7 +169,6 @@ impl<V: Clone, W: Clone> Core<V, W> {
             capacity,
             size: AtomicUsize::new(0),
             gate: AtomicGate::default(),
-            next_load_id: AtomicU64::new(0),
             counters: Counters::default(),
         }
     }
@@ -146,7 +183,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
         self.gate.change(|gate| gate.serves = serves && gate.stores);
     }
 
-    /// The listener's connection is lost: nothing cached may be served again, no load that runs may store.
+    /// The listener's connection is lost: every entry is unverified, no load that runs may store.
     pub fn close(&self) {
         self.gate.change(|gate| {
             *gate = Gate {
@@ -155,7 +192,43 @@ impl<V: Clone, W: Clone> Core<V, W> {
                 stores: false,
             };
         });
-        self.clear();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let evicted = shard.missing.len();
+            shard.missing.clear();
+            drop(shard);
+            self.counters.evicted(Eviction::Resync, evicted as u64);
+        }
+    }
+
+    /// The unverified keys, shard by shard, the most recently used first.
+    pub fn unverified(&self) -> impl Iterator<Item = Vec<Box<str>>> {
+        self.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            let epoch = self.gate.read().epoch;
+            let entries = shard.entries.iter();
+            let unverified = entries.filter(|(_, entry)| entry.epoch != epoch);
+            unverified.map(|(uid, _)| uid.clone()).collect()
+        })
+    }
+
+    /// Says which version of an unverified key the database holds, asked after LISTEN had committed in this `epoch`.
+    ///
+    /// The entry is verified if it has that version, and dropped otherwise. What has come or gone meanwhile is left alone.
+    pub fn verify(&self, uid: &str, epoch: u64, version: Option<i64>) {
+        let mut shard = self.shard(uid);
+        if self.gate.read().epoch != epoch {
+            return;
+        }
+        match shard.entries.peek_mut(uid) {
+            Some(entry) if entry.epoch == epoch => {}
+            Some(entry) if Some(entry.value.version()) == version => entry.epoch = epoch,
+            Some(_) => {
+                self.remove_entry(&mut shard, uid);
+                self.counters.evicted(Eviction::Resync, 1);
+            }
+            None => {}
+        }
     }
 
     /// How often the listener's connection has been lost.
@@ -171,9 +244,10 @@ impl<V: Clone, W: Clone> Core<V, W> {
     /// Says what a reader of `uid` has to do; `is_fresh` is whether the listener's proof is young enough.
     ///
     /// Where a load is to be started its slot is taken here, before the load takes its snapshot of the database.
-    pub fn look_up<S>(
+    pub fn look_up(
         &self,
         uid: &str,
+        demand: Demand,
         is_fresh: bool,
         make_waiter: impl FnOnce() -> (W, S),
     ) -> Lookup<V, W, S> {
@@ -182,126 +256,126 @@ impl<V: Clone, W: Clone> Core<V, W> {
             return Lookup::Bypass;
         }
         let mut shard = self.shard(uid);
-        // Read under the lock: a loss that happens later sweeps this shard later.
+        // Read under the lock: whatever is done to this shard after a loss is done later.
         let gate = self.gate.read();
         if !gate.serves {
             self.counters.bypasses.add(1);
             return Lookup::Bypass;
         }
-        if let Some(entry) = shard.entries.get(uid)
-            && entry.epoch == gate.epoch
-        {
-            self.counters.hits.add(1);
-            return Lookup::Hit(entry.value.clone());
+        if demand == Demand::Database {
+            self.counters.bypasses.add(1);
+        } else {
+            if let Some(entry) = shard.entries.get(uid)
+                && entry.epoch == gate.epoch
+            {
+                self.counters.hits.add(1);
+                return Lookup::Hit(entry.value.clone());
+            }
+            if shard.missing.get(uid) == Some(&gate.epoch) {
+                self.counters.negative_hits.add(1);
+                return Lookup::Missing;
+            }
+            self.counters.misses.add(1);
         }
-        if shard.missing.get(uid) == Some(&gate.epoch) {
-            self.counters.negative_hits.add(1);
-            return Lookup::Missing;
-        }
-        self.counters.misses.add(1);
-        if let Some(loading) = shard.loading.get(uid)
-            && loading.epoch == gate.epoch
-        {
+        let Some(loading) = shard.loading.get_mut(uid) else {
+            let (waiter, sender) = make_waiter();
+            return Lookup::Load(self.begin(&mut shard, uid.into(), gate, waiter), sender);
+        };
+        if demand == Demand::Proven && loading.is_current(gate) {
             self.counters.coalesced.add(1);
             return Lookup::Join(loading.waiter.clone());
         }
-        let (ticket, sender) = self.take_slot(&mut shard, uid, gate, make_waiter);
-        Lookup::Load(ticket, sender)
+        if let Some((waiter, _)) = &loading.next {
+            self.counters.coalesced.add(1);
+            return Lookup::Join(waiter.clone());
+        }
+        let next = make_waiter();
+        let waiter = next.0.clone();
+        loading.next = Some(next);
+        Lookup::Next(waiter)
     }
 
     /// Takes the slot of a key that nobody asked for, for warm-up; `None` where it is cached, loading, or closed.
-    pub fn begin_warmup<S>(
+    pub fn begin_warmup(
         &self,
         uid: &str,
         make_waiter: impl FnOnce() -> (W, S),
     ) -> Option<(Ticket, S)> {
         let mut shard = self.shard(uid);
         let gate = self.gate.read();
-        let is_cached = shard
-            .entries
-            .peek(uid)
-            .is_some_and(|entry| entry.epoch == gate.epoch);
-        let is_loading = shard
-            .loading
-            .get(uid)
-            .is_some_and(|loading| loading.epoch == gate.epoch);
-        if !gate.stores || is_cached || is_loading {
+        let entry = shard.entries.peek(uid);
+        let is_cached = entry.is_some_and(|entry| entry.epoch == gate.epoch);
+        if !gate.stores || is_cached || shard.loading.contains_key(uid) {
             return None;
         }
-        Some(self.take_slot(&mut shard, uid, gate, make_waiter))
-    }
-
-    fn take_slot<S>(
-        &self,
-        shard: &mut Shard<V, W>,
-        uid: &str,
-        gate: Gate,
-        make_waiter: impl FnOnce() -> (W, S),
-    ) -> (Ticket, S) {
-        self.counters.loads_started.add(1);
-        let id = self.next_load_id.fetch_add(1, Ordering::Relaxed);
         let (waiter, sender) = make_waiter();
-        self.remove_entry(shard, uid);
-        shard.missing.pop(uid);
-        let loading = Loading {
-            id,
-            epoch: gate.epoch,
-            waiter,
-        };
-        shard.loading.insert(uid.into(), loading);
-        let ticket = Ticket {
-            uid: uid.into(),
-            id,
-            epoch: gate.epoch,
-        };
-        (ticket, sender)
+        Some((self.begin(&mut shard, uid.into(), gate, waiter), sender))
     }
 
-    /// Ends a load; `true` where its result was stored.
-    pub fn complete(&self, ticket: Ticket, loaded: Loaded<V>, placement: Placement) -> bool {
+    fn begin(&self, shard: &mut Shard<V, W, S>, uid: Box<str>, gate: Gate, waiter: W) -> Ticket {
+        self.counters.loads_started.add(1);
+        let loading = Loading {
+            epoch: gate.epoch,
+            is_taken: false,
+            waiter,
+            next: None,
+        };
+        shard.loading.insert(uid.clone(), loading);
+        Ticket(uid)
+    }
+
+    /// Ends a load.
+    pub fn complete(
+        &self,
+        Ticket(uid): Ticket,
+        loaded: Loaded<V>,
+        placement: Placement,
+    ) -> Completed<S> {
         match &loaded {
             Loaded::Found(..) => self.counters.loads_succeeded.add(1),
             Loaded::NotFound => self.counters.loads_not_found.add(1),
             Loaded::Failed => self.counters.loads_failed.add(1),
         }
-        let mut shard = self.shard(&ticket.uid);
+        let mut shard = self.shard(&uid);
         let gate = self.gate.read();
-        let is_owner = shard
-            .loading
-            .get(&ticket.uid)
-            .is_some_and(|loading| loading.id == ticket.id);
-        if is_owner {
-            shard.loading.remove(&ticket.uid);
-        }
-        let may_store = is_owner && gate.stores && gate.epoch == ticket.epoch;
-        match loaded {
+        let ended = shard.loading.remove(&uid);
+        let may_store = gate.stores && ended.as_ref().is_some_and(|load| load.is_current(gate));
+        let next = ended.and_then(|load| load.next).map(|(waiter, sender)| {
+            let ticket = self.begin(&mut shard, uid.clone(), gate, waiter);
+            (ticket, sender)
+        });
+        let is_stored = match loaded {
             Loaded::Failed => false,
             _ if !may_store => {
                 self.counters.discarded.add(1);
                 false
             }
             Loaded::NotFound => {
-                shard.missing.put(ticket.uid, ticket.epoch);
+                self.remove_entry(&mut shard, &uid);
+                shard.missing.put(uid, gate.epoch);
                 true
             }
             Loaded::Found(value, weight_bytes) => {
                 let entry = Entry {
                     value,
                     weight_bytes,
-                    epoch: ticket.epoch,
+                    epoch: gate.epoch,
                 };
-                self.store(shard, ticket.uid, entry, placement)
+                self.store(shard, uid, entry, placement)
             }
-        }
+        };
+        Completed { is_stored, next }
     }
 
     fn store(
         &self,
-        mut shard: MutexGuard<'_, Shard<V, W>>,
+        mut shard: MutexGuard<'_, Shard<V, W, S>>,
         uid: Box<str>,
         entry: Entry<V>,
         placement: Placement,
     ) -> bool {
+        shard.missing.pop(&uid);
+        self.remove_entry(&mut shard, &uid);
         if placement == Placement::Cold && self.is_full() {
             return false;
         }
@@ -338,7 +412,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
         }
     }
 
-    fn evict_oldest(&self, shard: &mut Shard<V, W>) {
+    fn evict_oldest(&self, shard: &mut Shard<V, W, S>) {
         if let Some((_, entry)) = shard.entries.pop_lru() {
             shard.weight_bytes -= entry.weight_bytes;
             self.size.fetch_sub(1, Ordering::Relaxed);
@@ -349,9 +423,28 @@ impl<V: Clone, W: Clone> Core<V, W> {
     /// An order may have changed: forgets it, and takes the slot of a load that runs.
     pub fn invalidate(&self, uid: &str) {
         let mut shard = self.shard(uid);
-        shard.loading.remove(uid);
+        if let Some(loading) = shard.loading.get_mut(uid) {
+            loading.is_taken = true;
+        }
         let was_cached = self.remove_entry(&mut shard, uid);
         let was_missing = shard.missing.pop(uid).is_some();
+        if was_cached || was_missing {
+            self.counters.evicted(Eviction::Event, 1);
+        }
+    }
+
+    /// A reader was shown this version past the slots, or that there is no order: nobody may be shown an older one later,
+    /// although its event may still be on its way.
+    pub fn supersede(&self, uid: &str, version: Option<i64>) {
+        let mut shard = self.shard(uid);
+        if let Some(loading) = shard.loading.get_mut(uid) {
+            loading.is_taken = true;
+        }
+        let entry = shard.entries.peek(uid);
+        let is_older = entry.is_some_and(|entry| Some(entry.value.version()) < version);
+        let is_gone = version.is_none();
+        let was_cached = (is_older || is_gone) && self.remove_entry(&mut shard, uid);
+        let was_missing = !is_gone && shard.missing.pop(uid).is_some();
         if was_cached || was_missing {
             self.counters.evicted(Eviction::Event, 1);
         }
@@ -363,7 +456,10 @@ impl<V: Clone, W: Clone> Core<V, W> {
             let mut shard = lock(shard);
             let entry_count = shard.entries.len();
             let evicted = entry_count + shard.missing.len();
-            shard.loading.clear();
+            shard
+                .loading
+                .values_mut()
+                .for_each(|loading| loading.is_taken = true);
             shard.missing.clear();
             shard.entries.clear();
             shard.weight_bytes = 0;
@@ -373,7 +469,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
         }
     }
 
-    fn remove_entry(&self, shard: &mut Shard<V, W>, uid: &str) -> bool {
+    fn remove_entry(&self, shard: &mut Shard<V, W, S>, uid: &str) -> bool {
         let Some(entry) = shard.entries.pop(uid) else {
             return false;
         };
@@ -421,7 +517,7 @@ impl<V: Clone, W: Clone> Core<V, W> {
             })
     }
 
-    fn shard(&self, uid: &str) -> MutexGuard<'_, Shard<V, W>> {
+    fn shard(&self, uid: &str) -> MutexGuard<'_, Shard<V, W, S>> {
         let hash = self.hasher.hash_one(uid);
         lock(&self.shards[hash as usize % self.shards.len()])
     }

@@ -1,13 +1,14 @@
 //! One connection that LISTENs and evicts what writers name.
 //!
-//! The order at every connect: LISTEN committed, then fills are stored, then a heartbeat's echo, then hits are served.
-//! Losing the connection ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that
+//! The order at every connect: LISTEN committed, then fills are stored, then a heartbeat's echo, then hits are served: those
+//! of new entries at once, those of entries from before as they are verified. Losing the connection ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that
 //! nobody reads would hold notifications back.
 
 mod history;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,28 +118,35 @@ impl Listener {
             self.cache.clear();
         }
         self.cache.core().open_fills();
-        status.set_state(ListenerState::Syncing);
         timeout(SUBSCRIBE_TIMEOUT, async {
             self.send_heartbeat(&client).await?;
             echo_rx.changed().await.context("connection lost")
         })
         .await
         .context("no echo of the first heartbeat")??;
-        self.set_live();
+        let mut proven_state = ListenerState::Syncing;
+        self.serve(proven_state);
         backoff.reset();
-        info!("listener is live");
-        self.cache.start_warmup(self.warmup_limit);
 
+        let mut revalidation = pin!(self.cache.revalidate());
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 ended = &mut driver => bail!(ended.context("the driver of the connection panicked")?),
+                () = &mut revalidation, if proven_state == ListenerState::Syncing => {
+                    proven_state = ListenerState::Live;
+                    if status.state() == ListenerState::Syncing {
+                        self.serve(proven_state);
+                    }
+                    info!("listener is live");
+                    self.cache.start_warmup(self.warmup_limit);
+                }
                 echo = echo_rx.changed() => {
                     echo.context("connection lost")?;
                     if status.state() == ListenerState::Suspect {
                         // Same connection, in order: nothing was lost, it was only late.
-                        self.set_live();
+                        self.serve(proven_state);
                     }
                 }
                 _ = heartbeat.tick() => {
@@ -152,9 +160,9 @@ impl Listener {
         }
     }
 
-    fn set_live(&self) {
+    fn serve(&self, proven_state: ListenerState) {
         self.cache.core().set_serving(true);
-        self.cache.listener().set_state(ListenerState::Live);
+        self.cache.listener().set_state(proven_state);
     }
 
     fn check_proof(&self) -> anyhow::Result<()> {
@@ -164,7 +172,7 @@ impl Listener {
         if age >= lease + SUSPECT_TIMEOUT {
             bail!("no echo of a heartbeat for {age:?}");
         }
-        if age >= lease && status.state() == ListenerState::Live {
+        if age >= lease && status.state().serves() {
             self.cache.core().set_serving(false);
             status.set_state(ListenerState::Suspect);
             warn!(

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::core::{Loaded, Lookup, Placement, Ticket};
+use super::core::{Demand, Loaded, Lookup, Placement, Ticket};
 use super::{OrderCache, ReadyOrder};
 use crate::repository::StoreError;
 
@@ -38,15 +39,21 @@ pub enum Source {
         /// Time since the proof.
         proof_age: Duration,
     },
-    /// The database, by a load of this reader's.
-    Load {
-        /// Whether the cache took the result.
-        stored: bool,
-    },
-    /// The database, by a load that another reader had started.
-    SharedLoad,
+    /// The database, because nothing proven was cached or the client demanded it.
+    Database(Demand, Share),
     /// The database, past the cache, which may serve nothing.
     Blind,
+}
+
+/// A reader's share in a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// It began for this reader; the cache took what it brought.
+    Stored,
+    /// It began for this reader; an event or a loss came in between, so nothing was stored.
+    Discarded,
+    /// Another reader's.
+    Collapsed,
 }
 
 pub(super) fn load_channel() -> (LoadWaiter, LoadSender) {
@@ -59,40 +66,45 @@ impl OrderCache {
     ///
     /// # Errors
     /// [`StoreError`] where the database had to be asked and gave no answer.
-    pub async fn get(self: &Arc<Self>, uid: &str) -> Result<Fetched, StoreError> {
+    pub async fn get(self: &Arc<Self>, uid: &str, demand: Demand) -> Result<Fetched, StoreError> {
         let is_fresh = self.listener.is_fresh(self.lease);
-        let (order, source) = match self.core.look_up(uid, is_fresh, load_channel) {
-            Lookup::Hit(order) => (Some(order), self.cache_source()),
-            Lookup::Missing => (None, self.cache_source()),
-            Lookup::Join(waiter) => (wait_for_load(waiter).await?.0, Source::SharedLoad),
+        let (waiter, is_shared) = match self.core.look_up(uid, demand, is_fresh, load_channel) {
+            Lookup::Hit(order) => return Ok(self.cached(Some(order))),
+            Lookup::Missing => return Ok(self.cached(None)),
+            Lookup::Bypass => return self.read_past(uid).await,
+            Lookup::Join(waiter) => (waiter, true),
+            Lookup::Next(waiter) => (waiter, false),
             Lookup::Load(ticket, sender) => {
                 let waiter = sender.subscribe();
-                let cache = Arc::clone(self);
-                tokio::spawn(cache.load(ticket, sender).in_current_span());
-                let (order, stored) = wait_for_load(waiter).await?;
-                (order, Source::Load { stored })
-            }
-            Lookup::Bypass => {
-                let order = self.repository.find_order(uid).await?;
-                (order.map(|order| Arc::new(order.into())), Source::Blind)
+                OwnedLoad::new(self, ticket, sender).spawn(&Handle::current());
+                (waiter, false)
             }
         };
+        let (order, is_stored) = wait_for_load(waiter).await?;
+        let share = match (is_shared, is_stored) {
+            (true, _) => Share::Collapsed,
+            (false, true) => Share::Stored,
+            (false, false) => Share::Discarded,
+        };
+        let source = Source::Database(demand, share);
         Ok(Fetched { order, source })
     }
 
-    fn cache_source(&self) -> Source {
-        Source::Cache {
-            proof_age: self.listener.proof_age().unwrap_or_default(),
-        }
+    async fn read_past(&self, uid: &str) -> Result<Fetched, StoreError> {
+        let order = self.repository.find_order(uid).await?;
+        self.supersede(uid, order.as_ref().map(|order| order.version));
+        Ok(Fetched {
+            order: order.map(|order| Arc::new(order.into())),
+            source: Source::Blind,
+        })
     }
 
-    async fn load(self: Arc<Self>, ticket: Ticket, sender: LoadSender) {
-        let load = OwnedLoad::new(&self, ticket, sender);
-        let result = self.repository.find_order(load.uid()).await;
-        load.finish(
-            result.map(|order| order.map(ReadyOrder::from)),
-            Placement::Hot,
-        );
+    fn cached(&self, order: Option<Arc<ReadyOrder>>) -> Fetched {
+        let proof_age = self.listener.proof_age().unwrap_or_default();
+        Fetched {
+            order,
+            source: Source::Cache { proof_age },
+        }
     }
 }
 
@@ -104,20 +116,20 @@ async fn wait_for_load(mut waiter: LoadWaiter) -> LoadResult {
     }
 }
 
-/// A load that gives its slot back however it ends.
+/// A load that gives its slot back however it ends, and begins the next one where readers wait for that.
 #[derive(Debug)]
-pub(super) struct OwnedLoad<'a> {
-    cache: &'a OrderCache,
+pub(super) struct OwnedLoad {
+    cache: Arc<OrderCache>,
     ticket: Option<Ticket>,
     uid: Box<str>,
     // Dropped after `drop` has run: readers are woken when the slot is free again.
     sender: LoadSender,
 }
 
-impl<'a> OwnedLoad<'a> {
-    pub(super) fn new(cache: &'a OrderCache, ticket: Ticket, sender: LoadSender) -> Self {
+impl OwnedLoad {
+    pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, sender: LoadSender) -> Self {
         Self {
-            cache,
+            cache: Arc::clone(cache),
             uid: ticket.uid().into(),
             ticket: Some(ticket),
             sender,
@@ -128,34 +140,50 @@ impl<'a> OwnedLoad<'a> {
         &self.uid
     }
 
+    fn spawn(self, runtime: &Handle) {
+        let load = async move {
+            let order = self.cache.repository.find_order(&self.uid).await;
+            let order = order.map(|order| order.map(ReadyOrder::from));
+            self.finish(order, Placement::Hot);
+        };
+        runtime.spawn(load.in_current_span());
+    }
+
     /// Stores what was brought, if that is still allowed, and answers everyone who waits.
     pub(super) fn finish(
         mut self,
         result: Result<Option<ReadyOrder>, StoreError>,
         placement: Placement,
     ) {
-        let Some(ticket) = self.ticket.take() else {
-            return;
-        };
         let order = result.map(|order| order.map(Arc::new));
         let loaded = match &order {
             Ok(Some(order)) => Loaded::Found(Arc::clone(order), order.weight_bytes()),
             Ok(None) => Loaded::NotFound,
             Err(_) => Loaded::Failed,
         };
-        let stored = self.cache.core.complete(ticket, loaded, placement);
+        let is_stored = self.complete(loaded, placement);
         self.sender
-            .send_replace(Some(order.map(|order| (order, stored))));
+            .send_replace(Some(order.map(|order| (order, is_stored))));
+    }
+
+    fn complete(&mut self, loaded: Loaded<Arc<ReadyOrder>>, placement: Placement) -> bool {
+        let Some(ticket) = self.ticket.take() else {
+            return false;
+        };
+        let completed = self.cache.core.complete(ticket, loaded, placement);
+        // Without a runtime the process is ending: dropping the sender answers those who wait.
+        if let Some((ticket, sender)) = completed.next
+            && let Ok(runtime) = Handle::try_current()
+        {
+            Self::new(&self.cache, ticket, sender).spawn(&runtime);
+        }
+        completed.is_stored
     }
 }
 
-impl Drop for OwnedLoad<'_> {
+impl Drop for OwnedLoad {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.cache
-                .core
-                .complete(ticket, Loaded::Failed, Placement::Hot);
-        }
+        self.complete(Loaded::Failed, Placement::Hot);
     }
 }
 
@@ -203,10 +231,13 @@ mod tests {
     #[tokio::test]
     async fn load_that_panics_answers_its_readers_and_frees_its_slot() {
         let cache = Arc::new(cache());
-        let Lookup::Load(ticket, sender) = cache.core.look_up("a", true, load_channel) else {
+        let Lookup::Load(ticket, sender) =
+            cache.core.look_up("a", Demand::Proven, true, load_channel)
+        else {
             panic!("nothing was loading");
         };
-        let Lookup::Join(waiter) = cache.core.look_up("a", true, load_channel) else {
+        let Lookup::Join(waiter) = cache.core.look_up("a", Demand::Proven, true, load_channel)
+        else {
             panic!("the load is there to be joined");
         };
         let panicking = Arc::clone(&cache);
@@ -220,7 +251,7 @@ mod tests {
         );
         assert!(load.await.is_err());
         assert!(matches!(
-            cache.core.look_up("a", true, load_channel),
+            cache.core.look_up("a", Demand::Proven, true, load_channel),
             Lookup::Load(..)
         ));
         assert_eq!(cache.core.counters().loads_failed.get(), 1);

@@ -16,11 +16,11 @@ pub enum ListenerState {
     Starting,
     /// Connecting, or waiting to try again.
     Connecting,
-    /// Connected, LISTEN not yet committed.
+    /// Connected; LISTEN or the first proof is awaited.
     Subscribing,
-    /// Listening; fills are stored, the first proof is awaited.
+    /// Proven: hits are served of entries that are new or verified; others are being verified.
     Syncing,
-    /// Proven: hits are served.
+    /// Proven, and every entry is verified.
     Live,
     /// Connected, but the proof has grown too old.
     Suspect,
@@ -36,6 +36,11 @@ impl ListenerState {
         Self::Live,
         Self::Suspect,
     ];
+
+    /// Whether hits are served in it.
+    pub(super) fn serves(self) -> bool {
+        matches!(self, Self::Syncing | Self::Live)
+    }
 
     /// The name in statistics and metrics.
     pub fn as_str(self) -> &'static str {
@@ -101,19 +106,19 @@ impl ListenerStatus {
         let index = ListenerState::ALL.iter().position(|each| *each == state);
         self.state
             .store(index.unwrap_or_default() as u8, Ordering::SeqCst);
-        match (state, blind.since) {
-            (ListenerState::Live, Some(since)) => {
+        match (state.serves(), blind.since) {
+            (true, Some(since)) => {
                 blind.before += self.clock.elapsed().saturating_sub(since);
                 blind.since = None;
             }
-            (ListenerState::Live, None) | (_, Some(_)) => {}
-            (_, None) => blind.since = Some(self.clock.elapsed()),
+            (true, None) | (false, Some(_)) => {}
+            (false, None) => blind.since = Some(self.clock.elapsed()),
         }
     }
 
-    /// Whether hits may be served: live, and proven within the lease.
+    /// Whether hits may be served: proven within the lease.
     pub fn is_fresh(&self, lease: Duration) -> bool {
-        self.state() == ListenerState::Live && self.proof_age().is_some_and(|age| age < lease)
+        self.state().serves() && self.proof_age().is_some_and(|age| age < lease)
     }
 
     /// Time since the last moment at which every earlier commit is known to have been seen.

@@ -95,7 +95,7 @@ impl OrderCache {
         result_rx
     }
 
-    async fn run_warmup(&self, limit: usize, epoch: u64) -> WarmupResult {
+    async fn run_warmup(self: &Arc<Self>, limit: usize, epoch: u64) -> WarmupResult {
         let started = Instant::now();
         let limit = limit.min(self.core.capacity());
         let mut loaded = 0;
@@ -122,8 +122,8 @@ impl OrderCache {
         })
     }
 
-    async fn warm_up_chunk(&self, uids: &[&str]) -> Result<usize, StoreError> {
-        let loads: Vec<OwnedLoad<'_>> = uids
+    async fn warm_up_chunk(self: &Arc<Self>, uids: &[&str]) -> Result<usize, StoreError> {
+        let loads: Vec<OwnedLoad> = uids
             .iter()
             // A full cache would take none of them.
             .filter(|_| !self.core.is_full())

@@ -1,7 +1,7 @@
 //! Orders: one, a page of them, replacing one, deleting one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
@@ -11,13 +11,14 @@ use tracing::{Instrument, info};
 use warp::http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK, VARY,
 };
-use warp::http::{HeaderValue, Method, StatusCode};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use warp::reply::Response;
 
 use super::json_response;
 use crate::app::App;
 use crate::cache::ReadyOrder;
-use crate::cache::loader::{Fetched, Source};
+use crate::cache::core::Demand;
+use crate::cache::loader::{Fetched, Share, Source};
 use crate::conditional::Reading;
 use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
@@ -25,6 +26,8 @@ use crate::repository::WriteError;
 use crate::request::{Call, Verb, empty, order_uid};
 use crate::{conditional, export};
 
+/// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
@@ -66,13 +69,18 @@ async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
     call.parameters(&[])?;
     call.require_accepts_json()?;
     call.app.require_schema()?;
-    let loaded = call.app.in_time(call.app.cache.get(uid.as_str()));
+    let demand = demand(&call.headers);
+    let started = Instant::now();
+    let loaded = call.app.in_time(call.app.cache.get(uid.as_str(), demand));
     let Fetched { order, source } = loaded.await?;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
-        Source::Load { stored: true } => "orders; fwd=miss; stored",
-        Source::Load { stored: false } => "orders; fwd=miss",
-        Source::SharedLoad => "orders; fwd=miss; collapsed",
+        Source::Database(Demand::Proven, Share::Stored) => "orders; fwd=miss; stored",
+        Source::Database(Demand::Proven, Share::Discarded) => "orders; fwd=miss",
+        Source::Database(Demand::Proven, Share::Collapsed) => "orders; fwd=miss; collapsed",
+        Source::Database(Demand::Database, Share::Stored) => "orders; fwd=request; stored",
+        Source::Database(Demand::Database, Share::Discarded) => "orders; fwd=request",
+        Source::Database(Demand::Database, Share::Collapsed) => "orders; fwd=request; collapsed",
         Source::Blind => "orders; fwd=bypass; detail=blind",
     };
     let order = order.ok_or(ApiError::OrderNotFound {
@@ -91,10 +99,30 @@ async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
     headers.insert(ETAG, order.etag.clone());
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
-    if let Source::Cache { proof_age } = source {
+    let timing = if let Source::Cache { proof_age } = source {
         headers.insert(AGE, HeaderValue::from(proof_age.as_secs()));
-    }
+        HeaderValue::from_static("cache")
+    } else {
+        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        HeaderValue::try_from(format!("db;dur={duration_ms:.3}"))
+            .expect("a number may stand in a header")
+    };
+    headers.insert(SERVER_TIMING, timing);
     Ok(response)
+}
+
+/// What the client accepts: `Cache-Control: no-cache` means the database (RFC 9111, section 5.2.1.4).
+fn demand(headers: &HeaderMap) -> Demand {
+    let mut directives = headers
+        .get_all(CACHE_CONTROL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    if directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache")) {
+        Demand::Database
+    } else {
+        Demand::Proven
+    }
 }
 
 fn order_body(order: &ReadyOrder) -> Response {
@@ -141,6 +169,10 @@ async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiEr
         .await?;
     let has_more = found.len() > request.limit as usize;
     found.truncate(request.limit as usize);
+    for versioned in &found {
+        let uid = versioned.order.order_uid.as_str();
+        call.app.cache.supersede(uid, Some(versioned.version));
+    }
     let next_cursor = found.last().filter(|_| has_more).map(|last| {
         request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
     });

@@ -291,7 +291,8 @@ async fn blind_cache_reads_the_primary_and_stores_nothing() {
     let warmup = api.send("POST", "/api/v1/cache/warmup", &[], b"").await;
     assert_eq!(warmup.problem(), (503, "database_unavailable".into()));
     let stats = api.stats().await;
-    assert_eq!((&stats["bypasses"], &stats["size"]), (&3.into(), &0.into()));
+    assert_eq!((&stats["bypasses"], &stats["size"]), (&3.into(), &1.into()));
+    assert_eq!(stats["loads"]["started"], 1);
 
     let name = api.database.settings().name;
     let server = shared::config::DatabaseSettings {

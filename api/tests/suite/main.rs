@@ -16,6 +16,7 @@ mod listing;
 mod openapi;
 mod rate_limit;
 mod reading;
+mod revalidation;
 mod server_limits;
 mod startup;
 mod support;

@@ -1,9 +1,9 @@
 //! What the auditor needs: a few entries by chance, and a way to drop one that it proved wrong.
 
-use super::{Core, lock};
+use super::{Core, Versioned, lock};
 use crate::cache::counters::Eviction;
 
-impl<V: Clone, W: Clone> Core<V, W> {
+impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// At most `count` entries that lie side by side at a random place of a random shard, and, where that has too few, in
     /// the shards after it.
     ///
@@ -48,14 +48,11 @@ impl<V: Clone, W: Clone> Core<V, W> {
         sample
     }
 
-    /// Drops a cached value that `is_wrong`; `true` where there was one.
-    pub fn evict_wrong(&self, uid: &str, is_wrong: impl FnOnce(&V) -> bool) -> bool {
+    /// Drops an entry if it still has this version, which is wrong; `true` where it had.
+    pub fn evict_wrong(&self, uid: &str, version: i64) -> bool {
         let mut shard = self.shard(uid);
-        if !shard
-            .entries
-            .peek(uid)
-            .is_some_and(|entry| is_wrong(&entry.value))
-        {
+        let entry = shard.entries.peek(uid);
+        if entry.is_none_or(|entry| entry.value.version() != version) {
             return false;
         }
         self.remove_entry(&mut shard, uid);
@@ -69,23 +66,24 @@ mod tests {
     use std::collections::HashSet;
     use std::num::NonZeroUsize;
 
-    use crate::cache::core::{Core, Loaded, Lookup, Placement};
+    use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement};
 
     #[test]
     fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
-        let core = Core::<u64, ()>::new(NonZeroUsize::new(1000).unwrap());
+        let core = Core::<i64, (), ()>::new(NonZeroUsize::new(1000).unwrap());
         assert!(core.sample(3, 7).is_empty());
         core.open_fills();
         core.set_serving(true);
         for number in 0..500 {
-            let Lookup::Load(ticket, ()) = core.look_up(&number.to_string(), true, || ((), ()))
+            let Lookup::Load(ticket, ()) =
+                core.look_up(&number.to_string(), Demand::Proven, true, || ((), ()))
             else {
                 panic!("not cached yet");
             };
             core.complete(ticket, Loaded::Found(number, 1), Placement::Hot);
         }
         let mut random = fastrand::Rng::with_seed(1);
-        let seen: HashSet<u64> = (0..20_000)
+        let seen: HashSet<i64> = (0..20_000)
             .flat_map(|_| core.sample(3, random.u64(..)))
             .map(|(uid, value)| {
                 assert_eq!(*uid, *value.to_string());
@@ -93,9 +91,9 @@ mod tests {
             })
             .collect();
         assert_eq!(seen.len(), 500);
-        assert!(!core.evict_wrong("7", |value| *value != 7));
-        assert!(core.evict_wrong("7", |value| *value == 7));
-        assert!(!core.evict_wrong("7", |value| *value == 7), "gone already");
+        assert!(!core.evict_wrong("7", 8));
+        assert!(core.evict_wrong("7", 7));
+        assert!(!core.evict_wrong("7", 7), "gone already");
         assert_eq!(core.sizes(), (499, 0, 499));
         core.close();
         assert!(core.sample(3, 0).is_empty());

@@ -1,9 +1,15 @@
-//! Random interleavings of readers, writers, events and losses of the listener, the same for the same seed.
+//! One rule each.
 
 use super::*;
 
-/// The waiter of a load is the number of the step at which it began.
-type TestCore = Core<u64, u64>;
+impl Versioned for i64 {
+    fn version(&self) -> i64 {
+        *self
+    }
+}
+
+/// Values are versions; waiters are numbers that tell loads apart.
+type TestCore = Core<i64, u64, ()>;
 
 fn open_core(capacity: usize) -> TestCore {
     let core = TestCore::new(NonZeroUsize::new(capacity).unwrap());
@@ -13,37 +19,55 @@ fn open_core(capacity: usize) -> TestCore {
 }
 
 fn begin(core: &TestCore, uid: &str) -> Ticket {
-    match core.look_up(uid, true, || (0, ())) {
+    match core.look_up(uid, Demand::Proven, true, || (0, ())) {
         Lookup::Load(ticket, ()) => ticket,
         other => panic!("{uid}: {other:?}"),
     }
 }
 
-fn fill(core: &TestCore, uid: &str, value: u64) {
-    assert!(core.complete(begin(core, uid), Loaded::Found(value, 10), Placement::Hot));
+fn fill(core: &TestCore, uid: &str, value: i64) {
+    assert!(
+        core.complete(begin(core, uid), Loaded::Found(value, 10), Placement::Hot)
+            .is_stored
+    );
 }
 
-fn hit(core: &TestCore, uid: &str) -> Option<u64> {
-    match core.look_up(uid, true, || (0, ())) {
+fn hit(core: &TestCore, uid: &str) -> Option<i64> {
+    match core.look_up(uid, Demand::Proven, true, || (0, ())) {
         Lookup::Hit(value) => Some(value),
         _ => None,
     }
+}
+
+fn look_up(core: &TestCore, waiter: u64) -> Lookup<i64, u64, ()> {
+    core.look_up("a", Demand::Proven, true, || (waiter, ()))
 }
 
 #[test]
 fn load_that_lost_its_slot_stores_nothing_and_gains_no_reader() {
     let core = open_core(10);
     let old = begin(&core, "a");
-    assert!(matches!(
-        core.look_up("a", true, || (0, ())),
-        Lookup::Join(0)
-    ));
+    assert!(matches!(look_up(&core, 1), Lookup::Join(0)));
     core.invalidate("a");
-    let new = begin(&core, "a");
-    assert!(!core.complete(old, Loaded::Found(1, 10), Placement::Hot));
-    assert!(core.complete(new, Loaded::Found(2, 10), Placement::Hot));
+    assert!(matches!(look_up(&core, 2), Lookup::Next(2)));
+    assert!(matches!(look_up(&core, 3), Lookup::Join(2)));
+    core.invalidate("a");
+    assert!(
+        matches!(look_up(&core, 4), Lookup::Join(2)),
+        "a load that has not begun sees whatever an event tells of"
+    );
+    let ended = core.complete(old, Loaded::Found(1, 10), Placement::Hot);
+    assert!(!ended.is_stored);
+    let (new, ()) = ended.next.unwrap();
+    assert!(matches!(look_up(&core, 5), Lookup::Join(2)));
+    let ended = core.complete(new, Loaded::Found(2, 10), Placement::Hot);
+    assert!(ended.is_stored && ended.next.is_none());
     assert_eq!(hit(&core, "a"), Some(2));
-    assert_eq!(core.counters().discarded.get(), 1);
+    let counters = core.counters();
+    assert_eq!(counters.discarded.get(), 1);
+    assert_eq!(counters.loads_started.get(), 2);
+    assert_eq!(counters.misses.get(), 6);
+    assert_eq!(counters.coalesced.get(), 4);
 }
 
 #[test]
@@ -53,8 +77,112 @@ fn load_across_a_loss_of_the_listener_stores_nothing() {
     core.close();
     core.open_fills();
     core.set_serving(true);
-    assert!(!core.complete(ticket, Loaded::Found(1, 10), Placement::Hot));
+    assert!(matches!(look_up(&core, 1), Lookup::Next(1)));
+    let ended = core.complete(ticket, Loaded::Found(1, 10), Placement::Hot);
+    assert!(!ended.is_stored);
     assert_eq!(core.sizes(), (0, 0, 0));
+    let (next, ()) = ended.next.unwrap();
+    let ended = core.complete(next, Loaded::Found(1, 10), Placement::Hot);
+    assert!(ended.is_stored);
+}
+
+#[test]
+fn entries_from_before_a_loss_are_served_once_their_version_was_compared() {
+    let core = open_core(2000);
+    for (uid, version) in [("same", 1), ("changed", 2), ("deleted", 3), ("event", 4)] {
+        fill(&core, uid, version);
+    }
+    core.complete(begin(&core, "absent"), Loaded::NotFound, Placement::Hot);
+    core.close();
+    core.open_fills();
+    let mut unverified: Vec<_> = core.unverified().flatten().collect();
+    unverified.sort();
+    assert_eq!(
+        *unverified,
+        ["changed", "deleted", "event", "same"].map(Box::from)
+    );
+    core.set_serving(true);
+    core.invalidate("event");
+    let epoch = core.epoch();
+    core.verify("same", epoch - 1, Some(1));
+    assert!(
+        !core.contains("same"),
+        "an answer of another epoch verifies nothing"
+    );
+    for (uid, version) in [
+        ("same", Some(1)),
+        ("changed", Some(5)),
+        ("deleted", None),
+        ("event", Some(4)),
+    ] {
+        core.verify(uid, epoch, version);
+    }
+    assert_eq!(core.unverified().flatten().count(), 0);
+    assert_eq!(hit(&core, "same"), Some(1));
+    for uid in ["changed", "deleted", "event", "absent"] {
+        assert_eq!(hit(&core, uid), None, "{uid}");
+    }
+    assert_eq!(core.sizes(), (1, 0, 10));
+    assert_eq!(core.counters().evictions(Eviction::Resync), 3);
+    core.verify("same", epoch, Some(9));
+    assert_eq!(
+        hit(&core, "same"),
+        Some(1),
+        "verified already: events keep it"
+    );
+}
+
+#[test]
+fn unverified_entry_is_loaded_like_an_absent_one() {
+    let core = open_core(10);
+    fill(&core, "a", 1);
+    core.close();
+    core.open_fills();
+    core.set_serving(true);
+    fill(&core, "a", 2);
+    assert_eq!(hit(&core, "a"), Some(2));
+    assert_eq!(core.sizes(), (1, 0, 10));
+}
+
+#[test]
+fn demand_for_the_database_joins_no_load_that_runs_and_renews_the_entry() {
+    let core = open_core(10);
+    let demand = |waiter| core.look_up("a", Demand::Database, true, || (waiter, ()));
+    fill(&core, "a", 1);
+    let Lookup::Load(first, ()) = demand(1) else {
+        panic!("nothing was loading")
+    };
+    assert_eq!(hit(&core, "a"), Some(1), "others are served meanwhile");
+    assert!(matches!(demand(2), Lookup::Next(2)));
+    assert!(matches!(demand(3), Lookup::Join(2)));
+    let ended = core.complete(first, Loaded::Found(2, 20), Placement::Hot);
+    assert!(ended.is_stored);
+    assert_eq!(hit(&core, "a"), Some(2));
+    assert_eq!(core.sizes(), (1, 0, 20));
+    let (next, ()) = ended.next.unwrap();
+    core.complete(next, Loaded::NotFound, Placement::Hot);
+    assert!(matches!(look_up(&core, 4), Lookup::Missing));
+    assert_eq!(core.sizes(), (0, 1, 0));
+}
+
+#[test]
+fn what_was_shown_past_the_cache_is_not_taken_back() {
+    let core = open_core(10);
+    fill(&core, "a", 5);
+    core.supersede("a", Some(4));
+    assert_eq!(hit(&core, "a"), Some(5), "newer than what was shown");
+    core.supersede("a", Some(6));
+    assert_eq!(hit(&core, "a"), None);
+
+    core.complete(begin(&core, "b"), Loaded::NotFound, Placement::Hot);
+    core.supersede("b", Some(7));
+    let load = begin(&core, "b");
+    core.supersede("b", Some(8));
+    let ended = core.complete(load, Loaded::Found(7, 10), Placement::Hot);
+    assert!(!ended.is_stored);
+    fill(&core, "b", 8);
+    core.supersede("b", None);
+    assert_eq!(hit(&core, "b"), None);
 }
 
 #[test]
@@ -62,7 +190,7 @@ fn nothing_is_served_while_closed_or_unproven() {
     let core = open_core(10);
     fill(&core, "a", 1);
     assert!(matches!(
-        core.look_up("a", false, || (0, ())),
+        core.look_up("a", Demand::Proven, false, || (0, ())),
         Lookup::Bypass
     ));
     core.set_serving(false);
@@ -86,7 +214,7 @@ fn absences_are_cached_apart_and_forgotten_by_an_event() {
     assert_eq!(hit(&core, "a"), Some(1), "a scan evicts no order");
     assert_eq!(core.sizes().1, 64);
     assert!(matches!(
-        core.look_up("scan-999", true, || (0, ())),
+        core.look_up("scan-999", Demand::Proven, true, || (0, ())),
         Lookup::Missing
     ));
     core.invalidate("scan-999");
@@ -99,9 +227,16 @@ fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
     fill(&core, "a", 1);
     fill(&core, "b", 2);
     let (cold, ()) = core.begin_warmup("c", || (0, ())).unwrap();
-    assert!(core.complete(cold, Loaded::Found(3, 10), Placement::Cold));
+    assert!(
+        core.complete(cold, Loaded::Found(3, 10), Placement::Cold)
+            .is_stored
+    );
     let (refused, ()) = core.begin_warmup("d", || (0, ())).unwrap();
-    assert!(!core.complete(refused, Loaded::Found(4, 10), Placement::Cold));
+    assert!(
+        !core
+            .complete(refused, Loaded::Found(4, 10), Placement::Cold)
+            .is_stored
+    );
     fill(&core, "e", 5);
     assert_eq!(
         ["a", "b", "c", "d", "e"].map(|uid| core.contains(uid)),
@@ -113,192 +248,11 @@ fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
 #[test]
 fn size_and_weight_stay_true_over_many_shards() {
     let core = open_core(2000);
-    for number in 0..5000_u64 {
+    for number in 0..5000_i64 {
         fill(&core, &number.to_string(), number);
     }
     assert_eq!(core.sizes(), (2000, 0, 20_000));
     assert_eq!(core.counters().evictions(Eviction::Capacity), 3000);
     core.clear();
     assert_eq!(core.sizes(), (0, 0, 0));
-}
-
-/// A database of two orders with versions, a stream of events in commit order, readers at any stage.
-struct World {
-    core: TestCore,
-    random: fastrand::Rng,
-    step: u64,
-    connected: bool,
-    versions: [u64; 2],
-    /// Events on their way: key and version.
-    queue: Vec<(usize, u64)>,
-    /// Newest version per key whose event the listener has seen.
-    proven: [u64; 2],
-    /// Step of the last event or loss per key.
-    taken_at: [u64; 2],
-    loads: Vec<Load>,
-}
-
-struct Load {
-    key: usize,
-    ticket: Ticket,
-    /// The version its statement saw, once it ran.
-    seen: Option<u64>,
-    /// What each waiter may at least expect: proven when it came.
-    waiters: Vec<u64>,
-    began_at: u64,
-}
-
-const KEYS: [&str; 2] = ["a", "b"];
-
-impl World {
-    fn new(seed: u64) -> Self {
-        Self {
-            core: open_core(1 + seed as usize % 3),
-            random: fastrand::Rng::with_seed(seed),
-            step: 0,
-            connected: true,
-            versions: [1; 2],
-            queue: Vec::new(),
-            proven: [1; 2],
-            taken_at: [0; 2],
-            loads: Vec::new(),
-        }
-    }
-
-    fn advance(&mut self) {
-        self.step += 1;
-        match self.random.u8(0..16) {
-            0..=1 => self.write(),
-            2..=4 => self.deliver(),
-            5..=9 => self.read(),
-            10..=11 => self.take_snapshot(),
-            12..=14 => self.finish_load(),
-            _ => self.lose_or_reconnect(),
-        }
-    }
-
-    fn write(&mut self) {
-        let key = self.random.usize(..2);
-        self.versions[key] += 1;
-        if self.connected {
-            self.queue.push((key, self.versions[key]));
-        }
-    }
-
-    fn deliver(&mut self) {
-        if !self.queue.is_empty() {
-            let (key, version) = self.queue.remove(0);
-            self.core.invalidate(KEYS[key]);
-            self.proven[key] = version;
-            self.taken_at[key] = self.step;
-        }
-    }
-
-    fn read(&mut self) {
-        let key = self.random.usize(..2);
-        let step = self.step;
-        match self.core.look_up(KEYS[key], true, || (step, ())) {
-            Lookup::Hit(version) => {
-                assert!(self.connected, "hit while blind");
-                assert!(
-                    version >= self.proven[key],
-                    "stale hit: {version} < {}",
-                    self.proven[key]
-                );
-            }
-            Lookup::Join(began_at) => {
-                assert!(
-                    began_at > self.taken_at[key],
-                    "joined a load that an event had taken"
-                );
-                let load = self
-                    .loads
-                    .iter_mut()
-                    .find(|load| load.key == key && load.began_at == began_at);
-                let load = load.expect("joined a load that has ended: the waiter would hang");
-                load.waiters.push(self.proven[key]);
-            }
-            Lookup::Load(ticket, ()) => self.loads.push(Load {
-                key,
-                ticket,
-                seen: None,
-                waiters: vec![self.proven[key]],
-                began_at: step,
-            }),
-            Lookup::Bypass => assert!(!self.connected),
-            Lookup::Missing => panic!("no order was ever deleted"),
-        }
-    }
-
-    fn take_snapshot(&mut self) {
-        let versions = self.versions;
-        let waiting: Vec<&mut Load> = self
-            .loads
-            .iter_mut()
-            .filter(|load| load.seen.is_none())
-            .collect();
-        let count = waiting.len();
-        if count > 0 {
-            let index = self.random.usize(..count);
-            let load = waiting.into_iter().nth(index).unwrap();
-            load.seen = Some(versions[load.key]);
-        }
-    }
-
-    fn finish_load(&mut self) {
-        let Some(index) = self.loads.iter().position(|load| load.seen.is_some()) else {
-            return;
-        };
-        let load = self.loads.swap_remove(index);
-        let version = load.seen.unwrap();
-        for expected in load.waiters {
-            assert!(
-                version >= expected,
-                "a waiter got {version}, {expected} was proven when it came"
-            );
-        }
-        let fails = self.random.u8(..8) == 0;
-        let loaded = if fails {
-            Loaded::Failed
-        } else {
-            Loaded::Found(version, 10)
-        };
-        let stored = self.core.complete(load.ticket, loaded, Placement::Hot);
-        if stored {
-            assert!(
-                load.began_at > self.taken_at[load.key],
-                "a load that lost its slot stored"
-            );
-        }
-    }
-
-    fn lose_or_reconnect(&mut self) {
-        if self.connected {
-            self.core.close();
-            self.queue.clear();
-        } else {
-            self.core.open_fills();
-            self.core.set_serving(true);
-            // What was committed before LISTEN is seen by every later statement.
-            self.proven = self.versions;
-        }
-        self.taken_at = [self.step; 2];
-        self.connected = !self.connected;
-    }
-}
-
-#[test]
-fn no_interleaving_serves_what_an_event_has_outdated() {
-    for seed in 0..2000 {
-        let mut world = World::new(seed);
-        for _ in 0..300 {
-            world.advance();
-        }
-        let counters = world.core.counters();
-        let ended = counters.loads_succeeded.get() + counters.loads_failed.get();
-        assert_eq!(
-            counters.loads_started.get(),
-            ended + world.loads.len() as u64
-        );
-    }
 }
