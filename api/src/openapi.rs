@@ -22,6 +22,11 @@ fn differences(document: &Value) -> Vec<String> {
     let listed = &document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"];
     compare("code of Problem", texts(listed), names(), &mut found);
     dangling(document, document, &mut found);
+    found.extend(
+        operations(document)
+            .filter(|(_, _, operation)| operation["responses"]["500"].is_null())
+            .map(|(method, path, _)| format!("500 of {method} {path} is not described")),
+    );
     found
 }
 
@@ -52,15 +57,19 @@ fn routes() -> BTreeSet<String> {
 }
 
 fn described_routes(document: &Value) -> BTreeSet<String> {
-    let paths = document["paths"].as_object().unwrap();
-    let operations = paths.iter().flat_map(|(path, item)| {
-        let members = item.as_object().unwrap().keys();
-        members.map(move |member| (member, path))
-    });
-    operations
-        .filter(|(member, _)| *member != "parameters")
-        .map(|(method, path)| format!("{} {path}", method.to_uppercase()))
+    operations(document)
+        .map(|(method, path, _)| format!("{method} {path}"))
         .collect()
+}
+
+/// Each described method and path, with what is said of it.
+fn operations(document: &Value) -> impl Iterator<Item = (String, &String, &Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    let members = paths.iter().flat_map(|(path, item)| {
+        let members = item.as_object().unwrap().iter();
+        members.map(move |(member, operation)| (member.to_uppercase(), path, operation))
+    });
+    members.filter(|(member, _, _)| member != "PARAMETERS")
 }
 
 fn codes() -> BTreeSet<String> {
@@ -140,7 +149,11 @@ fn a_route_that_is_removed_is_missed() {
     }
     let mut document = document();
     document["paths"]["/more"] = json!({"get": {}});
-    assert_eq!(differences(&document), ["route GET /more does not exist"]);
+    let more = [
+        "route GET /more does not exist",
+        "500 of GET /more is not described",
+    ];
+    assert_eq!(differences(&document), more);
 }
 
 #[test]

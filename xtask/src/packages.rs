@@ -24,6 +24,8 @@ pub enum Purpose {
     Kafka,
     /// The benchmark of reading.
     Load,
+    /// The tests that run schemathesis.
+    Schemathesis,
 }
 
 /// Something that a purpose needs, and what the systems call it.
@@ -38,7 +40,7 @@ struct Need {
     brew: &'static str,
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         purpose: Purpose::Build,
         what: "a C and a C++ compiler and make (librdkafka is built from source)",
@@ -131,6 +133,15 @@ const NEEDS: [Need; 10] = [
         arch: "wrk",
         brew: "wrk",
     },
+    Need {
+        purpose: Purpose::Schemathesis,
+        what: "Python 3.11 or later with venv and pip (schemathesis tests the api)",
+        present: python_makes_environments,
+        debian: "python3-venv",
+        fedora: "python3",
+        arch: "python",
+        brew: "python",
+    },
 ];
 
 /// Installs what is missing for some purposes, or fails with what to install.
@@ -216,6 +227,13 @@ fn names(needs: &[&Need], name: PackageName) -> Vec<&'static str> {
 
 fn is_on_path(program: &str) -> bool {
     find_program(program).is_some()
+}
+
+/// Debian has the module `venv` without `ensurepip`, which it needs.
+fn python_makes_environments() -> bool {
+    let test = "import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))";
+    let output = Command::new("python3").args(["-c", test]).output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 fn has_library(name: &str) -> bool {

@@ -10,8 +10,8 @@ use anyhow::{Result, anyhow};
 
 use crate::cargo::cargo;
 use crate::process::Signal;
-use crate::progress;
 use crate::stack::{self, Stack, StackFolder};
+use crate::{packages, progress};
 
 /// How long a test binary that was asked to stop may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -20,6 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub fn run(arguments: &[String]) -> Result<ExitStatus> {
     let folder = StackFolder::take_own("test")?;
     stack::install_packages()?;
+    packages::ensure(&[packages::Purpose::Schemathesis])?;
     let (build_arguments, test_arguments) = cargo_arguments(arguments);
     // The servers start while cargo builds.
     let servers = thread::scope(|scope| {

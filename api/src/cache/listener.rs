@@ -285,7 +285,6 @@ fn receive(
         }
         return;
     }
-    cache.listener().events.add(1);
     match events::parse(notification.payload()) {
         Ok(event) if event.operation == Operation::Flush => cache.clear(),
         Ok(event) => event.uids.iter().for_each(|uid| cache.invalidate(uid)),
@@ -295,4 +294,6 @@ fn receive(
             cache.clear();
         }
     }
+    // Counted when it holds: who waits for the count is not answered older from then on.
+    cache.listener().events.add(1);
 }

@@ -1,0 +1,178 @@
+//! Schemathesis, a tool that nobody here wrote, holds the real program to `openapi.json`: requests made up from the
+//! document, valid ones and broken ones, and chains of them along its links. `schemathesis.toml` and `hooks.py` beside
+//! this file say where it is narrowed, and why.
+//!
+//! The same requests in every run. For longer ones, other ones, or one operation, `SCHEMATHESIS_ARGUMENTS` has further
+//! arguments of `schemathesis run`: `--max-examples 2000 --seed 7`.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use shared::testing::TestDatabase;
+
+use crate::suite::support::program::Program;
+use crate::suite::support::{generator, store};
+
+/// What the suite's tests use too; an inline module, so that files below it are found.
+#[path = "../suite"]
+mod suite {
+    #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]
+    pub mod support;
+}
+
+/// Ids of the orders that are there; `schemathesis.toml` has requests use them.
+const UIDS: &str = include_str!("uids.txt");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_keeps_what_the_document_promises() {
+    let database = filled_database();
+    let api = start(&database).await;
+    run("one", &api, None).await;
+    let seen = answers(&api).await;
+    for answer in READS.iter().chain(&WRITES) {
+        assert!(seen.contains(*answer), "{answer} was not seen: {seen:?}");
+    }
+}
+
+/// Each read goes to another process than the writes, as behind a balancer.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_keep_it_as_one_does() {
+    let database = filled_database();
+    let (writer, reader) = (start(&database).await, start(&database).await);
+    run("two", &writer, Some(&reader)).await;
+    let (written, read) = (answers(&writer).await, answers(&reader).await);
+    for answer in READS {
+        assert!(read.contains(answer), "{answer} was not seen: {read:?}");
+    }
+    for answer in WRITES {
+        assert!(
+            written.contains(answer),
+            "{answer} was not seen: {written:?}"
+        );
+        assert!(
+            !read.contains(answer),
+            "the reader was written to: {answer}"
+        );
+    }
+}
+
+/// What a run has to meet, or it proves little.
+const READS: [&str; 8] = [
+    "GET order 200",
+    "GET order 304",
+    "GET order 404",
+    "GET order 412",
+    "HEAD order 200",
+    "GET orders 200",
+    "GET orders 400",
+    "GET cache_stats 200",
+];
+const WRITES: [&str; 7] = [
+    "PUT order 200",
+    "PUT order 404",
+    "PUT order 412",
+    "PUT order 415",
+    "PUT order 422",
+    "DELETE order 204",
+    "POST cache_warmup 200",
+];
+
+fn filled_database() -> TestDatabase {
+    let database = TestDatabase::create();
+    let mut generator = generator();
+    for uid in UIDS.lines().map(|line| line.trim_matches('"')) {
+        store(&database, &generator.order_with_uid(uid));
+    }
+    database
+}
+
+async fn start(database: &TestDatabase) -> Program {
+    Program::start(database, &[("RUST_LOG", "warn")]).await
+}
+
+/// The methods, routes and statuses that a process has answered, by its own count.
+async fn answers(api: &Program) -> BTreeSet<String> {
+    let metrics = api
+        .send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await;
+    let counts = metrics
+        .body
+        .lines()
+        .filter_map(|line| line.strip_prefix("orders_api_http_requests_total{"));
+    counts
+        .map(|labels| {
+            let values: Vec<&str> = labels.split('"').skip(1).step_by(2).collect();
+            values.join(" ")
+        })
+        .collect()
+}
+
+async fn run(name: &str, api: &Program, reader: Option<&Program>) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schemathesis-run-{name}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let api_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = api_folder.join("tests/schemathesis");
+    let url = |program: &Program| format!("http://localhost:{}", program.port);
+    let mut command = Command::new(&*TOOL);
+    command
+        .arg("--config-file")
+        .arg(here.join("schemathesis.toml"))
+        .args(["run", "--url", &url(api)])
+        .arg(api_folder.join("openapi.json"))
+        .args(
+            std::env::var("SCHEMATHESIS_ARGUMENTS")
+                .unwrap_or_default()
+                .split_whitespace(),
+        )
+        // What it leaves behind is out of the way.
+        .current_dir(folder)
+        // Where `hooks.py` is.
+        .env("PYTHONPATH", here)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    if let Some(reader) = reader {
+        command.env("READER_URL", url(reader));
+    }
+    let ended = tokio::task::spawn_blocking(move || command.output());
+    let output = ended.await.unwrap().unwrap();
+    // All that it found; shown when this test fails.
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    println!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "schemathesis: {}", output.status);
+}
+
+/// The program, installed into the target folder when it is missing or another version is wanted.
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| {
+    let wanted = include_str!("requirements.txt");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schemathesis");
+    let installed = folder.join("requirements.txt");
+    if std::fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
+        return folder.join("bin/schemathesis");
+    }
+    let requirements =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis/requirements.txt");
+    must_run(
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&folder),
+    );
+    must_run(
+        Command::new(folder.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(["--require-hashes", "--requirement"])
+            .arg(requirements),
+    );
+    std::fs::write(installed, wanted).unwrap();
+    folder.join("bin/schemathesis")
+});
+
+fn must_run(command: &mut Command) {
+    let status = command.status();
+    assert!(
+        status.as_ref().is_ok_and(|status| status.success()),
+        "{command:?}: {status:?}; Python 3.11 or later with venv is needed (Debian: python3-venv)"
+    );
+}
