@@ -49,6 +49,8 @@ pub struct App {
     pub started_at: DateTime<Utc>,
     /// Cancelled when the process is to stop.
     pub shutdown: CancellationToken,
+    /// How long a body may take to come.
+    pub body_deadline: Duration,
     answer_deadline: Duration,
     has_schema: AtomicBool,
 }
@@ -82,6 +84,7 @@ impl App {
             authority: Authority::new(config, address),
             cors: Cors::new(config.cors_allowed_origins.clone()),
             rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
+            body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
             repository,
             metrics: Metrics::new(&cache),

@@ -4,6 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::server::deadlines::Deadlines;
 use anyhow::bail;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, Parser};
@@ -55,6 +56,15 @@ struct ServerArgs {
         value_name = "SERVER_PORT"
     )]
     server_port: u16,
+    /// Most connections of clients at a time, 1..=1000000
+    #[arg(long, env = "SERVER_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "SERVER_MAX_CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    server_max_connections: u32,
+    /// Most of them from one address (one /64 network of IPv6): a balancer is one, too
+    #[arg(long, env = "SERVER_MAX_CONNECTIONS_PER_PEER", default_value_t = 2_000,
+          value_name = "SERVER_MAX_CONNECTIONS_PER_PEER",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    server_max_connections_per_peer: u32,
     /// Most connections to PostgreSQL beside the listener's, 1..=1000
     #[arg(long, env = "DB_POOL_SIZE", default_value_t = 8, value_name = "DB_POOL_SIZE",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -119,6 +129,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Where to listen: host and port.
     pub address: (String, u16),
+    /// How much of the server its clients may take.
+    pub server: ServerLimits,
     /// The token that writes need.
     pub api_token: Option<Secret>,
     /// Whether writes without a token are taken on any address.
@@ -133,6 +145,17 @@ pub struct Config {
     pub log: LogSettings,
     /// How to stop.
     pub shutdown: ShutdownSettings,
+}
+
+/// How much of the server its clients may take. Only the counts are an operator's to set; tests shorten the times.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerLimits {
+    /// Most connections.
+    pub max_connections: usize,
+    /// Most connections of one peer.
+    pub max_connections_per_peer: usize,
+    /// How long a connection may wait.
+    pub deadlines: Deadlines,
 }
 
 /// How much of PostgreSQL to use. Only the size is an operator's to set; tests shorten the times.
@@ -193,6 +216,11 @@ impl Cli {
             database: database.resolve()?,
             pool: PoolSettings::with_size(server.db_pool_size.into()),
             address: (server.server_host, server.server_port),
+            server: ServerLimits {
+                max_connections: server.server_max_connections as usize,
+                max_connections_per_peer: server.server_max_connections_per_peer as usize,
+                deadlines: Deadlines::default(),
+            },
             api_token,
             allow_unauthenticated_writes: server.allow_unauthenticated_writes,
             cors_allowed_origins: server.cors_allowed_origins,
@@ -220,6 +248,14 @@ impl Config {
             ("DB_POOL_SIZE", self.pool.size.to_string()),
             ("SERVER_HOST", self.address.0.clone()),
             ("SERVER_PORT", self.address.1.to_string()),
+            (
+                "SERVER_MAX_CONNECTIONS",
+                self.server.max_connections.to_string(),
+            ),
+            (
+                "SERVER_MAX_CONNECTIONS_PER_PEER",
+                self.server.max_connections_per_peer.to_string(),
+            ),
             ("API_TOKEN", format!("{token:?}")),
             (
                 "ALLOW_UNAUTHENTICATED_WRITES",

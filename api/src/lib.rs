@@ -76,7 +76,14 @@ pub async fn run(
     };
     let timeout = config.shutdown.timeout();
     let server = async {
-        server::serve(Arc::clone(&app), listener, stop.clone(), timeout).await;
+        server::serve(
+            Arc::clone(&app),
+            listener,
+            config.server,
+            stop.clone(),
+            timeout,
+        )
+        .await;
         finished.cancel();
     };
     let ((), outcome) = tokio::join!(server, background);

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use api::config::Cli;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::config::to_lines;
 use shared::db::{self, StartupError};
 use shared::{shutdown, telemetry};
 use tokio::net::TcpListener;
-use tracing::info;
+use tracing::{info, warn};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,6 +41,7 @@ async fn execute() -> anyhow::Result<()> {
         "settings: {}",
         to_lines(&shown).trim_end().replace('\n', " ")
     );
+    raise_file_limit();
     let shutdown = shutdown::on_signal()?;
     // Before it binds: what only a person can mend ends the process. What may heal is waited for while it serves.
     if let Err(StartupError::Fatal(message)) =
@@ -52,4 +54,16 @@ async fn execute() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {host}:{port} (SERVER_HOST, SERVER_PORT)"))?;
     api::run(config, listener, shutdown).await
+}
+
+/// Takes as many files as the system lets it: every connection needs one, and shells start programs with 1024.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!("cannot raise the limit on open files (ulimit -n): {error}");
+    }
 }

@@ -38,11 +38,18 @@ struct RouteLabels {
     route: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DropLabels {
+    reason: &'static str,
+}
+
 /// The metrics of this process.
 #[derive(Debug)]
 pub struct Metrics {
     /// Those of exports.
     pub exports: ExportMetrics,
+    connections: Gauge,
+    dropped_connections: Family<DropLabels, Counter>,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
@@ -52,6 +59,16 @@ pub struct Metrics {
 /// Counts a request as under way until it is dropped.
 #[derive(Debug)]
 pub struct InFlight<'a>(&'a Gauge);
+
+/// Counts a connection as open until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
@@ -66,6 +83,8 @@ impl Metrics {
         let requests = Family::default();
         let durations = Family::new_with_constructor(new_histogram as fn() -> Histogram);
         let in_flight = Gauge::default();
+        let connections = Gauge::default();
+        let dropped_connections = Family::default();
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register_with_unit(
             "http_request_duration",
@@ -78,14 +97,35 @@ impl Metrics {
             "Requests under way",
             in_flight.clone(),
         );
+        registry.register("http_connections", "Connections open", connections.clone());
+        registry.register(
+            "http_dropped_connections",
+            "Connections that the server hung up on, by reason",
+            dropped_connections.clone(),
+        );
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
             exports: ExportMetrics::register(&mut registry),
             registry,
+            connections,
+            dropped_connections,
             requests,
             durations,
             in_flight,
         }
+    }
+
+    /// A connection has been accepted.
+    pub fn connection_opened(&self) -> OpenConnection {
+        self.connections.inc();
+        OpenConnection(self.connections.clone())
+    }
+
+    /// The server has hung up on a client.
+    pub fn connection_dropped(&self, reason: &'static str) {
+        self.dropped_connections
+            .get_or_create(&DropLabels { reason })
+            .inc();
     }
 
     /// A request has come.

@@ -113,7 +113,8 @@ impl Quota {
     }
 }
 
-fn subscriber(peer: IpAddr) -> IpAddr {
+/// Who is behind an address: whoever gets IPv6 gets at least a network of this size.
+pub(crate) fn subscriber(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = address.to_bits() >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS;

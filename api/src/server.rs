@@ -1,34 +1,42 @@
 //! The accept loop around warp, with the limits that warp's own server lacks.
 //!
-//! A peer that sends its header slowly, connections without end, a full table of files: none of them may take the service
-//! from the others. What is no HTTP at all, or has too large a header, hyper answers by itself, bare: 400, 414, 431. Stopping is bounded: requests get time to end, then connections are dropped.
+//! A peer that sends its header slowly or never reads, connections without end, a full table of files: none of them may
+//! take the service from the others ([`deadlines`], [`peers`]). HTTP/1.1 only: HTTP/2 with prior knowledge is hung up on.
+//! What is no HTTP at all, or has too large a header (16 KiB, 100 fields), hyper answers by itself, bare: 400, 414, 431.
+//! Stopping is bounded: requests get time to end, then connections are dropped.
+
+pub mod deadlines;
+mod peers;
 
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::app::App;
+use crate::config::ServerLimits;
 use crate::envelope;
 use crate::routes::routes;
 
-/// How long a request's header may take to come.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+use peers::Peers;
+
 /// Bound of a request's header, and of what is read ahead of a body.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
-/// Most connections at a time; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 10_000;
 /// Pause after a failed accept: the table of files is full, and trying at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two reports of failed accepts: at the limit they fail and succeed by turns.
+const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long requests are still taken after the signal, at most, so that a balancer can see /readyz say no first.
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
@@ -36,6 +44,7 @@ const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 pub async fn serve(
     app: Arc<App>,
     listener: TcpListener,
+    limits: ServerLimits,
     shutdown: CancellationToken,
     shutdown_timeout: Duration,
 ) {
@@ -47,7 +56,7 @@ pub async fn serve(
         tokio::time::sleep(drain_delay).await;
     };
     tokio::select! {
-        () = accept(&app, &listener, &started_connections, &dropped) => {}
+        () = accept(&app, &listener, limits, &started_connections, &dropped) => {}
         () = stop_accepting => {}
     }
     drop(listener);
@@ -65,68 +74,84 @@ pub async fn serve(
 async fn accept(
     app: &Arc<App>,
     listener: &TcpListener,
+    limits: ServerLimits,
     connections: &GracefulShutdown,
     dropped: &CancellationToken,
 ) {
     let service = TowerToHyperService::new(warp::service(routes(app)));
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut is_failing = false;
+    // At the limit further connections wait in the kernel's queue.
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let peers = Peers::new(limits.max_connections_per_peer);
+    let mut last_report = None;
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let (stream, peer) = match listener.accept().await {
-            Ok((stream, address)) => (stream, address.ip()),
-            Err(error) => {
-                if !is_failing {
-                    warn!("cannot accept connections: {error}");
-                    is_failing = true;
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
+        let (stream, peer) = accept_one(listener, &mut last_report).await;
+        let Some(admitted) = peers.admit(peer.ip()) else {
+            app.metrics.connection_dropped("peer_limit");
+            continue;
         };
-        if is_failing {
-            info!("accepting connections again");
-            is_failing = false;
-        }
-        let app = Arc::clone(app);
+        let open = app.metrics.connection_opened();
         let service = service.clone();
+        let for_requests = Arc::clone(app);
         let service = service_fn(move |request| {
-            let (app, service) = (Arc::clone(&app), service.clone());
-            async move { Ok::<_, Infallible>(envelope::answer(&app, &service, peer, request).await) }
+            let (app, service) = (Arc::clone(&for_requests), service.clone());
+            async move {
+                Ok::<_, Infallible>(envelope::answer(&app, &service, peer.ip(), request).await)
+            }
         });
-        let connection =
-            connections.watch(connection_builder().serve_connection(prepare(stream), service));
-        let dropped = dropped.clone();
+        let (stream, timer) = deadlines::guard(without_delay(stream), limits.deadlines);
+        let connection = http1::Builder::new()
+            .timer(timer.clone())
+            .max_buf_size(MAX_BUFFER_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watch(connection);
+        let (app, dropped) = (Arc::clone(app), dropped.clone());
         tokio::spawn(async move {
             tokio::select! {
-                ended = connection => {
-                    if let Err(error) = ended {
-                        debug!("connection ended: {error}");
+                ended = connection => if let Err(error) = ended {
+                    debug!("connection ended: {error}");
+                    if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
+                        app.metrics.connection_dropped(deadline);
                     }
-                }
+                },
                 () = dropped.cancelled() => {}
             }
-            drop(permit);
+            drop((open, admitted, permit));
         });
     }
 }
 
-fn connection_builder() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        // Without a timer hyper ignores the time-out.
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_BUFFER_BYTES);
-    builder
+/// Goes on trying, whatever fails.
+async fn accept_one(
+    listener: &TcpListener,
+    last_report: &mut Option<Instant>,
+) -> (TcpStream, SocketAddr) {
+    loop {
+        let error = match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => error,
+        };
+        // The peer's: it hung up while it waited.
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        ) {
+            continue;
+        }
+        if last_report.is_none_or(|at| at.elapsed() >= ACCEPT_REPORT_INTERVAL) {
+            warn!("cannot accept connections: {error}");
+            *last_report = Some(Instant::now());
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
 }
 
-fn prepare(stream: TcpStream) -> TokioIo<TcpStream> {
-    // An answer is one small write: it must not wait for the acknowledgement of the one before.
+/// An answer is one small write: it must not wait for the acknowledgement of the one before.
+fn without_delay(stream: TcpStream) -> TcpStream {
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot set TCP_NODELAY: {error}");
     }
-    TokioIo::new(stream)
+    stream
 }

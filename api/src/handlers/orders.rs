@@ -1,7 +1,7 @@
 //! Orders: one, a page of them, replacing one, deleting one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, TryStreamExt};
@@ -28,8 +28,6 @@ use crate::{conditional, export};
 
 /// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-/// How long a body may take to come.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
@@ -199,7 +197,7 @@ async fn put_order<B: Buf>(
     call.require_accepts_json()?;
     require_json_body(call)?;
     refuse_announced_oversize(call)?;
-    let body = read_body(body).await?;
+    let body = read_body(&call.app, body).await?;
     let order = Order::decode(&body).map_err(|error| match error {
         OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
         OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
@@ -314,9 +312,10 @@ fn refuse_announced_oversize(call: &Call) -> Result<(), ApiError> {
 }
 
 async fn read_body<B: Buf>(
+    app: &App,
     body: impl Stream<Item = Result<B, warp::Error>>,
 ) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(BODY_TIMEOUT, collect_body(body)).await {
+    match tokio::time::timeout(app.body_deadline, collect_body(body)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(ApiError::RequestTimeout),
     }

@@ -19,6 +19,7 @@ mod reading;
 mod revalidation;
 mod server_limits;
 mod startup;
+mod stopping;
 mod support;
 mod write_protection;
 mod writing;

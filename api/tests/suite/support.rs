@@ -7,7 +7,8 @@ pub mod program;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use api::config::{CacheSettings, Config, PoolSettings};
+use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
+use api::server::deadlines::Deadlines;
 use chrono::Utc;
 use diesel::prelude::*;
 use serde_json::Value;
@@ -213,6 +214,11 @@ pub fn config(database: DatabaseSettings) -> Config {
         database,
         pool: PoolSettings::with_size(4),
         address: ("127.0.0.1".to_owned(), 0),
+        server: ServerLimits {
+            max_connections: 10_000,
+            max_connections_per_peer: 2_000,
+            deadlines: Deadlines::default(),
+        },
         api_token: None,
         allow_unauthenticated_writes: false,
         cors_allowed_origins: Vec::new(),

@@ -20,12 +20,21 @@ pub struct Program {
 impl Program {
     /// Starts with further settings and waits until it is ready.
     pub async fn start(database: &TestDatabase, settings: &[(&str, &str)]) -> Self {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_api")), database, settings).await
+    }
+
+    /// Starts by a command that ends up as the program.
+    pub async fn start_by(
+        mut command: Command,
+        database: &TestDatabase,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
         let server = database.settings();
         let log = std::env::temp_dir().join(format!("api-{}.log", uuid::Uuid::new_v4()));
-        let process = Command::new(env!("CARGO_BIN_EXE_api"))
+        let process = command
             .env("DB_HOST", &server.host)
             .env("DB_PORT", server.port.to_string())
             .env("DB_USER", &server.user)

@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use api::config::{CacheSettings, Config, PoolSettings};
+use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
+use api::server::deadlines::Deadlines;
 use serde_json::Value;
 use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
 use tokio::net::TcpListener;
@@ -45,6 +46,11 @@ impl Api {
             database,
             pool: PoolSettings::with_size(8),
             address: ("127.0.0.1".to_owned(), port),
+            server: ServerLimits {
+                max_connections: 10_000,
+                max_connections_per_peer: 2_000,
+                deadlines: Deadlines::default(),
+            },
             api_token: None,
             allow_unauthenticated_writes: false,
             cors_allowed_origins: Vec::new(),

@@ -1,0 +1,90 @@
+//! How many connections each peer has, so that none takes them all.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::rate_limit::subscriber;
+
+/// The connections of each peer.
+#[derive(Debug)]
+pub(super) struct Peers {
+    limit: usize,
+    counts: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A connection that is counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    peers: Arc<Peers>,
+    peer: IpAddr,
+}
+
+impl Peers {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            counts: Mutex::default(),
+        })
+    }
+
+    /// Counts a connection; `None` where the peer has all that it may have.
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+        let peer = subscriber(address);
+        let mut counts = self.counts();
+        let count = counts.entry(peer).or_default();
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(Admitted {
+            peers: Arc::clone(self),
+            peer,
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.peers.counts();
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_at_its_limit_waits_for_a_connection_of_its_own_to_end() {
+        let peers = Peers::new(2);
+        let admit = |address: &str| peers.admit(address.parse().unwrap());
+        let first = admit("192.0.2.1").unwrap();
+        let _second = admit("::ffff:192.0.2.1").unwrap();
+        assert!(admit("192.0.2.1").is_none());
+        let other = admit("192.0.2.2");
+        assert!(other.is_some());
+        drop(first);
+        assert!(admit("192.0.2.1").is_some());
+        drop(other);
+        assert_eq!(peers.counts().len(), 1, "who has none is forgotten");
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_peer() {
+        let peers = Peers::new(1);
+        let admit = |address: &str| peers.admit(address.parse().unwrap());
+        let _first = admit("2001:db8::1").unwrap();
+        assert!(admit("2001:db8::2").is_none());
+        assert!(admit("2001:db8:0:1::1").is_some());
+    }
+}
