@@ -1,36 +1,70 @@
-//! A TCP proxy in front of a server that tests can cut and mend.
+//! A TCP proxy in front of a server that tests can cut, mend, turn into a black hole, and point at another server.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Passes bytes on until it is cut.
+/// As much of a connection's beginning as is looked at for a name; PostgreSQL's holds the application's.
+const BEGINNING_BYTES: usize = 1024;
+
+/// Passes bytes on until it is told otherwise.
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
-    passing_tx: Arc<watch::Sender<bool>>,
+    link_tx: Arc<watch::Sender<Link>>,
+}
+
+#[derive(Clone, Debug)]
+struct Link {
+    target: (String, u16),
+    is_cut: bool,
+    /// How often it was cut: connections from before are dropped even where it was mended in the same moment.
+    cuts: u64,
+    held: Option<Held>,
+}
+
+#[derive(Clone, Debug)]
+enum Held {
+    All,
+    /// Connections that begin with this in them.
+    Named(String),
+}
+
+impl Link {
+    fn holds(&self, beginning: &[u8]) -> bool {
+        match &self.held {
+            None => false,
+            Some(Held::All) => true,
+            Some(Held::Named(name)) => beginning
+                .windows(name.len())
+                .any(|bytes| bytes == name.as_bytes()),
+        }
+    }
 }
 
 impl TcpProxy {
-    /// Starts passing connections on to `host:port`.
+    /// Starts passing connections on to `host:port`. Their clients must speak first.
     pub async fn start(host: &str, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let target = (host.to_owned(), port);
-        let passing_tx = Arc::new(watch::Sender::new(true));
-        let passing_rx = passing_tx.subscribe();
+        let link_tx = Arc::new(watch::Sender::new(Link {
+            target: (host.to_owned(), port),
+            is_cut: false,
+            cuts: 0,
+            held: None,
+        }));
+        let link_rx = link_tx.subscribe();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, target.clone(), passing_rx.clone()));
+                tokio::spawn(pass(client, link_rx.clone()));
             }
         });
-        Self {
-            address,
-            passing_tx,
-        }
+        Self { address, link_tx }
     }
 
     /// The port on 127.0.0.1 that it listens on.
@@ -40,24 +74,88 @@ impl TcpProxy {
 
     /// Drops every connection and refuses new ones.
     pub fn cut(&self) {
-        self.passing_tx.send_replace(false);
+        self.link_tx.send_modify(|link| {
+            link.is_cut = true;
+            link.cuts += 1;
+        });
     }
 
-    /// Takes connections again.
+    /// Takes connections again, and lets the held ones go on.
     pub fn mend(&self) {
-        self.passing_tx.send_replace(true);
+        self.link_tx.send_modify(|link| {
+            link.is_cut = false;
+            link.held = None;
+        });
+    }
+
+    /// Passes nothing on in either direction, the end of a connection included, and tells nobody.
+    pub fn hold(&self) {
+        self.link_tx.send_modify(|link| link.held = Some(Held::All));
+    }
+
+    /// As [`Self::hold`], for the connections that have this in their first bytes.
+    pub fn hold_named(&self, name: &str) {
+        let held = Held::Named(name.to_owned());
+        self.link_tx.send_modify(|link| link.held = Some(held));
+    }
+
+    /// Leads new connections to another server.
+    pub fn point_at(&self, host: &str, port: u16) {
+        self.link_tx
+            .send_modify(|link| link.target = (host.to_owned(), port));
     }
 }
 
-async fn pass(mut client: TcpStream, target: (String, u16), mut passing_rx: watch::Receiver<bool>) {
-    if !*passing_rx.borrow_and_update() {
-        return;
-    }
-    let Ok(mut server) = TcpStream::connect(target).await else {
-        return;
+async fn pass(client: TcpStream, mut link_rx: watch::Receiver<Link>) {
+    let (target, cuts) = {
+        let link = link_rx.borrow_and_update();
+        if link.is_cut {
+            return;
+        }
+        (link.target.clone(), link.cuts)
     };
+    let both_ways = pass_both_ways(client, target, link_rx.clone());
     tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = passing_rx.wait_for(|passing| !passing) => {}
+        // Either end broke the connection.
+        _ = both_ways => {}
+        _ = link_rx.wait_for(|link| link.cuts != cuts) => {}
+    }
+}
+
+async fn pass_both_ways(
+    client: TcpStream,
+    target: (String, u16),
+    link_rx: watch::Receiver<Link>,
+) -> io::Result<()> {
+    let mut beginning = [0; BEGINNING_BYTES];
+    let length = client.peek(&mut beginning).await?;
+    let beginning = &beginning[..length];
+    let server = TcpStream::connect(target).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::try_join!(
+        pass_one_way(from_client, to_server, beginning, link_rx.clone()),
+        pass_one_way(from_server, to_client, beginning, link_rx),
+    )?;
+    Ok(())
+}
+
+async fn pass_one_way(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    beginning: &[u8],
+    mut link_rx: watch::Receiver<Link>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        // What was read waits with the rest; a sender closes only with its test.
+        link_rx.wait_for(|link| !link.holds(beginning)).await.ok();
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..length]).await?;
     }
 }
