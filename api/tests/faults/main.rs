@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod coherence;
 mod exports;
+mod scene;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.
 #[path = "../suite"]

@@ -5,6 +5,7 @@
 mod audit;
 mod audit_log;
 mod cache_sync;
+mod coherence_rules;
 mod cors;
 mod database_outage;
 mod errors;

@@ -1,5 +1,6 @@
 //! An api of a test's own, and a client that sends exactly the bytes it is told to.
 
+pub mod coherence;
 pub mod copies;
 pub mod download;
 pub mod program;

@@ -1,0 +1,149 @@
+//! Two processes of the program on one database, writers that change its orders in every way there is, readers that note
+//! what they are answered, and a link that can be broken.
+
+mod client;
+mod readers;
+mod writers;
+
+use std::time::{Duration, Instant};
+
+use shared::config::DatabaseSettings;
+use shared::testing::{TcpProxy, TestDatabase, eventually};
+
+use crate::support::coherence::{History, Judgement};
+use crate::support::program::Program;
+use crate::support::{model, store};
+use client::{Answer, Client};
+pub use readers::Readers;
+pub use writers::Writers;
+
+/// The promised age of an answer: `CACHE_LEASE_MS` as it is by default.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// How long after a fault all must be as if it had not been.
+const HEALING: Duration = Duration::from_secs(30);
+/// Few, so that each is read and written often.
+pub const ORDERS: usize = 40;
+/// Violations that are shown.
+const SHOWN: usize = 20;
+
+pub struct Scene {
+    pub database: TestDatabase,
+    /// Between the programs and the database.
+    pub link: TcpProxy,
+    /// Between the writers and the database.
+    pub writers_link: TcpProxy,
+    pub programs: [Program; 2],
+    started: Instant,
+}
+
+impl Scene {
+    pub async fn start() -> Self {
+        Self::start_on(TestDatabase::create()).await
+    }
+
+    pub async fn start_on(database: TestDatabase) -> Self {
+        store(&database, &model());
+        database.execute(
+            "CREATE TABLE template_orders AS SELECT * FROM orders; \
+             CREATE TABLE template_items AS SELECT * FROM order_items; \
+             DELETE FROM orders",
+        );
+        let DatabaseSettings { host, port, .. } = database.settings();
+        let link = TcpProxy::start(&host, port).await;
+        let writers_link = TcpProxy::start(&host, port).await;
+        let link_port = link.port().to_string();
+        let settings = [
+            ("DB_HOST", "127.0.0.1"),
+            ("DB_PORT", &link_port),
+            ("RUST_LOG", "warn,api::cache=info"),
+        ];
+        let small = [&settings[..], &[("CACHE_CAPACITY", "16")]].concat();
+        let programs = [
+            Program::start(&database, &settings).await,
+            Program::start(&database, &small).await,
+        ];
+        for program in &programs {
+            program.wait_until_logged("listener is live").await;
+        }
+        Self {
+            database,
+            link,
+            writers_link,
+            programs,
+            started: Instant::now(),
+        }
+    }
+
+    fn ports(&self) -> [u16; 2] {
+        self.programs.each_ref().map(|program| program.port)
+    }
+
+    /// Ends the load and demands that all has healed; what was written and seen.
+    pub async fn conclude(&self, writers: Writers, readers: Readers) -> History {
+        let mut history = writers.finish().await;
+        self.assert_converged().await;
+        history.observations.extend(readers.finish().await);
+        history
+    }
+
+    /// Within the time for healing every process answers out of its cache what the table holds.
+    pub async fn assert_converged(&self) {
+        let rows = self.database.texts(
+            "SELECT order_uid || ' ' || version || ' ' || payment_amount AS value FROM orders",
+        );
+        for port in self.ports() {
+            eventually("the cache equals the table", HEALING, async || {
+                let mut client = Client::new(port);
+                for order in 0..ORDERS {
+                    let uid = uid(order);
+                    let row = rows.iter().find_map(|row| {
+                        let (of, row) = row.split_once(' ')?;
+                        (of == uid).then_some(row)
+                    });
+                    // The first one may fill the cache.
+                    client.order(&uid).await.ok();
+                    let Ok(Answer::Order { seen, is_hit: true }) = client.order(&uid).await else {
+                        return false;
+                    };
+                    let answered =
+                        seen.map(|seen| format!("{} {}", seen.version, seen.item_sequence));
+                    if answered.as_deref() != row {
+                        return false;
+                    }
+                }
+                true
+            })
+            .await;
+        }
+    }
+}
+
+/// Fails with the first violations; says how much was seen.
+#[track_caller]
+pub fn assert_kept(history: &History) {
+    let Judgement { violations, oldest } = history.judge(LEASE);
+    let hits = history
+        .observations
+        .iter()
+        .filter(|observation| observation.is_hit)
+        .count();
+    println!(
+        "{} writes, {} answers, {hits} of them out of a cache, the oldest {oldest:?} old",
+        history.writes.len(),
+        history.observations.len(),
+    );
+    assert!(
+        violations.is_empty(),
+        "{} violations, the first are {:#?}",
+        violations.len(),
+        &violations[..violations.len().min(SHOWN)]
+    );
+    assert!(
+        history.writes.len() > 500 && hits > 2_000,
+        "too little to prove anything"
+    );
+}
+
+fn uid(order: usize) -> String {
+    format!("order-{order}")
+}

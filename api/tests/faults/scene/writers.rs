@@ -1,0 +1,304 @@
+//! Writers, each of its own orders: as the ingestor writes, through the api, and by hand.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use shared::config::DatabaseSettings;
+use shared::db::tokio_config;
+use shared::events::{self, Operation};
+use shared::order::Order;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client as Session, NoTls, Transaction};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Answer, Client};
+use super::{ORDERS, Scene, uid};
+use crate::support::coherence::{Committed, History, Observation, Write};
+use crate::support::model;
+
+const WRITERS: usize = 4;
+/// How long a writer waits for an answer before it counts the outcome as unknown.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two tries to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How an order is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Rows and event in one transaction, by a session that says it emits.
+    AsIngestor,
+    /// PUT to the process of this number.
+    Put(usize),
+    /// UPDATE by a session that knows nothing of events.
+    Foreign,
+    /// DELETE by such a session; the next write brings the order back.
+    ForeignDelete,
+}
+
+pub struct Writers {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<Writer>>,
+}
+
+impl Writers {
+    /// Starts them, with so much time between two writes of one writer.
+    pub fn start(scene: &Scene, pause: Duration) -> Self {
+        let stop = CancellationToken::new();
+        let tasks = (0..WRITERS)
+            .map(|number| {
+                let database = DatabaseSettings {
+                    host: "127.0.0.1".to_owned(),
+                    port: scene.writers_link.port(),
+                    ..scene.database.settings()
+                };
+                let writer = Writer {
+                    database,
+                    start: scene.started,
+                    ports: scene.ports(),
+                    sessions: HashMap::new(),
+                    next_sequence: 1,
+                    history: History::default(),
+                };
+                tokio::spawn(writer.run(number, pause, stop.clone()))
+            })
+            .collect();
+        Self { stop, tasks }
+    }
+
+    /// What they wrote, and what PUT answered them.
+    pub async fn finish(self) -> History {
+        self.stop.cancel();
+        let mut history = History::default();
+        for task in self.tasks {
+            let writer = task.await.unwrap();
+            history.writes.extend(writer.history.writes);
+            history.observations.extend(writer.history.observations);
+        }
+        history
+    }
+}
+
+struct Writer {
+    database: DatabaseSettings,
+    start: Instant,
+    ports: [u16; 2],
+    /// By whether they emit.
+    sessions: HashMap<bool, Session>,
+    next_sequence: i64,
+    history: History,
+}
+
+impl Writer {
+    async fn run(mut self, number: usize, pause: Duration, stop: CancellationToken) -> Self {
+        let orders: Vec<usize> = (number..ORDERS).step_by(WRITERS).collect();
+        for order in &orders {
+            // There is none yet, which is the oldest of all states.
+            self.history.writes.push(Write {
+                order: *order,
+                sequence: None,
+                sent: Duration::ZERO,
+                committed: Some(Committed {
+                    version: 0,
+                    acknowledged: Duration::ZERO,
+                }),
+            });
+            self.write(*order, Kind::AsIngestor).await;
+        }
+        while !stop.is_cancelled() {
+            let kind = match fastrand::u8(0..100) {
+                0..60 => Kind::AsIngestor,
+                60..80 => Kind::Put(fastrand::usize(0..2)),
+                80..98 => Kind::Foreign,
+                _ => Kind::ForeignDelete,
+            };
+            let order = orders[fastrand::usize(0..orders.len())];
+            self.write(order, kind).await;
+            tokio::time::sleep(pause).await;
+        }
+        self
+    }
+
+    async fn write(&mut self, order: usize, kind: Kind) {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let sent = self.start.elapsed();
+        let outcome = match kind {
+            Kind::Put(process) => self.put(process, order, sequence).await,
+            _ => match self.session(kind == Kind::AsIngestor).await {
+                Some(session) => {
+                    let written = write_by_hand(session, kind, order, sequence);
+                    match tokio::time::timeout(TIMEOUT, written).await {
+                        Ok(Ok(version)) => Outcome::of(version),
+                        _ => {
+                            self.sessions.remove(&(kind == Kind::AsIngestor));
+                            Outcome::Unknown
+                        }
+                    }
+                }
+                None => Outcome::Nothing,
+            },
+        };
+        let acknowledged = self.start.elapsed();
+        let committed = match outcome {
+            Outcome::Nothing => return,
+            Outcome::Unknown => None,
+            Outcome::Version(version) => Some(Committed {
+                version,
+                acknowledged,
+            }),
+        };
+        self.history.writes.push(Write {
+            order,
+            sequence: (kind != Kind::ForeignDelete).then_some(sequence),
+            sent,
+            committed,
+        });
+    }
+
+    /// A session, if the server can be reached.
+    async fn session(&mut self, emits: bool) -> Option<&mut Session> {
+        if !self.sessions.contains_key(&emits) {
+            let mut config = tokio_config(&self.database, "orders-test");
+            if !emits {
+                config.options("");
+            }
+            let Ok(Ok((session, connection))) =
+                tokio::time::timeout(TIMEOUT, config.connect(NoTls)).await
+            else {
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+                return None;
+            };
+            tokio::spawn(connection);
+            self.sessions.insert(emits, session);
+        }
+        self.sessions.get_mut(&emits)
+    }
+
+    async fn put(&mut self, process: usize, order: usize, sequence: i64) -> Outcome {
+        let body = serde_json::to_string(&numbered(order, sequence)).unwrap();
+        let mut client = Client::new(self.ports[process]);
+        let started = self.start.elapsed();
+        let answer = client.put(&uid(order), &body, TIMEOUT).await;
+        let Ok(Answer::Order { seen, .. }) = answer else {
+            return Outcome::Unknown;
+        };
+        // No older one may be answered by this process from now on.
+        if seen.is_some() {
+            self.history.observations.push(Observation {
+                process,
+                order,
+                started,
+                ended: self.start.elapsed(),
+                seen,
+                is_hit: false,
+            });
+        }
+        Outcome::of(seen.map(|seen| seen.version))
+    }
+}
+
+enum Outcome {
+    /// It is certain that nothing was changed.
+    Nothing,
+    Unknown,
+    Version(i64),
+}
+
+impl Outcome {
+    fn of(version: Option<i64>) -> Self {
+        version.map_or(Self::Nothing, Self::Version)
+    }
+}
+
+fn numbered(order: usize, sequence: i64) -> Order {
+    let mut numbered = model();
+    numbered.order_uid = uid(order).parse().unwrap();
+    numbered.payment.amount = sequence;
+    numbered.items[0].price = sequence;
+    numbered
+}
+
+/// The version that it has come to; `None` where there was nothing to change.
+async fn write_by_hand(
+    session: &mut Session,
+    kind: Kind,
+    order: usize,
+    sequence: i64,
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    let uid = uid(order);
+    let transaction = session.transaction().await?;
+    let version = match kind {
+        Kind::Foreign => update_by_hand(&transaction, &uid, sequence).await?,
+        Kind::ForeignDelete => delete_by_hand(&transaction, &uid).await?,
+        Kind::AsIngestor | Kind::Put(_) => {
+            Some(store_and_emit(&transaction, &uid, sequence).await?)
+        }
+    };
+    transaction.commit().await?;
+    Ok(version)
+}
+
+async fn store_and_emit(
+    transaction: &Transaction<'_>,
+    uid: &str,
+    sequence: i64,
+) -> Result<i64, tokio_postgres::Error> {
+    let update = "UPDATE orders SET payment_amount = $2, version = nextval('order_version_seq') \
+                  WHERE order_uid = $1 RETURNING version";
+    let updated = transaction.query_opt(update, &[&uid, &sequence]).await?;
+    let row = match updated {
+        Some(row) => {
+            let update = "UPDATE order_items SET price = $2 WHERE order_uid = $1";
+            transaction.execute(update, &[&uid, &sequence]).await?;
+            row
+        }
+        None => {
+            let insert = "INSERT INTO orders SELECT copied.* FROM template_orders, \
+                          LATERAL jsonb_populate_record(template_orders, jsonb_build_object( \
+                              'order_uid', $1::text, 'payment_amount', $2::bigint, \
+                              'version', nextval('order_version_seq'))) copied RETURNING version";
+            let row = transaction.query_one(insert, &[&uid, &sequence]).await?;
+            let insert = "INSERT INTO order_items SELECT copied.* FROM template_items, \
+                          LATERAL jsonb_populate_record(template_items, \
+                              jsonb_build_object('order_uid', $1::text, 'price', $2::bigint)) copied";
+            transaction.execute(insert, &[&uid, &sequence]).await?;
+            row
+        }
+    };
+    let notify = "SELECT pg_notify($1, $2)";
+    for payload in events::encode(Operation::Upsert, [uid]) {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+            [&events::CHANNEL, &payload];
+        transaction.execute(notify, &parameters).await?;
+    }
+    Ok(row.get(0))
+}
+
+async fn update_by_hand(
+    transaction: &Transaction<'_>,
+    uid: &str,
+    sequence: i64,
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    for update in [
+        "UPDATE orders SET payment_amount = $2 WHERE order_uid = $1",
+        "UPDATE order_items SET price = $2 WHERE order_uid = $1",
+    ] {
+        transaction.execute(update, &[&uid, &sequence]).await?;
+    }
+    let version = "SELECT version FROM orders WHERE order_uid = $1";
+    let row = transaction.query_opt(version, &[&uid]).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+async fn delete_by_hand(
+    transaction: &Transaction<'_>,
+    uid: &str,
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    let delete = "DELETE FROM orders WHERE order_uid = $1";
+    if transaction.execute(delete, &[&uid]).await? == 0 {
+        return Ok(None);
+    }
+    let draw = "SELECT nextval('order_version_seq')";
+    let row = transaction.query_one(draw, &[]).await?;
+    Ok(Some(row.get(0)))
+}

@@ -1,0 +1,187 @@
+//! The checker of the fault tests: it passes a sound history and finds each kind of broken promise in a forged one.
+
+use std::time::Duration;
+
+use crate::support::coherence::{Committed, History, Observation, Seen, Violation, Write};
+
+const BOUND: Duration = Duration::from_secs(5);
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn write(sequence: Option<i64>, version: i64, second: u64) -> Write {
+    Write {
+        order: 0,
+        sequence,
+        sent: at(second),
+        committed: Some(Committed {
+            version,
+            acknowledged: at(second + 1),
+        }),
+    }
+}
+
+fn seen(version: i64, sequence: i64) -> Option<Seen> {
+    Some(Seen {
+        version,
+        sequence,
+        item_sequence: sequence,
+    })
+}
+
+/// An answer of process 0 that took a second.
+fn observation(second: u64, seen: Option<Seen>) -> Observation {
+    Observation {
+        process: 0,
+        order: 0,
+        started: at(second),
+        ended: at(second + 1),
+        seen,
+        is_hit: true,
+    }
+}
+
+/// Written at 0, at 10, deleted at 20, written at 30 without an answer, and at 40.
+fn sound() -> History {
+    let mut unknown = write(Some(3), 0, 30);
+    unknown.committed = None;
+    History {
+        writes: vec![
+            write(Some(1), 100, 0),
+            write(Some(2), 101, 10),
+            write(None, 102, 20),
+            unknown,
+            write(Some(4), 105, 40),
+        ],
+        observations: vec![
+            observation(2, seen(100, 1)),
+            // Old, within the bound.
+            observation(15, seen(100, 1)),
+            observation(17, seen(101, 2)),
+            observation(26, None),
+            // The write without an answer: not yet there, then there.
+            observation(31, None),
+            observation(33, seen(103, 3)),
+            observation(42, seen(103, 3)),
+            observation(47, seen(105, 4)),
+        ],
+    }
+}
+
+fn violations(history: &History) -> Vec<Violation> {
+    history.judge(BOUND).violations
+}
+
+#[test]
+fn a_sound_history_passes_and_its_oldest_answer_is_measured() {
+    let judgement = sound().judge(BOUND);
+    assert_eq!(judgement.violations, []);
+    assert_eq!(judgement.oldest, at(4));
+}
+
+#[test]
+fn an_answer_older_than_the_bound_is_found() {
+    let mut history = sound();
+    let stale = observation(17, seen(100, 1));
+    history.observations[2] = stale.clone();
+    let expected = Violation::Stale {
+        observation: stale,
+        age: at(6),
+    };
+    assert_eq!(violations(&history), [expected]);
+
+    // Also where what it lacks is a deletion, or all that came after it.
+    history.observations[2] = observation(27, seen(101, 2));
+    assert!(matches!(
+        violations(&history)[..],
+        [Violation::Stale { age, .. }, ..] if age == at(6)
+    ));
+    history.observations[2] = observation(47, seen(100, 1));
+    assert!(matches!(
+        violations(&history)[..],
+        [Violation::Stale { age, .. }, ..] if age == at(36)
+    ));
+}
+
+#[test]
+fn an_order_that_is_still_missing_long_after_it_was_written_is_found() {
+    let mut history = sound();
+    history.observations[7] = observation(47, None);
+    let found = violations(&history);
+    assert!(matches!(found[0], Violation::Stale { age, .. } if age == at(6)));
+    // And the process had shown it before.
+    assert!(matches!(found[1], Violation::WentBack { .. }));
+}
+
+#[test]
+fn an_answer_that_goes_back_on_one_process_is_found() {
+    let mut history = sound();
+    let earlier = observation(11, seen(101, 2));
+    let later = observation(13, seen(100, 1));
+    history
+        .observations
+        .extend([earlier.clone(), later.clone()]);
+    let violation = Violation::WentBack {
+        earlier: earlier.clone(),
+        later: later.clone(),
+    };
+    assert!(violations(&history).contains(&violation));
+
+    // Another process may be behind, and of two answers at once either may be the older one.
+    let mut history = sound();
+    history.observations.push(Observation {
+        process: 1,
+        ..earlier.clone()
+    });
+    history.observations.push(later.clone());
+    assert_eq!(violations(&history), []);
+    let at_once = Observation {
+        started: earlier.ended,
+        ..later
+    };
+    let mut history = sound();
+    history.observations = vec![earlier, at_once];
+    assert_eq!(violations(&history), []);
+}
+
+#[test]
+fn an_answer_that_nobody_wrote_is_found() {
+    for forged in [
+        // Never sent.
+        observation(47, seen(106, 9)),
+        // Not yet sent.
+        observation(35, seen(105, 4)),
+        // Not yet deleted.
+        observation(3, None),
+        // Committed as another version.
+        observation(47, seen(106, 4)),
+    ] {
+        let mut history = sound();
+        history.observations.push(forged.clone());
+        let found = violations(&history);
+        let violation = Violation::NeverWritten(forged);
+        assert!(found.contains(&violation), "{violation:?}: {found:?}");
+    }
+    // One version with two contents.
+    let mut history = sound();
+    history.writes[4].committed = None;
+    let forged = observation(48, seen(103, 4));
+    history.observations.push(forged.clone());
+    assert!(violations(&history).contains(&Violation::NeverWritten(forged)));
+}
+
+#[test]
+fn an_order_of_two_writes_is_found() {
+    let mut history = sound();
+    let torn = observation(
+        47,
+        Some(Seen {
+            version: 105,
+            sequence: 4,
+            item_sequence: 3,
+        }),
+    );
+    history.observations[7] = torn.clone();
+    assert_eq!(violations(&history), [Violation::Torn(torn)]);
+}

@@ -1,0 +1,251 @@
+//! Whether what readers saw is what the cache promises: a history in, a judgement out. No I/O.
+//!
+//! Versions tell which of two commits came later: they are drawn under the row's lock and rise. Sequence numbers say what
+//! was written; that of a write whose answer was lost may be committed after the next one's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Time since the history began, by the one clock of writers and readers.
+pub type Moment = Duration;
+
+/// A write of one order.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub order: usize,
+    /// The sequence number that it put into the order; `None` is a deletion.
+    pub sequence: Option<i64>,
+    pub sent: Moment,
+    /// `None` where its outcome is unknown.
+    pub committed: Option<Committed>,
+}
+
+/// What the writer was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    /// The order's version; a deletion draws one too, under the same lock.
+    pub version: i64,
+    pub acknowledged: Moment,
+}
+
+/// An answer about one order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    pub process: usize,
+    pub order: usize,
+    pub started: Moment,
+    pub ended: Moment,
+    /// `None` where there was no such order.
+    pub seen: Option<Seen>,
+    pub is_hit: bool,
+}
+
+/// What was in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub version: i64,
+    /// The sequence number of the order's row.
+    pub sequence: i64,
+    /// The one of its item.
+    pub item_sequence: i64,
+}
+
+/// Everything that writers and readers noted.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    pub writes: Vec<Write>,
+    pub observations: Vec<Observation>,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A commit was acknowledged this long before the reader asked, and is not in the answer.
+    Stale {
+        observation: Observation,
+        age: Duration,
+    },
+    /// The process had answered a later version before this reader asked.
+    WentBack {
+        earlier: Observation,
+        later: Observation,
+    },
+    /// Nobody had written this.
+    NeverWritten(Observation),
+    /// The row is of one write, the item of another.
+    Torn(Observation),
+}
+
+/// What came of the check.
+#[derive(Debug)]
+pub struct Judgement {
+    pub violations: Vec<Violation>,
+    /// The oldest answer: how long before its reader asked the first commit was acknowledged that it lacks.
+    pub oldest: Duration,
+}
+
+impl History {
+    /// Holds every answer against `bound`, the promised age, and the other promises.
+    pub fn judge(&self, bound: Duration) -> Judgement {
+        let mut by_order: BTreeMap<usize, (Vec<&Write>, Vec<&Observation>)> = BTreeMap::new();
+        for write in &self.writes {
+            by_order.entry(write.order).or_default().0.push(write);
+        }
+        for observation in &self.observations {
+            let of_order = by_order.entry(observation.order).or_default();
+            of_order.1.push(observation);
+        }
+        let mut judgement = Judgement {
+            violations: Vec::new(),
+            oldest: Duration::ZERO,
+        };
+        for (writes, mut observations) in by_order.into_values() {
+            let written = Written::new(&writes);
+            observations.sort_by_key(|observation| observation.started);
+            judgement.judge_contents(&written, &observations);
+            judgement.judge_ages(&written, &observations, bound);
+            judgement.judge_directions(&written, &observations);
+        }
+        judgement
+    }
+}
+
+/// The writes of one order, as the checks look them up.
+struct Written<'a> {
+    by_sequence: HashMap<i64, &'a Write>,
+    deletions: Vec<&'a Write>,
+    /// By version; with each the earliest moment at which it or a later version was acknowledged.
+    commits: Vec<(i64, Moment)>,
+}
+
+impl<'a> Written<'a> {
+    fn new(writes: &[&'a Write]) -> Self {
+        let mut commits: Vec<(i64, Moment)> = writes
+            .iter()
+            .filter_map(|write| write.committed)
+            .map(|committed| (committed.version, committed.acknowledged))
+            .collect();
+        commits.sort_unstable();
+        let mut earliest = Moment::MAX;
+        for (_, acknowledged) in commits.iter_mut().rev() {
+            earliest = earliest.min(*acknowledged);
+            *acknowledged = earliest;
+        }
+        Self {
+            by_sequence: writes
+                .iter()
+                .filter_map(|write| Some((write.sequence?, *write)))
+                .collect(),
+            deletions: writes
+                .iter()
+                .copied()
+                .filter(|write| write.sequence.is_none())
+                .collect(),
+            commits,
+        }
+    }
+
+    fn explains(&self, seen: Seen, ended: Moment) -> bool {
+        self.by_sequence.get(&seen.sequence).is_some_and(|write| {
+            write.sent <= ended
+                && write
+                    .committed
+                    .is_none_or(|committed| committed.version == seen.version)
+        })
+    }
+
+    /// The version that an answer shows, in the reader's favour: "no such order" is of the last deletion that it can be of.
+    /// `None` where that is one whose version nobody knows.
+    fn version(&self, observation: &Observation) -> Option<i64> {
+        if let Some(seen) = observation.seen {
+            return Some(seen.version);
+        }
+        let mut latest = None;
+        for deletion in &self.deletions {
+            if deletion.sent <= observation.ended {
+                latest = latest.max(Some(deletion.committed?.version));
+            }
+        }
+        latest
+    }
+
+    fn age(&self, version: i64, started: Moment) -> Duration {
+        let missed = self.commits.partition_point(|(each, _)| *each <= version);
+        let acknowledged = self.commits.get(missed).map(|(_, moment)| *moment);
+        acknowledged.map_or(Duration::ZERO, |moment| started.saturating_sub(moment))
+    }
+}
+
+impl Judgement {
+    fn judge_contents(&mut self, written: &Written<'_>, observations: &[&Observation]) {
+        let mut sequences = HashMap::new();
+        for observation in observations.iter().copied() {
+            let is_written = match observation.seen {
+                Some(seen) => {
+                    let first = *sequences.entry(seen.version).or_insert(seen.sequence);
+                    first == seen.sequence && written.explains(seen, observation.ended)
+                }
+                None => {
+                    let mut deletions = written.deletions.iter();
+                    deletions.any(|deletion| deletion.sent <= observation.ended)
+                }
+            };
+            if !is_written {
+                let violation = Violation::NeverWritten(observation.clone());
+                self.violations.push(violation);
+            }
+            if (observation.seen).is_some_and(|seen| seen.item_sequence != seen.sequence) {
+                self.violations.push(Violation::Torn(observation.clone()));
+            }
+        }
+    }
+
+    fn judge_ages(
+        &mut self,
+        written: &Written<'_>,
+        observations: &[&Observation],
+        bound: Duration,
+    ) {
+        for observation in observations.iter().copied() {
+            let Some(version) = written.version(observation) else {
+                continue;
+            };
+            let age = written.age(version, observation.started);
+            self.oldest = self.oldest.max(age);
+            if age > bound {
+                self.violations.push(Violation::Stale {
+                    observation: observation.clone(),
+                    age,
+                });
+            }
+        }
+    }
+
+    /// `observations` by their start.
+    fn judge_directions(&mut self, written: &Written<'_>, observations: &[&Observation]) {
+        let mut by_end = observations.to_vec();
+        by_end.sort_by_key(|observation| observation.ended);
+        let mut ended = by_end.into_iter().peekable();
+        // Of each process the latest version in an answer that was complete.
+        let mut latest: HashMap<usize, (i64, &Observation)> = HashMap::new();
+        for later in observations.iter().copied() {
+            while let Some(earlier) = ended.next_if(|earlier| earlier.ended < later.started) {
+                if let Some(version) = written.version(earlier) {
+                    let slot = latest.entry(earlier.process).or_insert((version, earlier));
+                    if slot.0 < version {
+                        *slot = (version, earlier);
+                    }
+                }
+            }
+            if let Some(version) = written.version(later)
+                && let Some((before, earlier)) = latest.get(&later.process)
+                && version < *before
+            {
+                self.violations.push(Violation::WentBack {
+                    earlier: (*earlier).clone(),
+                    later: later.clone(),
+                });
+            }
+        }
+    }
+}
