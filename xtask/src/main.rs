@@ -63,7 +63,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
             packages::Purpose::Build,
             packages::Purpose::Postgres,
             packages::Purpose::Kafka,
-            packages::Purpose::Schemathesis,
+            packages::Purpose::ApiTests,
         ])?,
         ("help" | "--help" | "-h", _) => progress::say(USAGE),
         _ => bail!(

@@ -24,8 +24,8 @@ pub enum Purpose {
     Kafka,
     /// The benchmark of reading.
     Load,
-    /// The tests that run schemathesis.
-    Schemathesis,
+    /// The tests that run schemathesis and curl.
+    ApiTests,
 }
 
 /// Something that a purpose needs, and what the systems call it.
@@ -40,7 +40,7 @@ struct Need {
     brew: &'static str,
 }
 
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 12] = [
     Need {
         purpose: Purpose::Build,
         what: "a C and a C++ compiler and make (librdkafka is built from source)",
@@ -134,13 +134,22 @@ const NEEDS: [Need; 11] = [
         brew: "wrk",
     },
     Need {
-        purpose: Purpose::Schemathesis,
+        purpose: Purpose::ApiTests,
         what: "Python 3.11 or later with venv and pip (schemathesis tests the api)",
         present: python_makes_environments,
         debian: "python3-venv",
         fedora: "python3",
         arch: "python",
         brew: "python",
+    },
+    Need {
+        purpose: Purpose::ApiTests,
+        what: "curl (runs the examples of docs/API.md)",
+        present: || is_on_path("curl"),
+        debian: "curl",
+        fedora: "curl",
+        arch: "curl",
+        brew: "curl",
     },
 ];
 

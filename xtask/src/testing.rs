@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub fn run(arguments: &[String]) -> Result<ExitStatus> {
     let folder = StackFolder::take_own("test")?;
     stack::install_packages()?;
-    packages::ensure(&[packages::Purpose::Schemathesis])?;
+    packages::ensure(&[packages::Purpose::ApiTests])?;
     let (build_arguments, test_arguments) = cargo_arguments(arguments);
     // The servers start while cargo builds.
     let servers = thread::scope(|scope| {

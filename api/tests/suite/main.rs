@@ -22,5 +22,6 @@ mod server_limits;
 mod startup;
 mod stopping;
 mod support;
+mod transcripts;
 mod write_protection;
 mod writing;

@@ -1,0 +1,154 @@
+//! An api for the page's commands, and what they print.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, LazyLock};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use regex::Regex;
+use serde_json::Value;
+use shared::testing::{TcpProxy, TestDatabase, eventually};
+
+use super::ADDRESS;
+use crate::support::program::Program;
+use crate::support::{PATIENCE, generator, model, store};
+
+/// An api whose database has the sample order and three others, and may ail.
+pub struct Api {
+    program: Arc<Program>,
+    database: TestDatabase,
+    proxy: TcpProxy,
+    lock: Option<PgConnection>,
+}
+
+impl Api {
+    /// Starts one with settings, `NAME=value` each; `database=...` is what ails the database from then on.
+    pub async fn start(setup: &str) -> Self {
+        let database = TestDatabase::create();
+        store(&database, &model());
+        let mut generator = generator();
+        for _ in 0..3 {
+            store(&database, &generator.next_order());
+        }
+        let server = database.settings();
+        let proxy = TcpProxy::start(&server.host, server.port).await;
+        let proxy_port = proxy.port().to_string();
+        let words = setup.split(' ').filter_map(|word| word.split_once('='));
+        let (ailments, mut settings): (Vec<_>, Vec<_>) =
+            words.partition(|(name, _)| *name == "database");
+        settings.extend([("DB_HOST", "127.0.0.1"), ("DB_PORT", &*proxy_port)]);
+        let mut api = Self {
+            program: Arc::new(Program::start(&database, &settings).await),
+            database,
+            proxy,
+            lock: None,
+        };
+        for (_, ailment) in ailments {
+            api.let_database_ail(ailment).await;
+        }
+        api
+    }
+
+    async fn let_database_ail(&mut self, ailment: &str) {
+        match ailment {
+            "away" => {
+                self.proxy.cut();
+                eventually("it is noticed", PATIENCE, async || {
+                    self.stats().await["listener"]["state"] != "live"
+                })
+                .await;
+            }
+            "broken" => self
+                .database
+                .execute("ALTER TABLE order_items RENAME TO items"),
+            "locked" => self.lock_orders(),
+            "crowded" => {
+                self.lock_orders();
+                let before = self.stats().await["loads"]["started"].as_u64();
+                let program = Arc::clone(&self.program);
+                tokio::spawn(async move { program.send(&get("/order/absent")).await });
+                eventually("the only connection is taken", PATIENCE, async || {
+                    self.stats().await["loads"]["started"].as_u64() > before
+                })
+                .await;
+            }
+            other => panic!("database={other} is not known"),
+        }
+    }
+
+    fn lock_orders(&mut self) {
+        let mut lock = self.database.connect();
+        lock.batch_execute("BEGIN; LOCK TABLE orders").unwrap();
+        self.lock = Some(lock);
+    }
+
+    async fn stats(&self) -> Value {
+        self.program.send(&get("/api/v1/cache/stats")).await.json()
+    }
+
+    /// Runs a command as the page's readers would, and waits until the cache has heard of what it wrote.
+    pub async fn output_of(&self, command: &str) -> String {
+        if !(command.contains("-X PUT") || command.contains("-X DELETE")) {
+            return run(command, self.program.port).await;
+        }
+        let before = self.stats().await["listener"]["events"].as_u64();
+        let output = run(command, self.program.port).await;
+        if command.contains("/api/v1/orders/") && output.starts_with("HTTP/1.1 20") {
+            eventually("the event has come", PATIENCE, async || {
+                self.stats().await["listener"]["events"].as_u64() > before
+            })
+            .await;
+        }
+        output
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+}
+
+/// What a command prints, but for what curl says of its progress.
+async fn run(command: &str, port: u16) -> String {
+    let mut shell = Command::new("bash");
+    shell
+        .args([
+            "-c",
+            &command.replace(ADDRESS, &format!("localhost:{port}")),
+        ])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        // No settings of whoever runs this.
+        .env("CURL_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env("no_proxy", "*");
+    let ended = tokio::task::spawn_blocking(move || shell.output());
+    let output = ended.await.unwrap().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        !printed.is_empty(),
+        "{command} has printed nothing: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    printed
+        .replace('\r', "")
+        .replace(&format!("localhost:{port}"), ADDRESS)
+        .trim_end()
+        .to_owned()
+}
+
+/// An output without what differs from run to run: ids and dates of requests, times, counts of what runs by itself, and
+/// whatever a change of the page or of the version changes.
+pub fn without_what_varies(output: &str) -> String {
+    static VARYING: LazyLock<Regex> = LazyLock::new(|| {
+        let patterns = [
+            "^(date|x-request-id|age|content-length): .*$",
+            "^etag: \"[0-9a-f]{16}\"$",
+            "dur=[0-9.]+",
+            "^(retry-after: |ratelimit: .*t=)[0-9]{2}$",
+            "\"(request_id|started_at|version)\":\"[^\"]*\"",
+            "\"(proof_age_ms|duration_ms|checked|blind_seconds_total)\":[0-9.]+",
+            "\"state\":\"(starting|connecting|subscribing|syncing|suspect)\"",
+        ];
+        Regex::new(&format!("(?m){}", patterns.join("|"))).unwrap()
+    });
+    VARYING.replace_all(output, "...").into_owned()
+}
