@@ -20,7 +20,7 @@ use shared::{db, events};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{AsyncMessage, Client, Notification};
+use tokio_postgres::{AsyncMessage, Client, Notification, Statement};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
@@ -53,6 +53,18 @@ pub struct Listener {
     warmup_limit: usize,
     /// Heartbeats travel on a channel of this process alone.
     heartbeat_channel: String,
+}
+
+/// A connection whose LISTEN has committed.
+struct Subscription {
+    client: Client,
+    /// Prepared, so that a heartbeat is one message: a second one would wait for an answer, which a slow link brings late.
+    heartbeat: Statement,
+    /// Ends with the connection, and says why.
+    driver: AbortOnDropHandle<String>,
+    /// What the newest heartbeat that came back had in it.
+    echo_rx: watch::Receiver<u64>,
+    history: History,
 }
 
 impl Listener {
@@ -105,10 +117,15 @@ impl Listener {
         history: &mut Option<History>,
     ) -> anyhow::Result<Infallible> {
         let status = self.cache.listener();
-        let (client, mut driver, mut echo_rx, server) =
-            timeout(SUBSCRIBE_TIMEOUT, self.subscribe())
-                .await
-                .context("no answer to LISTEN in time")??;
+        let Subscription {
+            client,
+            heartbeat: heartbeat_statement,
+            mut driver,
+            mut echo_rx,
+            history: server,
+        } = timeout(SUBSCRIBE_TIMEOUT, self.subscribe())
+            .await
+            .context("no answer to LISTEN in time")??;
         if let Some(before) = history.replace(server.clone())
             && before != server
         {
@@ -119,7 +136,7 @@ impl Listener {
         }
         self.cache.core().open_fills();
         timeout(SUBSCRIBE_TIMEOUT, async {
-            self.send_heartbeat(&client).await?;
+            self.send_heartbeat(&client, &heartbeat_statement).await?;
             echo_rx.changed().await.context("connection lost")
         })
         .await
@@ -150,8 +167,9 @@ impl Listener {
                     }
                 }
                 _ = heartbeat.tick() => {
-                    // A time-out here shows in the age of the proof.
-                    if let Ok(sent) = timeout(HEARTBEAT_INTERVAL, self.send_heartbeat(&client)).await {
+                    // A time-out here shows in the age of the proof. The heartbeat is on its way all the same.
+                    let sent = self.send_heartbeat(&client, &heartbeat_statement);
+                    if let Ok(sent) = timeout(HEARTBEAT_INTERVAL, sent).await {
                         sent?;
                     }
                     self.check_proof()?;
@@ -182,14 +200,7 @@ impl Listener {
         Ok(())
     }
 
-    async fn subscribe(
-        &self,
-    ) -> anyhow::Result<(
-        Client,
-        AbortOnDropHandle<String>,
-        watch::Receiver<u64>,
-        History,
-    )> {
+    async fn subscribe(&self) -> anyhow::Result<Subscription> {
         let mut config = db::tokio_config(&self.database, APPLICATION_NAME);
         let options = [config.get_options().unwrap_or_default(), LISTENER_OPTIONS].concat();
         // LISTEN fails on a standby, and a standby's rows lag behind the events.
@@ -225,7 +236,14 @@ impl Listener {
         }));
         self.listen_on_channels(&client).await?;
         let history = History::of(&client).await?;
-        Ok((client, driver, echo_rx, history))
+        let heartbeat = client.prepare("SELECT pg_notify($1, $2)").await;
+        Ok(Subscription {
+            heartbeat: heartbeat.map_err(described)?,
+            client,
+            driver,
+            echo_rx,
+            history,
+        })
     }
 
     async fn listen_on_channels(&self, client: &Client) -> anyhow::Result<()> {
@@ -254,13 +272,10 @@ impl Listener {
         Ok(())
     }
 
-    async fn send_heartbeat(&self, client: &Client) -> anyhow::Result<()> {
+    async fn send_heartbeat(&self, client: &Client, heartbeat: &Statement) -> anyhow::Result<()> {
         let sent_ms = self.cache.listener().now_ms().to_string();
         client
-            .execute(
-                "SELECT pg_notify($1, $2)",
-                &[&self.heartbeat_channel, &sent_ms],
-            )
+            .execute(heartbeat, &[&self.heartbeat_channel, &sent_ms])
             .await
             .map_err(described)?;
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::cache::listener::APPLICATION_NAME as LISTENER;
 
-use crate::scene::{Readers, Scene, Writers, assert_kept};
+use crate::scene::{LEASE, Readers, Scene, Writers, assert_kept};
 use crate::support::terminate_listener;
 
 /// Between two writes of a writer.
@@ -48,5 +48,23 @@ async fn database_in_a_black_hole() {
         tokio::time::sleep(BLACK_HOLE).await;
         scene.link.mend();
     }
+    assert_kept(&scene.conclude(writers, readers).await);
+}
+
+/// The proof is now younger than the lease and now older, so that reads come out of the cache and go past it in turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn listener_as_slow_as_the_lease() {
+    let scene = Scene::start().await;
+    let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    scene
+        .link
+        .slow_named(LISTENER, LEASE - Duration::from_millis(500));
+    tokio::time::sleep(BLACK_HOLE).await;
+    for program in &scene.programs {
+        let log = program.read_log();
+        assert!(!log.contains("listener is away") && log.contains("listener is suspect"));
+    }
+    scene.link.mend();
     assert_kept(&scene.conclude(writers, readers).await);
 }

@@ -1,16 +1,23 @@
-//! A TCP proxy in front of a server that tests can cut, mend, turn into a black hole, and point at another server.
+//! A TCP proxy in front of a server that tests can cut, mend, slow down, turn into a black hole, and point at another server.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 /// As much of a connection's beginning as is looked at for a name; PostgreSQL's holds the application's.
 const BEGINNING_BYTES: usize = 1024;
+
+/// As much as is read at once.
+const READ_BYTES: usize = 1024;
+/// How many reads may be under way: few enough that a sender soon feels a receiver that takes nothing.
+const READS_UNDER_WAY: usize = 4096;
 
 /// Passes bytes on until it is told otherwise.
 #[derive(Debug)]
@@ -26,6 +33,8 @@ struct Link {
     /// How often it was cut: connections from before are dropped even where it was mended in the same moment.
     cuts: u64,
     held: Option<Held>,
+    /// How long the server's answers to connections of a name take to arrive.
+    slow: Option<(String, Duration)>,
 }
 
 #[derive(Clone, Debug)]
@@ -40,11 +49,21 @@ impl Link {
         match &self.held {
             None => false,
             Some(Held::All) => true,
-            Some(Held::Named(name)) => beginning
-                .windows(name.len())
-                .any(|bytes| bytes == name.as_bytes()),
+            Some(Held::Named(name)) => contains(beginning, name),
         }
     }
+
+    fn delay(&self, beginning: &[u8]) -> Duration {
+        match &self.slow {
+            Some((name, delay)) if contains(beginning, name) => *delay,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+fn contains(beginning: &[u8], name: &str) -> bool {
+    let mut parts = beginning.windows(name.len());
+    parts.any(|part| part == name.as_bytes())
 }
 
 impl TcpProxy {
@@ -57,6 +76,7 @@ impl TcpProxy {
             is_cut: false,
             cuts: 0,
             held: None,
+            slow: None,
         }));
         let link_rx = link_tx.subscribe();
         tokio::spawn(async move {
@@ -80,11 +100,12 @@ impl TcpProxy {
         });
     }
 
-    /// Takes connections again, and lets the held ones go on.
+    /// Takes connections again, lets the held ones go on, and is quick.
     pub fn mend(&self) {
         self.link_tx.send_modify(|link| {
             link.is_cut = false;
             link.held = None;
+            link.slow = None;
         });
     }
 
@@ -97,6 +118,12 @@ impl TcpProxy {
     pub fn hold_named(&self, name: &str) {
         let held = Held::Named(name.to_owned());
         self.link_tx.send_modify(|link| link.held = Some(held));
+    }
+
+    /// Lets what the server sends arrive so much later, for the connections that have this in their first bytes.
+    pub fn slow_named(&self, name: &str, delay: Duration) {
+        let slow = Some((name.to_owned(), delay));
+        self.link_tx.send_modify(|link| link.slow = slow);
     }
 
     /// Leads new connections to another server.
@@ -135,27 +162,50 @@ async fn pass_both_ways(
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let (read_client_tx, read_client_rx) = mpsc::channel(READS_UNDER_WAY);
+    let (read_server_tx, read_server_rx) = mpsc::channel(READS_UNDER_WAY);
+    let quick = |_: &Link| Duration::ZERO;
+    let slow = |link: &Link| link.delay(beginning);
     tokio::try_join!(
-        pass_one_way(from_client, to_server, beginning, link_rx.clone()),
-        pass_one_way(from_server, to_client, beginning, link_rx),
+        read(from_client, read_client_tx),
+        read(from_server, read_server_tx),
+        write(to_server, read_client_rx, beginning, link_rx.clone(), quick),
+        write(to_client, read_server_rx, beginning, link_rx, slow),
     )?;
     Ok(())
 }
 
-async fn pass_one_way(
-    mut from: OwnedReadHalf,
+/// Bytes and when they came; none at the end.
+type Read = (Instant, Vec<u8>);
+
+async fn read(mut from: OwnedReadHalf, read_tx: mpsc::Sender<Read>) -> io::Result<()> {
+    loop {
+        let mut buffer = vec![0; READ_BYTES];
+        let length = from.read(&mut buffer).await?;
+        buffer.truncate(length);
+        let is_wanted = read_tx.send((Instant::now(), buffer)).await.is_ok();
+        if length == 0 || !is_wanted {
+            return Ok(());
+        }
+    }
+}
+
+async fn write(
     mut to: OwnedWriteHalf,
+    mut read_rx: mpsc::Receiver<Read>,
     beginning: &[u8],
     mut link_rx: watch::Receiver<Link>,
+    delay: impl Fn(&Link) -> Duration,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        // What was read waits with the rest; a sender closes only with its test.
+    while let Some((read_at, bytes)) = read_rx.recv().await {
+        // A sender closes only with its test.
         link_rx.wait_for(|link| !link.holds(beginning)).await.ok();
-        if length == 0 {
+        let delay = delay(&link_rx.borrow());
+        sleep_until(read_at + delay).await;
+        if bytes.is_empty() {
             return to.shutdown().await;
         }
-        to.write_all(&buffer[..length]).await?;
+        to.write_all(&bytes).await?;
     }
+    Ok(())
 }
