@@ -7,6 +7,7 @@
 //! - [`config`]: settings. [`app`]: what handlers share.
 //! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
 //! - [`cors`]: which pages may read. [`rate_limit`]: how much a peer may ask.
+//! - [`compression`]: how long answers travel.
 //! - [`export`]: lists without an end.
 //! - `openapi.json`, beside `src`: the contract for machines; tests compare it with the routes and codes.
 //! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
@@ -14,6 +15,7 @@
 pub mod app;
 pub mod authority;
 pub mod cache;
+pub mod compression;
 pub mod conditional;
 pub mod config;
 pub mod cors;

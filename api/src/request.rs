@@ -166,14 +166,19 @@ impl Preference {
             Some(group) if media_type.split('/').next() == Some(group) => 1,
             _ => return None,
         };
-        let quality = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
-        let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
         Some(Self {
-            // What is out of bounds, or no number, ends at one of them.
-            permille: (quality.clamp(0.0, 1.0) * 1000.0) as u16,
+            permille: permille(parts),
             specificity,
         })
     }
+}
+
+/// The quality among the parameters of something that a client accepts, in thousandths.
+pub fn permille<'a>(mut parameters: impl Iterator<Item = &'a str>) -> u16 {
+    let quality = parameters.find_map(|each| each.strip_prefix("q=").or(each.strip_prefix("Q=")));
+    let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
+    // What is out of bounds, or no number, ends at one of them.
+    (quality.clamp(0.0, 1.0) * 1000.0) as u16
 }
 
 /// Decodes a segment of the path into an order id.

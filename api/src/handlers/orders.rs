@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
+use crate::compression::compress;
 use crate::conditional::Reading;
 use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
@@ -154,7 +155,7 @@ async fn list_orders(call: &Call) -> Result<Response, ApiError> {
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(VARY, HeaderValue::from_static("Accept"));
-    Ok(response)
+    Ok(compress(call, response))
 }
 
 async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiError> {

@@ -9,6 +9,7 @@ use warp::http::header::{
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use crate::compression::compress;
 use crate::problem::ApiError;
 use crate::request::{Call, Verb, empty};
 
@@ -57,7 +58,7 @@ pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiErr
         .unwrap_or_default();
     let is_known = known
         .split(',')
-        .any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*");
+        .any(|tag| tag.trim() == etag || tag.trim() == "*");
     let mut response = if is_known {
         empty(StatusCode::NOT_MODIFIED)
     } else {
@@ -71,11 +72,12 @@ pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiErr
     if let Ok(etag) = HeaderValue::try_from(etag) {
         headers.insert(ETAG, etag);
     }
-    Ok(response)
+    Ok(compress(&call, response))
 }
 
+/// Weak: the same content may travel compressed.
 fn content_etag(content: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     hasher.write(content);
-    format!("\"{:016x}\"", hasher.finish())
+    format!("W/\"{:016x}\"", hasher.finish())
 }

@@ -6,6 +6,7 @@ mod audit;
 mod audit_log;
 mod cache_sync;
 mod coherence_rules;
+mod compression;
 mod cors;
 mod database_outage;
 mod errors;

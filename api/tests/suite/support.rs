@@ -184,6 +184,11 @@ impl Answer {
         found.map(|(_, value)| value.as_str())
     }
 
+    pub fn headers(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(each, _)| each == name);
+        found.map(|(_, value)| value.as_str()).collect()
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }

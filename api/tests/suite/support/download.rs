@@ -6,6 +6,9 @@ use tokio::net::{TcpSocket, TcpStream};
 /// Small, so that a client which reads nothing soon stops the server.
 const RECEIVE_BUFFER_BYTES: u32 = 4096;
 
+/// What asks for all orders.
+pub const NDJSON: &str = "Accept: application/x-ndjson\r\n";
+
 /// The connection ended before the answer did.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cut;
@@ -18,22 +21,31 @@ pub struct Download {
 impl Download {
     /// Asks for all orders and reads the head of the answer, by a narrow connection.
     pub async fn start(port: u16, path: &str) -> Self {
+        Self::start_narrow_with(port, path, NDJSON).await
+    }
+
+    /// The same with other headers, a line each.
+    pub async fn start_narrow_with(port: u16, path: &str, headers: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
-        Self::start_on(socket, port, path).await
+        Self::start_on(socket, port, path, headers).await
     }
 
     /// The same by a connection that is as fast as they are.
     pub async fn start_wide(port: u16, path: &str) -> Self {
-        Self::start_on(TcpSocket::new_v4().unwrap(), port, path).await
+        Self::start_with(port, path, NDJSON).await
     }
 
-    async fn start_on(socket: TcpSocket, port: u16, path: &str) -> Self {
+    /// The same with other headers, a line each.
+    pub async fn start_with(port: u16, path: &str, headers: &str) -> Self {
+        Self::start_on(TcpSocket::new_v4().unwrap(), port, path, headers).await
+    }
+
+    async fn start_on(socket: TcpSocket, port: u16, path: &str, headers: &str) -> Self {
         let address = ([127, 0, 0, 1], port).into();
         let mut stream = socket.connect(address).await.unwrap();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n"
-        );
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut stream = BufReader::new(stream);
         let mut head = String::new();
@@ -59,13 +71,18 @@ impl Download {
         Ok((size > 0).then_some(chunk))
     }
 
-    /// The rest of the lines.
-    pub async fn lines(mut self) -> Result<Vec<String>, Cut> {
+    /// The rest of the body.
+    pub async fn bytes(mut self) -> Result<Vec<u8>, Cut> {
         let mut body = Vec::new();
         while let Some(chunk) = self.next_chunk().await? {
             body.extend_from_slice(&chunk);
         }
-        let body = String::from_utf8(body).unwrap();
+        Ok(body)
+    }
+
+    /// The rest of the lines.
+    pub async fn lines(self) -> Result<Vec<String>, Cut> {
+        let body = String::from_utf8(self.bytes().await?).unwrap();
         assert!(body.is_empty() || body.ends_with('\n'));
         Ok(body.lines().map(str::to_owned).collect())
     }
