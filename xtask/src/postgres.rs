@@ -99,6 +99,34 @@ impl PrivatePostgres {
         Ok(postgres)
     }
 
+    /// Makes a standby that follows it: a cluster of its own, on a free port, with the same roles and databases.
+    pub fn start_standby(&self) -> Result<Self> {
+        let options = Options {
+            folder: None,
+            port: None,
+            ..self.options.clone()
+        };
+        let mut standby = Self {
+            server: None,
+            cluster: Cluster::copy_of(&self.cluster, self.host(), self.port)?,
+            options,
+            port: ports::free_port()?,
+        };
+        standby.start_on_free_port()?;
+        Ok(standby)
+    }
+
+    /// Starts a stopped standby on the port of a primary that is gone, as a failover moves an address.
+    pub fn restart_in_place_of(&mut self, primary: &Self) -> Result<()> {
+        self.port = primary.port;
+        self.restart()
+    }
+
+    /// Makes a standby a primary.
+    pub fn promote(&self) -> Result<()> {
+        self.psql_as_superuser("SELECT pg_promote()").map(|_| ())
+    }
+
     /// The host that it listens on.
     pub fn host(&self) -> &'static str {
         "127.0.0.1"

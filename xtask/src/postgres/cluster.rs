@@ -31,23 +31,46 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Makes the folder and runs initdb.
     pub(super) fn create(options: &Options) -> Result<Self> {
+        let cluster = Self::empty(options.folder.as_deref(), random_password()?)?;
+        cluster.initialise(options)?;
+        Ok(cluster)
+    }
+
+    /// Makes a temporary folder and runs `pg_basebackup`: a standby of a server that runs.
+    pub(super) fn copy_of(primary: &Self, host: &str, port: u16) -> Result<Self> {
+        let standby = Self::empty(None, primary.superuser_password.clone())?;
+        let password = &primary.superuser_password;
+        Launch::new("pg_basebackup", standby.binary("pg_basebackup"))
+            .arg("-D")
+            .arg(standby.data())
+            .arg("-d")
+            .arg(format!(
+                "host={host} port={port} user={SUPERUSER} password={password}"
+            ))
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .directory(&standby.folder)
+            .account(standby.account)
+            .log_to(standby.folder.join("pg_basebackup.log"))
+            .run()?;
+        Ok(standby)
+    }
+
+    fn empty(folder: Option<&Path>, superuser_password: String) -> Result<Self> {
         let binaries = find_binaries()?;
         let account = Account::for_postgres()?;
-        let wanted = match &options.folder {
+        let wanted = match folder {
             Some(folder) => std::path::absolute(folder)
                 .with_context(|| format!("cannot find {}", folder.display()))?,
             None => temporary::folder("postgres"),
         };
-        let cluster = Self {
+        Ok(Self {
             folder: make_folder(&wanted, account)?,
             wanted,
-            temporary: options.folder.is_none(),
+            temporary: folder.is_none(),
             binaries,
             account,
-            superuser_password: random_password()?,
-        };
-        cluster.initialise(options)?;
-        Ok(cluster)
+            superuser_password,
+        })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -194,10 +217,12 @@ fn render_settings(options: &Options) -> String {
         .collect()
 }
 
-/// The lock file's first line is the process id, its eighth the state.
+/// The lock file's first line is the process id, its eighth the state; a standby that takes connections says so.
 fn lock_file_says_ready(text: &str, pid: u32) -> bool {
     let mut lines = text.lines().map(str::trim);
-    lines.next() == Some(&pid.to_string()) && lines.nth(6) == Some("ready")
+    let is_of_server = lines.next() == Some(&pid.to_string());
+    let state = lines.nth(6);
+    is_of_server && matches!(state, Some("ready" | "standby"))
 }
 
 fn random_password() -> Result<String> {
@@ -235,6 +260,7 @@ mod tests {
             &text.replace("ready", "starting"),
             42
         ));
+        assert!(lock_file_says_ready(&text.replace("ready", "standby"), 42));
         assert!(!lock_file_says_ready("42\n", 42));
     }
 }
