@@ -4,14 +4,24 @@
 use std::time::Duration;
 
 use api::cache::listener::APPLICATION_NAME as LISTENER;
+use rustix::process::Signal;
+use shared::testing::eventually;
+use tokio::task::block_in_place;
+use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::scene::{LEASE, Readers, Scene, Writers, assert_kept};
-use crate::support::terminate_listener;
+use crate::scene::{EventFlood, LEASE, Readers, Scene, Writers, assert_kept, reissue, truncate};
+use crate::support::coherence::{Committed, Observation, Write};
+use crate::support::{PATIENCE, terminate_listener};
 
 /// Between two writes of a writer.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long a link passes nothing on.
 const BLACK_HOLE: Duration = Duration::from_secs(20);
+/// How long a process is frozen.
+const FREEZE: Duration = Duration::from_secs(60);
+const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
+                         WHERE datname = current_database() AND application_name = 'orders-api-listener'";
+const QUEUE_PPM: &str = "SELECT (pg_notification_queue_usage() * 1000000)::bigint AS value";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn listener_killed_every_second() {
@@ -67,4 +77,147 @@ async fn listener_as_slow_as_the_lease() {
     }
     scene.link.mend();
     assert_kept(&scene.conclude(writers, readers).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_emptied_by_truncate() {
+    let scene = Scene::start().await;
+    let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
+    let mut truncations = Vec::new();
+    for number in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        truncations.extend(truncate(&scene, number % 2 == 0).await);
+    }
+    let mut history = scene.conclude(writers, readers).await;
+    history.writes.extend(truncations);
+    assert_kept(&history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn database_restarted() {
+    let mut server = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
+    let scene = Scene::start_on_server(&server).await;
+    let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
+    for stop in [
+        PrivatePostgres::stop,
+        PrivatePostgres::stop_immediately,
+        PrivatePostgres::kill_nine,
+    ] {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        block_in_place(|| stop(&mut server)).unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        block_in_place(|| server.restart()).unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_kept(&scene.conclude(writers, readers).await);
+}
+
+/// A frozen process takes nothing in: without the server's own time-out its listener would fill the queue of notifications,
+/// and in the end no writer could commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn process_frozen_for_a_minute() {
+    let server = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
+    let scene = Scene::start_on_server(&server).await;
+    let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
+    let flood = EventFlood::start(&scene);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    scene.signal(0, Signal::STOP);
+    let frozen = scene.now();
+    eventually(
+        "the server drops the frozen listener",
+        PATIENCE,
+        async || scene.database.integer(LISTENERS) == 1,
+    )
+    .await;
+    let dropped = scene.now() - frozen;
+    tokio::time::sleep(FREEZE.saturating_sub(dropped)).await;
+    let queue_ppm = scene.database.integer(QUEUE_PPM);
+    scene.signal(0, Signal::CONT);
+    let woken = scene.now();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let events = flood.finish().await;
+    let history = scene.conclude(writers, readers).await;
+    let meanwhile = history.writes.iter().filter(|write| {
+        let acknowledged = write.committed.map(|committed| committed.acknowledged);
+        acknowledged.is_some_and(|moment| frozen + dropped < moment && moment < woken)
+    });
+    let meanwhile = meanwhile.count();
+    println!(
+        "frozen listener dropped after {dropped:?}; {events} events; {meanwhile} writes after that, before it woke; \
+         queue at the end {queue_ppm} millionths"
+    );
+    assert_kept(&history);
+    assert!(meanwhile > 200, "writers were held up");
+    // What a second brings is 400 of these.
+    assert!(queue_ppm < 2_000, "the queue has not drained");
+}
+
+/// The standby lacks the last commits, and their versions are given out again to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_that_loses_commits() {
+    let mut primary = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
+    let scene = Scene::start_on_server(&primary).await;
+    let mut standby = block_in_place(|| primary.start_standby()).unwrap();
+    let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    block_in_place(|| standby.stop()).unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut before = writers.finish().await;
+    scene.assert_converged().await;
+    let lost = scene.rows();
+
+    let killed = scene.now();
+    block_in_place(|| primary.kill_nine()).unwrap();
+    block_in_place(|| standby.restart_in_place_of(&primary)).unwrap();
+    for program in &scene.programs {
+        program
+            .wait_until_logged("the server takes no writes")
+            .await;
+    }
+    scene.link.cut();
+    standby.promote().unwrap();
+    let mut reissued = 0;
+    for (sequence, (order, seen)) in (1_000_000..).zip(lost) {
+        if scene
+            .rows()
+            .get(&order)
+            .is_none_or(|row| row.version < seen.version)
+        {
+            reissue(&scene, order, seen.version, sequence).await;
+            reissued += 1;
+        }
+    }
+    assert!(
+        reissued > 20,
+        "{reissued} of the last commits were lost, too few"
+    );
+    let kept = "SELECT setval('order_version_seq', max(version)) AS value FROM orders";
+    scene.database.integer(kept);
+    let promoted = scene.now();
+    let inherited = scene.rows();
+    scene.link.mend();
+    scene.assert_converged().await;
+    let writers = Writers::start_from(&scene, PAUSE, 2_000_000);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let mut after = scene.conclude(writers, readers).await;
+
+    let (of_before, others): (Vec<_>, Vec<_>) =
+        (after.observations.drain(..)).partition(|observation| observation.ended < killed);
+    before.observations.extend(of_before);
+    assert_kept(&before);
+    // In between either history may have been answered.
+    let is_after = |observation: &Observation| observation.started > promoted.max(killed + LEASE);
+    after.observations = others.into_iter().filter(is_after).collect();
+    after
+        .writes
+        .extend(inherited.into_iter().map(|(order, row)| Write {
+            order,
+            sequence: Some(row.sequence),
+            sent: promoted,
+            committed: Some(Committed {
+                version: row.version,
+                acknowledged: promoted,
+            }),
+        }));
+    assert_kept(&after);
 }

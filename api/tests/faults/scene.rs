@@ -2,20 +2,25 @@
 //! what they are answered, and a link that can be broken.
 
 mod client;
+mod event_flood;
 mod readers;
 mod writers;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use shared::config::DatabaseSettings;
+use rustix::process::{Pid, Signal, kill_process};
+use shared::config::{DatabaseSettings, Secret, SslMode};
 use shared::testing::{TcpProxy, TestDatabase, eventually};
+use xtask::postgres::PrivatePostgres;
 
-use crate::support::coherence::{History, Judgement};
+use crate::support::coherence::{History, Judgement, Moment, Seen};
 use crate::support::program::Program;
 use crate::support::{model, store};
 use client::{Answer, Client};
+pub use event_flood::EventFlood;
 pub use readers::Readers;
-pub use writers::Writers;
+pub use writers::{Writers, reissue, truncate};
 
 /// The promised age of an answer: `CACHE_LEASE_MS` as it is by default.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -41,7 +46,21 @@ impl Scene {
         Self::start_on(TestDatabase::create()).await
     }
 
-    pub async fn start_on(database: TestDatabase) -> Self {
+    /// On a server of its own.
+    pub async fn start_on_server(server: &PrivatePostgres) -> Self {
+        let settings = DatabaseSettings {
+            host: server.host().to_owned(),
+            port: server.port(),
+            user: server.user().to_owned(),
+            password: Secret::new(server.password()),
+            name: server.database().to_owned(),
+            sslmode: SslMode::Disable,
+            sslrootcert: None,
+        };
+        Self::start_on(TestDatabase::create_on(settings)).await
+    }
+
+    async fn start_on(database: TestDatabase) -> Self {
         store(&database, &model());
         database.execute(
             "CREATE TABLE template_orders AS SELECT * FROM orders; \
@@ -74,6 +93,14 @@ impl Scene {
         }
     }
 
+    pub fn now(&self) -> Moment {
+        self.started.elapsed()
+    }
+
+    pub fn signal(&self, program: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.programs[program].process), signal).unwrap();
+    }
+
     fn ports(&self) -> [u16; 2] {
         self.programs.each_ref().map(|program| program.port)
     }
@@ -88,26 +115,18 @@ impl Scene {
 
     /// Within the time for healing every process answers out of its cache what the table holds.
     pub async fn assert_converged(&self) {
-        let rows = self.database.texts(
-            "SELECT order_uid || ' ' || version || ' ' || payment_amount AS value FROM orders",
-        );
+        let rows = self.rows();
         for port in self.ports() {
             eventually("the cache equals the table", HEALING, async || {
                 let mut client = Client::new(port);
                 for order in 0..ORDERS {
                     let uid = uid(order);
-                    let row = rows.iter().find_map(|row| {
-                        let (of, row) = row.split_once(' ')?;
-                        (of == uid).then_some(row)
-                    });
                     // The first one may fill the cache.
                     client.order(&uid).await.ok();
                     let Ok(Answer::Order { seen, is_hit: true }) = client.order(&uid).await else {
                         return false;
                     };
-                    let answered =
-                        seen.map(|seen| format!("{} {}", seen.version, seen.item_sequence));
-                    if answered.as_deref() != row {
+                    if seen.as_ref() != rows.get(&order) {
                         return false;
                     }
                 }
@@ -115,6 +134,24 @@ impl Scene {
             })
             .await;
         }
+    }
+
+    /// What the table holds, of the orders that there are.
+    pub fn rows(&self) -> BTreeMap<usize, Seen> {
+        let rows = self.database.texts(
+            "SELECT concat_ws(' ', substr(order_uid, 7), version, payment_amount, price) AS value \
+             FROM orders JOIN order_items USING (order_uid)",
+        );
+        let rows = rows.iter().map(|row| {
+            let numbers: Vec<i64> = row.split(' ').map(|part| part.parse().unwrap()).collect();
+            let seen = Seen {
+                version: numbers[1],
+                sequence: numbers[2],
+                item_sequence: numbers[3],
+            };
+            (usize::try_from(numbers[0]).unwrap(), seen)
+        });
+        rows.collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server that tests can cut, mend, slow down, turn into a black hole, and point at another server.
+//! A TCP proxy in front of a server that tests can cut, mend, slow down, and turn into a black hole.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,7 +28,6 @@ pub struct TcpProxy {
 
 #[derive(Clone, Debug)]
 struct Link {
-    target: (String, u16),
     is_cut: bool,
     /// How often it was cut: connections from before are dropped even where it was mended in the same moment.
     cuts: u64,
@@ -71,8 +70,8 @@ impl TcpProxy {
     pub async fn start(host: &str, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let target = (host.to_owned(), port);
         let link_tx = Arc::new(watch::Sender::new(Link {
-            target: (host.to_owned(), port),
             is_cut: false,
             cuts: 0,
             held: None,
@@ -81,7 +80,7 @@ impl TcpProxy {
         let link_rx = link_tx.subscribe();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, link_rx.clone()));
+                tokio::spawn(pass(client, target.clone(), link_rx.clone()));
             }
         });
         Self { address, link_tx }
@@ -125,21 +124,15 @@ impl TcpProxy {
         let slow = Some((name.to_owned(), delay));
         self.link_tx.send_modify(|link| link.slow = slow);
     }
-
-    /// Leads new connections to another server.
-    pub fn point_at(&self, host: &str, port: u16) {
-        self.link_tx
-            .send_modify(|link| link.target = (host.to_owned(), port));
-    }
 }
 
-async fn pass(client: TcpStream, mut link_rx: watch::Receiver<Link>) {
-    let (target, cuts) = {
+async fn pass(client: TcpStream, target: (String, u16), mut link_rx: watch::Receiver<Link>) {
+    let cuts = {
         let link = link_rx.borrow_and_update();
         if link.is_cut {
             return;
         }
-        (link.target.clone(), link.cuts)
+        link.cuts
     };
     let both_ways = pass_both_ways(client, target, link_rx.clone());
     tokio::select! {

@@ -43,22 +43,15 @@ pub struct Writers {
 impl Writers {
     /// Starts them, with so much time between two writes of one writer.
     pub fn start(scene: &Scene, pause: Duration) -> Self {
+        Self::start_from(scene, pause, 1)
+    }
+
+    /// As [`Self::start`], with later sequence numbers.
+    pub fn start_from(scene: &Scene, pause: Duration, first_sequence: i64) -> Self {
         let stop = CancellationToken::new();
         let tasks = (0..WRITERS)
             .map(|number| {
-                let database = DatabaseSettings {
-                    host: "127.0.0.1".to_owned(),
-                    port: scene.writers_link.port(),
-                    ..scene.database.settings()
-                };
-                let writer = Writer {
-                    database,
-                    start: scene.started,
-                    ports: scene.ports(),
-                    sessions: HashMap::new(),
-                    next_sequence: 1,
-                    history: History::default(),
-                };
+                let writer = Writer::new(scene, first_sequence);
                 tokio::spawn(writer.run(number, pause, stop.clone()))
             })
             .collect();
@@ -78,6 +71,40 @@ impl Writers {
     }
 }
 
+/// Writes an order under a version that was given out before, in a history that was lost.
+pub async fn reissue(scene: &Scene, order: usize, version: i64, sequence: i64) {
+    let mut writer = Writer::new(scene, sequence);
+    let session = writer.session(true).await.unwrap();
+    let before = "SELECT setval('order_version_seq', $1::bigint - 1)";
+    session.execute(before, &[&version]).await.unwrap();
+    let written = write_by_hand(session, Kind::AsIngestor, order, sequence).await;
+    assert_eq!(written.unwrap(), Some(version));
+}
+
+/// Empties both tables, by a session that says it emits or by one that does not.
+pub async fn truncate(scene: &Scene, emits: bool) -> Vec<Write> {
+    let mut writer = Writer::new(scene, 1);
+    let sent = scene.now();
+    let session = writer.session(emits).await.unwrap();
+    let transaction = session.transaction().await.unwrap();
+    let truncate = "TRUNCATE orders, order_items";
+    transaction.execute(truncate, &[]).await.unwrap();
+    let draw = "SELECT nextval('order_version_seq')";
+    let version = transaction.query_one(draw, &[]).await.unwrap().get(0);
+    transaction.commit().await.unwrap();
+    let committed = Some(Committed {
+        version,
+        acknowledged: scene.now(),
+    });
+    let deletion = |order| Write {
+        order,
+        sequence: None,
+        sent,
+        committed,
+    };
+    (0..ORDERS).map(deletion).collect()
+}
+
 struct Writer {
     database: DatabaseSettings,
     start: Instant,
@@ -89,6 +116,21 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(scene: &Scene, first_sequence: i64) -> Self {
+        Self {
+            database: DatabaseSettings {
+                host: "127.0.0.1".to_owned(),
+                port: scene.writers_link.port(),
+                ..scene.database.settings()
+            },
+            start: scene.started,
+            ports: scene.ports(),
+            sessions: HashMap::new(),
+            next_sequence: first_sequence,
+            history: History::default(),
+        }
+    }
+
     async fn run(mut self, number: usize, pause: Duration, stop: CancellationToken) -> Self {
         let orders: Vec<usize> = (number..ORDERS).step_by(WRITERS).collect();
         for order in &orders {
