@@ -7,9 +7,10 @@
 //!
 //! Losing the listener makes every entry unverified: it stays, but is served again only once its version was compared.
 //!
-//! Pure by intent: no tokio, no clock, no I/O, so that interleavings can be model-checked. The caller says whether the
-//! listener's proof is fresh.
+//! Pure by intent: no tokio, no clock, no I/O, so that interleavings can be model-checked (`api/model`). The caller
+//! says whether the listener's proof is fresh.
 
+mod contract;
 mod gate;
 mod sample;
 
@@ -22,18 +23,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 use super::counters::{Counters, Eviction};
+pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
 
 /// Most shards; more than cores that could meet on one lock.
 const MAX_SHARDS: usize = 16;
 /// Fewer entries a shard would make the order of eviction visibly unlike an LRU's.
 const MIN_ENTRIES_PER_SHARD: usize = 64;
-
-/// A value that tells an order's states apart: of two, the newer has the higher version.
-pub trait Versioned {
-    /// The version.
-    fn version(&self) -> i64;
-}
 
 /// The slots of all keys. `V` is a cached value, cheap to clone; `W` is what readers wait on while a load runs, and `S` the
 /// load's end of it.
@@ -51,7 +47,7 @@ pub struct Core<V, W, S> {
 #[derive(Debug)]
 struct Shard<V, W, S> {
     entries: LruCache<Box<str>, Entry<V>>,
-    missing: LruCache<Box<str>, u64>,
+    missing: LruCache<Box<str>, ()>,
     loading: HashMap<Box<str>, Loading<W, S>>,
     weight_bytes: usize,
 }
@@ -79,72 +75,6 @@ impl<W, S> Loading<W, S> {
     fn is_current(&self, gate: Gate) -> bool {
         !self.is_taken && self.epoch == gate.epoch
     }
-}
-
-/// The duty to end a load.
-#[derive(Debug)]
-pub struct Ticket(Box<str>);
-
-impl Ticket {
-    /// The key to load.
-    pub fn uid(&self) -> &str {
-        &self.0
-    }
-}
-
-/// What a reader has to do.
-#[derive(Debug)]
-pub enum Lookup<V, W, S> {
-    /// Answer with this value.
-    Hit(V),
-    /// Answer that there is no such order.
-    Missing,
-    /// Wait for a load that another reader began or waits for.
-    Join(W),
-    /// Wait for the load that begins when the one that runs has ended.
-    Next(W),
-    /// Begin the load now.
-    Load(Ticket, S),
-    /// Ask the database; store nothing, share nothing.
-    Bypass,
-}
-
-/// What a reader accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Demand {
-    /// What is cached, while it is proven.
-    Proven,
-    /// Only what the database says after this moment.
-    Database,
-}
-
-/// What a load brought.
-#[derive(Debug)]
-pub enum Loaded<V> {
-    /// The value and its weight in bytes.
-    Found(V, usize),
-    /// There is no such order.
-    NotFound,
-    /// The database gave no answer.
-    Failed,
-}
-
-/// How a load ended.
-#[derive(Debug)]
-pub struct Completed<S> {
-    /// Whether its result was stored.
-    pub is_stored: bool,
-    /// The load to begin now.
-    pub next: Option<(Ticket, S)>,
-}
-
-/// Where a new entry goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// As the most recently used: somebody asked for it.
-    Hot,
-    /// As the least recently used, and only where there is room: nobody asked yet.
-    Cold,
 }
 
 impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
@@ -214,12 +144,10 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
 
     /// Says which version of an unverified key the database holds, asked after LISTEN had committed in this `epoch`.
     ///
-    /// The entry is verified if it has that version, and dropped otherwise. What has come or gone meanwhile is left alone.
+    /// The entry is verified for that epoch if it has that version, and dropped otherwise. What has come or gone meanwhile is
+    /// left alone.
     pub fn verify(&self, uid: &str, epoch: u64, version: Option<i64>) {
         let mut shard = self.shard(uid);
-        if self.gate.read().epoch != epoch {
-            return;
-        }
         match shard.entries.peek_mut(uid) {
             Some(entry) if entry.epoch == epoch => {}
             Some(entry) if Some(entry.value.version()) == version => entry.epoch = epoch,
@@ -271,7 +199,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
                 self.counters.hits.add(1);
                 return Lookup::Hit(entry.value.clone());
             }
-            if shard.missing.get(uid) == Some(&gate.epoch) {
+            if shard.missing.get(uid).is_some() {
                 self.counters.negative_hits.add(1);
                 return Lookup::Missing;
             }
@@ -316,7 +244,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         self.counters.loads_started.add(1);
         let loading = Loading {
             epoch: gate.epoch,
-            is_taken: false,
+            // While nobody listens its snapshot may miss what is committed before LISTEN, and no event will tell.
+            is_taken: !gate.stores,
             waiter,
             next: None,
         };
@@ -339,20 +268,21 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         let mut shard = self.shard(&uid);
         let gate = self.gate.read();
         let ended = shard.loading.remove(&uid);
-        let may_store = gate.stores && ended.as_ref().is_some_and(|load| load.is_current(gate));
+        let may_store = ended.as_ref().is_some_and(|load| load.is_current(gate));
         let next = ended.and_then(|load| load.next).map(|(waiter, sender)| {
             let ticket = self.begin(&mut shard, uid.clone(), gate, waiter);
             (ticket, sender)
         });
         let is_stored = match loaded {
             Loaded::Failed => false,
-            _ if !may_store => {
+            Loaded::Found(..) | Loaded::NotFound if !may_store => {
                 self.counters.discarded.add(1);
+                self.drop_older(&mut shard, &uid, loaded.version());
                 false
             }
             Loaded::NotFound => {
                 self.remove_entry(&mut shard, &uid);
-                shard.missing.put(uid, gate.epoch);
+                shard.missing.put(uid, ());
                 true
             }
             Loaded::Found(value, weight_bytes) => {
@@ -433,17 +363,22 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         }
     }
 
-    /// A reader was shown this version past the slots, or that there is no order: nobody may be shown an older one later,
-    /// although its event may still be on its way.
+    /// A reader is to be shown this version past the slots, or that there is no order: nobody may be shown an older one
+    /// later, although the event may still be on its way.
     pub fn supersede(&self, uid: &str, version: Option<i64>) {
         let mut shard = self.shard(uid);
         if let Some(loading) = shard.loading.get_mut(uid) {
             loading.is_taken = true;
         }
+        self.drop_older(&mut shard, uid, version);
+    }
+
+    /// Drops what is cached if it is older than this version, or all if there is no order.
+    fn drop_older(&self, shard: &mut Shard<V, W, S>, uid: &str, version: Option<i64>) {
         let entry = shard.entries.peek(uid);
         let is_older = entry.is_some_and(|entry| Some(entry.value.version()) < version);
         let is_gone = version.is_none();
-        let was_cached = (is_older || is_gone) && self.remove_entry(&mut shard, uid);
+        let was_cached = (is_older || is_gone) && self.remove_entry(shard, uid);
         let was_missing = !is_gone && shard.missing.pop(uid).is_some();
         if was_cached || was_missing {
             self.counters.evicted(Eviction::Event, 1);
