@@ -19,6 +19,9 @@ use crate::repository::StoreError;
 /// Orders a statement: some milliseconds of one connection, so that readers get between.
 const CHUNK_SIZE: usize = 500;
 
+/// How often the log tells how far it is.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What a warm-up did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WarmedUp {
@@ -26,6 +29,15 @@ pub struct WarmedUp {
     pub loaded: usize,
     /// How long it took.
     pub duration: Duration,
+}
+
+/// How far a warm-up is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarmupProgress {
+    /// How many of the newest orders it has looked at.
+    pub seen: usize,
+    /// At how many it will have looked, if there are so many.
+    pub limit: usize,
 }
 
 type WarmupResult = Result<WarmedUp, StoreError>;
@@ -40,7 +52,14 @@ pub(super) struct Warmup {
 struct Running {
     /// The cache's epoch at its start: after a reconnect it has to be done again.
     epoch: u64,
+    progress_rx: watch::Receiver<WarmupProgress>,
     result_rx: watch::Receiver<Option<WarmupResult>>,
+}
+
+impl Running {
+    fn goes_on(&self) -> bool {
+        self.result_rx.borrow().is_none() && self.result_rx.has_changed().is_ok()
+    }
 }
 
 impl OrderCache {
@@ -69,19 +88,21 @@ impl OrderCache {
         let epoch = self.core.epoch();
         if let Some(running) = running.as_ref()
             && running.epoch == epoch
-            && running.result_rx.borrow().is_none()
-            && running.result_rx.has_changed().is_ok()
+            && running.goes_on()
         {
             return running.result_rx.clone();
         }
+        let limit = limit.min(self.core.capacity());
+        let (progress_tx, progress_rx) = watch::channel(WarmupProgress { seen: 0, limit });
         let (result_tx, result_rx) = watch::channel(None);
         *running = Some(Running {
             epoch,
+            progress_rx,
             result_rx: result_rx.clone(),
         });
         let cache = Arc::clone(self);
         tokio::spawn(async move {
-            let result = cache.run_warmup(limit, epoch).await;
+            let result = cache.run_warmup(progress_tx, epoch).await;
             match &result {
                 Ok(done) => info!(
                     loaded = done.loaded,
@@ -95,9 +116,22 @@ impl OrderCache {
         result_rx
     }
 
-    async fn run_warmup(self: &Arc<Self>, limit: usize, epoch: u64) -> WarmupResult {
+    /// How far the warm-up is, if one runs.
+    pub fn warmup_progress(&self) -> Option<WarmupProgress> {
+        let running = self.warmup.running.lock();
+        let running = running.unwrap_or_else(PoisonError::into_inner);
+        let running = running.as_ref().filter(|running| running.goes_on())?;
+        Some(*running.progress_rx.borrow())
+    }
+
+    async fn run_warmup(
+        self: &Arc<Self>,
+        progress_tx: watch::Sender<WarmupProgress>,
+        epoch: u64,
+    ) -> WarmupResult {
         let started = Instant::now();
-        let limit = limit.min(self.core.capacity());
+        let mut last_report = started;
+        let limit = progress_tx.borrow().limit;
         let mut loaded = 0;
         let mut seen = 0;
         let mut after = None;
@@ -111,6 +145,11 @@ impl OrderCache {
                 .warm_up_chunk(&page.iter().map(|(_, uid)| uid.as_str()).collect::<Vec<_>>())
                 .await?;
             seen += page.len();
+            progress_tx.send_replace(WarmupProgress { seen, limit });
+            if last_report.elapsed() >= REPORT_INTERVAL {
+                info!(seen, limit, "warming up the cache");
+                last_report = Instant::now();
+            }
             if page.len() < wanted {
                 break;
             }

@@ -77,7 +77,11 @@ pub async fn readyz(call: Call) -> Result<Response, ApiError> {
         Ok(()) if health.status == "degraded" => "the listener is away, reads go to the database",
         Ok(()) => "ready",
     };
-    Ok(health.response(&json!({"status": health.status, "detail": detail})))
+    let mut answer = json!({"status": health.status, "detail": detail});
+    if let Some(progress) = app.cache.warmup_progress() {
+        answer["warmup"] = json!({"seen": progress.seen, "limit": progress.limit});
+    }
+    Ok(health.response(&answer))
 }
 
 /// `/health`: for people.

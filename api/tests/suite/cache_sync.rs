@@ -161,6 +161,31 @@ async fn newest_orders_are_warm_from_the_start_and_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn readiness_tells_how_far_a_warm_up_is() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let mut lock = api.database.connect();
+    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
+    // Which orders are the newest can still be read, but not what is in them.
+    diesel::sql_query("LOCK TABLE order_items")
+        .execute(&mut lock)
+        .unwrap();
+    let warmup = api.send("POST", "/api/v1/cache/warmup?limit=7", &[], b"");
+    let unlock = async {
+        eventually("the warm-up runs", PATIENCE, async || {
+            let ready = api.get("/readyz").await;
+            let progress = serde_json::json!({"seen": 0, "limit": 7});
+            (ready.status, &ready.json()["warmup"]) == (200, &progress)
+        })
+        .await;
+        diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+    };
+    let (warmed, ()) = tokio::join!(warmup, unlock);
+    assert_eq!(warmed.json()["loaded"], 1);
+    assert!(api.get("/readyz").await.json().get("warmup").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn readers_of_one_order_share_one_load_even_if_the_first_hangs_up() {
     let api = TestApi::start().await;
     api.store(&model()).await;
