@@ -1,6 +1,7 @@
 //! An api of a test's own, and a client that sends exactly the bytes it is told to.
 
 pub mod coherence;
+pub mod conformity;
 pub mod copies;
 pub mod download;
 pub mod program;
@@ -122,7 +123,9 @@ impl TestApi {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         head.push_str("Connection: close\r\n\r\n");
-        self.send_bytes(&[head.as_bytes(), body].concat()).await
+        let answer = self.send_bytes(&[head.as_bytes(), body].concat()).await;
+        conformity::check(method, path, &answer);
+        answer
     }
 
     /// Sends bytes and reads the answer until the server closes.
@@ -149,7 +152,7 @@ impl Drop for TestApi {
 
 pub struct Answer {
     pub status: u16,
-    headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     pub body: String,
 }
 

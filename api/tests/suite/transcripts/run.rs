@@ -141,7 +141,7 @@ pub fn without_what_varies(output: &str) -> String {
     static VARYING: LazyLock<Regex> = LazyLock::new(|| {
         let patterns = [
             "^(date|x-request-id|age|content-length): .*$",
-            "^etag: \"[0-9a-f]{16}\"$",
+            "^etag: (W/)?\"[0-9a-f]{16}\"$",
             "dur=[0-9.]+",
             "^(retry-after: |ratelimit: .*t=)[0-9]{2}$",
             "\"(request_id|started_at|version)\":\"[^\"]*\"",
