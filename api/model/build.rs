@@ -86,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let gate = replace(&read("core/gate.rs")?, "use std::sync", "use shuttle::sync")?;
     let contract = read("core/contract.rs")?;
+    let segments = read("core/segments.rs")?;
     let mut core = read("core.rs")?;
     for (from, to) in [
         ("use std::sync::atomic", "use shuttle::sync::atomic"),
@@ -95,6 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ),
         ("mod gate;", &format!("mod gate {{ {gate} }}")),
         ("mod contract;", &format!("mod contract {{ {contract} }}")),
+        ("mod segments;", &format!("mod segments {{ {segments} }}")),
         ("mod sample;", ""),
         ("#[cfg(test)]\nmod tests;", ""),
     ] {

@@ -1,4 +1,4 @@
-//! Who may store what: slots, their owners, epochs and the LRU.
+//! Who may store what: slots, epochs, and who goes when room is needed.
 //!
 //! A key may be cached, known to be missing, or neither; and at most one load of it runs. An event takes the slot away from
 //! that load: it answers those who already wait for it, but stores nothing and gains no new waiters. Who comes later waits
@@ -13,6 +13,7 @@
 mod contract;
 mod gate;
 mod sample;
+mod segments;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -25,6 +26,7 @@ use lru::LruCache;
 use super::counters::{Counters, Eviction};
 pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
+use segments::SegmentedLru;
 
 /// Most shards; more than cores that could meet on one lock.
 const MAX_SHARDS: usize = 16;
@@ -46,13 +48,13 @@ pub struct Core<V, W, S> {
 
 #[derive(Debug)]
 struct Shard<V, W, S> {
-    entries: LruCache<Box<str>, Entry<V>>,
+    entries: SegmentedLru<Entry<V>>,
     missing: LruCache<Box<str>, ()>,
     loading: HashMap<Box<str>, Loading<W, S>>,
     weight_bytes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry<V> {
     value: V,
     weight_bytes: usize,
@@ -87,7 +89,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         let missing_capacity = NonZeroUsize::new(missing_capacity).unwrap_or(NonZeroUsize::MIN);
         let shard = || {
             Mutex::new(Shard {
-                entries: LruCache::unbounded(),
+                entries: SegmentedLru::new(capacity / shard_count),
                 missing: LruCache::new(missing_capacity),
                 loading: HashMap::new(),
                 weight_bytes: 0,
@@ -197,7 +199,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
                 && entry.epoch == gate.epoch
             {
                 self.counters.hits.add(1);
-                return Lookup::Hit(entry.value.clone());
+                return Lookup::Hit(entry.value);
             }
             if shard.missing.get(uid).is_some() {
                 self.counters.negative_hits.add(1);
@@ -310,12 +312,9 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             return false;
         }
         shard.weight_bytes += entry.weight_bytes;
-        if placement == Placement::Cold {
-            let key = uid.clone();
-            shard.entries.put(uid, entry);
-            shard.entries.demote(&key);
-        } else {
-            shard.entries.put(uid, entry);
+        match placement {
+            Placement::Hot => shard.entries.insert(uid, entry),
+            Placement::Cold => shard.entries.insert_oldest(uid, entry),
         }
         let size = self.size.fetch_add(1, Ordering::Relaxed) + 1;
         if size > self.capacity {
@@ -343,7 +342,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     }
 
     fn evict_oldest(&self, shard: &mut Shard<V, W, S>) {
-        if let Some((_, entry)) = shard.entries.pop_lru() {
+        if let Some(entry) = shard.entries.remove_oldest() {
             shard.weight_bytes -= entry.weight_bytes;
             self.size.fetch_sub(1, Ordering::Relaxed);
             self.counters.evicted(Eviction::Capacity, 1);
@@ -405,7 +404,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     }
 
     fn remove_entry(&self, shard: &mut Shard<V, W, S>, uid: &str) -> bool {
-        let Some(entry) = shard.entries.pop(uid) else {
+        let Some(entry) = shard.entries.remove(uid) else {
             return false;
         };
         shard.weight_bytes -= entry.weight_bytes;

@@ -246,6 +246,30 @@ fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
 }
 
 #[test]
+fn scan_over_many_orders_pushes_out_none_that_is_asked_for_again() {
+    let core = open_core(1000);
+    let uid = |kind, number: i64| format!("{kind}-{number}");
+    for number in 0..500 {
+        fill(&core, &uid("hot", number), number);
+        assert!(hit(&core, &uid("hot", number)).is_some());
+    }
+    for number in 0..10_000 {
+        fill(&core, &uid("scan", number), number);
+    }
+    let kept = (0..500).filter(|number| core.contains(&uid("hot", *number)));
+    assert_eq!(kept.count(), 500);
+    assert_eq!(core.sizes().0, 1000);
+    // Who was asked for again long ago gives way to who is now.
+    for number in 0..1000 {
+        fill(&core, &uid("new", number), number);
+        assert!(hit(&core, &uid("new", number)).is_some());
+    }
+    let kept = (0..500).filter(|number| core.contains(&uid("hot", *number)));
+    assert!(kept.count() < 250);
+    assert_eq!(core.sizes().0, 1000);
+}
+
+#[test]
 fn size_and_weight_stay_true_over_many_shards() {
     let core = open_core(2000);
     for number in 0..5000_i64 {
