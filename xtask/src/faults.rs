@@ -4,6 +4,7 @@ use std::process::ExitStatus;
 
 use anyhow::Result;
 
+use crate::packages::{self, Purpose};
 use crate::testing;
 
 /// Tests at once. They wait most of the time: for session time-outs, for restarts.
@@ -11,6 +12,7 @@ const THREADS: &str = "6";
 
 /// Runs the tests whose names contain one of the filters, or all, and returns how they ended.
 pub fn run(filters: &[String]) -> Result<ExitStatus> {
+    packages::ensure(&[Purpose::Faults])?;
     let fixed = [
         "-p",
         "ingestor",

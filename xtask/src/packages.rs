@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::postgres::find_binaries;
+use crate::postgres::{find_binaries, find_pgbouncer};
 use crate::process::{Launch, find_program};
 use crate::{interrupt, progress};
 
@@ -24,6 +24,8 @@ pub enum Purpose {
     Kafka,
     /// The benchmark of reading.
     Load,
+    /// The tests that take minutes.
+    Faults,
     /// The tests that run schemathesis and curl.
     ApiTests,
 }
@@ -40,7 +42,7 @@ struct Need {
     brew: &'static str,
 }
 
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 13] = [
     Need {
         purpose: Purpose::Build,
         what: "a C and a C++ compiler and make (librdkafka is built from source)",
@@ -132,6 +134,15 @@ const NEEDS: [Need; 12] = [
         fedora: "wrk",
         arch: "wrk",
         brew: "wrk",
+    },
+    Need {
+        purpose: Purpose::Faults,
+        what: "PgBouncer (a pooler that a listener must not be misled by)",
+        present: || find_pgbouncer().is_some(),
+        debian: "pgbouncer",
+        fedora: "pgbouncer",
+        arch: "pgbouncer",
+        brew: "pgbouncer",
     },
     Need {
         purpose: Purpose::ApiTests,

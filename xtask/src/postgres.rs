@@ -6,6 +6,7 @@
 mod account;
 mod binaries;
 mod cluster;
+mod pooler;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +15,8 @@ use anyhow::{Context as _, Result, bail};
 
 pub use account::{Account, remove_cluster_folder as remove_folder};
 pub use binaries::find_binaries;
+pub(crate) use pooler::find_pgbouncer;
+pub use pooler::{PoolMode, PrivatePooler};
 
 use crate::interrupt::wait_for;
 use crate::ports;

@@ -1,13 +1,14 @@
 //! One connection that LISTENs and evicts what writers name.
 //!
-//! The order at every connect: LISTEN committed, then fills are stored, then a heartbeat's echo, then hits are served: those
-//! of new entries at once, those of entries from before as they are verified. Losing the connection ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that
-//! nobody reads would hold notifications back.
+//! The order at every connect: LISTEN committed, then a notification of another session has come, then fills are stored and
+//! hits are served: those of new entries at once, those of entries from before as they are verified. Losing the connection
+//! ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that nobody reads would hold
+//! notifications back.
 
 mod history;
+mod subscription;
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +20,14 @@ use shared::events::Operation;
 use shared::{db, events};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{AsyncMessage, Client, Notification, Statement};
+use tokio_postgres::{Client, Notification, Statement};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::OrderCache;
 use super::status::ListenerState;
 use history::History;
+use subscription::Subscription;
 
 /// The name of the listener's session in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api-listener";
@@ -41,10 +41,6 @@ const SUSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a lost connection is reported while it stays lost.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The server drops a listener that takes nothing in for this long: one that is frozen would fill the queue of
-/// notifications, and then no writer on that server could commit.
-const LISTENER_OPTIONS: &str = " -c tcp_user_timeout=5s -c idle_session_timeout=0";
-
 /// What one listener needs.
 #[derive(Debug)]
 pub struct Listener {
@@ -53,18 +49,6 @@ pub struct Listener {
     warmup_limit: usize,
     /// Heartbeats travel on a channel of this process alone.
     heartbeat_channel: String,
-}
-
-/// A connection whose LISTEN has committed.
-struct Subscription {
-    client: Client,
-    /// Prepared, so that a heartbeat is one message: a second one would wait for an answer, which a slow link brings late.
-    heartbeat: Statement,
-    /// Ends with the connection, and says why.
-    driver: AbortOnDropHandle<String>,
-    /// What the newest heartbeat that came back had in it.
-    echo_rx: watch::Receiver<u64>,
-    history: History,
 }
 
 impl Listener {
@@ -123,9 +107,12 @@ impl Listener {
             mut driver,
             mut echo_rx,
             history: server,
-        } = timeout(SUBSCRIBE_TIMEOUT, self.subscribe())
-            .await
-            .context("no answer to LISTEN in time")??;
+        } = timeout(
+            SUBSCRIBE_TIMEOUT,
+            Subscription::make(&self.cache, &self.database, &self.heartbeat_channel),
+        )
+        .await
+        .context("no answer to LISTEN in time")??;
         if let Some(before) = history.replace(server.clone())
             && before != server
         {
@@ -135,12 +122,6 @@ impl Listener {
             self.cache.clear();
         }
         self.cache.core().open_fills();
-        timeout(SUBSCRIBE_TIMEOUT, async {
-            self.send_heartbeat(&client, &heartbeat_statement).await?;
-            echo_rx.changed().await.context("connection lost")
-        })
-        .await
-        .context("no echo of the first heartbeat")??;
         let mut proven_state = ListenerState::Syncing;
         self.serve(proven_state);
         backoff.reset();
@@ -195,78 +176,6 @@ impl Listener {
             status.set_state(ListenerState::Suspect);
             warn!(
                 "listener is suspect, reads go to the database: no echo of a heartbeat for {age:?}"
-            );
-        }
-        Ok(())
-    }
-
-    async fn subscribe(&self) -> anyhow::Result<Subscription> {
-        let mut config = db::tokio_config(&self.database, APPLICATION_NAME);
-        let options = [config.get_options().unwrap_or_default(), LISTENER_OPTIONS].concat();
-        // LISTEN fails on a standby, and a standby's rows lag behind the events.
-        config
-            .options(options)
-            .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        let tls = db::tls_connector(&self.database)?;
-        let connected = config.connect(tls).await;
-        let (client, mut connection) = connected.map_err(|error| {
-            if db::refuses_writes(&error) {
-                anyhow::anyhow!(db::NOT_A_PRIMARY)
-            } else {
-                described(error)
-            }
-        })?;
-        self.cache.listener().set_state(ListenerState::Subscribing);
-
-        // Driven by `poll_message` from the first moment: the connection as a future would throw notifications away.
-        let (echo_tx, echo_rx) = watch::channel(0);
-        let cache = Arc::clone(&self.cache);
-        let heartbeat_channel = self.heartbeat_channel.clone();
-        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(notification))) => {
-                        receive(&cache, &heartbeat_channel, &echo_tx, &notification);
-                    }
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return db::describe(&error),
-                    None => return "connection closed".to_owned(),
-                }
-            }
-        }));
-        self.listen_on_channels(&client).await?;
-        let history = History::of(&client).await?;
-        let heartbeat = client.prepare("SELECT pg_notify($1, $2)").await;
-        Ok(Subscription {
-            heartbeat: heartbeat.map_err(described)?,
-            client,
-            driver,
-            echo_rx,
-            history,
-        })
-    }
-
-    async fn listen_on_channels(&self, client: &Client) -> anyhow::Result<()> {
-        // Heals a queue that VACUUM has cut the transaction log under (PostgREST#3147); otherwise LISTEN would fail.
-        let queries = "SELECT pg_notification_queue_usage()";
-        client.batch_execute(queries).await.map_err(described)?;
-        // The name is ours: letters, digits and underscores.
-        let listen = [
-            "LISTEN ",
-            events::CHANNEL,
-            "; LISTEN ",
-            &self.heartbeat_channel,
-        ]
-        .concat();
-        client.batch_execute(&listen).await.map_err(described)?;
-        // In a transaction of its own: behind a pooler that changes sessions, LISTEN is lost without an error.
-        let row = client
-            .query_one("SELECT count(*) FROM pg_listening_channels()", &[])
-            .await
-            .map_err(described)?;
-        if row.get::<_, i64>(0) != 2 {
-            bail!(
-                "LISTEN does not hold: connect to PostgreSQL itself or to a pooler in session mode"
             );
         }
         Ok(())

@@ -4,6 +4,7 @@
 
 mod coherence;
 mod exports;
+mod pooler;
 mod scene;
 
 /// What the suite's tests use too; an inline module, so that files below it are found.

@@ -1,0 +1,71 @@
+//! PgBouncer between the process and the database.
+
+use shared::testing::{TestDatabase, eventually};
+use tokio::task::block_in_place;
+use xtask::postgres::{PoolMode, PrivatePooler};
+
+use crate::support::program::Program;
+use crate::support::{Answer, PATIENCE, generator, store};
+
+const REQUEST: &str = "GET /order/uid-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+async fn start_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivatePooler) {
+    let database = TestDatabase::create();
+    let server = database.settings();
+    let pooler = block_in_place(|| {
+        let role = (server.user.as_str(), server.password.expose());
+        PrivatePooler::start((&server.host, server.port), role, mode)
+    });
+    let pooler = pooler.unwrap();
+    let port = pooler.port().to_string();
+    let settings = [("DB_HOST", "127.0.0.1"), ("DB_PORT", port.as_str())];
+    let program = Program::start(&database, &settings).await;
+    (database, program, pooler)
+}
+
+fn is_hit(answer: &Answer) -> bool {
+    answer.header("cache-status") == Some("orders; hit")
+}
+
+/// It loses LISTEN, and shows so only to one who looks closely: nothing may be served from the cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn pooler_that_changes_sessions_is_refused_and_makes_nothing_stale() {
+    let (database, program, _pooler) = start_behind_pooler(PoolMode::Transaction).await;
+    let refusal = "listener is away, reads go to the database: notifications of other sessions do not arrive: \
+                   connect to PostgreSQL itself or to a pooler in session mode";
+    program.wait_until_logged(refusal).await;
+    let mut orders = generator();
+    for _ in 0..50 {
+        let order = orders.order_with_uid("uid-1");
+        store(&database, &order);
+        for _ in 0..3 {
+            let answer = program.send(REQUEST).await;
+            // An old PgBouncer loses prepared statements as well, and reads fail.
+            if answer.status == 200 {
+                assert_eq!(answer.json(), serde_json::to_value(&order).unwrap());
+            }
+            assert!(!is_hit(&answer));
+        }
+    }
+    assert!(!program.read_log().contains("listener is live"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pooler_that_keeps_sessions_does_no_harm() {
+    let (database, program, _pooler) = start_behind_pooler(PoolMode::Session).await;
+    program.wait_until_logged("listener is live").await;
+    let mut orders = generator();
+    for _ in 0..10 {
+        let order = orders.order_with_uid("uid-1");
+        store(&database, &order);
+        eventually(
+            "the new version comes from the cache",
+            PATIENCE,
+            async || {
+                let answer = program.send(REQUEST).await;
+                is_hit(&answer) && answer.json() == serde_json::to_value(&order).unwrap()
+            },
+        )
+        .await;
+    }
+}

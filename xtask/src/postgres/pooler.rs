@@ -1,0 +1,97 @@
+//! A private PgBouncer in front of a server: what many users have there, and what a listener cannot work through.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::account::{Account, make_folder, remove_cluster_folder};
+use crate::interrupt::wait_for;
+use crate::process::{Launch, Process, find_program};
+use crate::{ports, temporary};
+
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What PgBouncer keeps for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    /// A session for as long as the client is connected.
+    Session,
+    /// Another session each transaction.
+    Transaction,
+}
+
+/// A running PgBouncer; dropping it kills it.
+#[derive(Debug)]
+pub struct PrivatePooler {
+    // Declared, and so dropped, before its folder is removed.
+    process: Option<Process>,
+    wanted_folder: PathBuf,
+    port: u16,
+}
+
+impl PrivatePooler {
+    /// Starts it in front of every database of a server, for one role.
+    pub fn start(
+        (host, port): (&str, u16),
+        (user, password): (&str, &str),
+        mode: PoolMode,
+    ) -> Result<Self> {
+        let account = Account::for_postgres()?;
+        let wanted_folder = temporary::folder("pgbouncer");
+        let folder = make_folder(&wanted_folder, account)?;
+        let pooler_port = ports::free_port()?;
+        let mode = match mode {
+            PoolMode::Session => "session",
+            PoolMode::Transaction => "transaction",
+        };
+        // It knows none of the settings that our sessions ask for.
+        let settings = format!(
+            "[databases]\n* = host={host} port={port} user={user} password={password}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {pooler_port}\nunix_socket_dir =\nauth_type = any\n\
+             pool_mode = {mode}\nignore_startup_parameters = options\n"
+        );
+        let file = folder.join("pgbouncer.ini");
+        fs::write(&file, settings).with_context(|| format!("cannot write {}", file.display()))?;
+        if let Some(account) = account {
+            account.own(&file)?;
+        }
+        let program = find_pgbouncer().context("there is no pgbouncer")?;
+        let mut process = Launch::new("PgBouncer", program)
+            .arg(&file)
+            .directory(&folder)
+            .account(account)
+            .log_to(folder.join("pgbouncer.log"))
+            .spawn()?;
+        wait_for("PgBouncer does not start", START_TIMEOUT, || {
+            process.check_running()?;
+            Ok(std::net::TcpStream::connect(("127.0.0.1", pooler_port)).ok())
+        })?;
+        Ok(Self {
+            process: Some(process),
+            wanted_folder,
+            port: pooler_port,
+        })
+    }
+
+    /// The port on 127.0.0.1 that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for PrivatePooler {
+    fn drop(&mut self) {
+        drop(self.process.take());
+        remove_cluster_folder(&self.wanted_folder).ok();
+    }
+}
+
+/// Debian has it where only root's PATH leads.
+pub(crate) fn find_pgbouncer() -> Option<PathBuf> {
+    find_program("pgbouncer").or_else(|| {
+        let debian = PathBuf::from("/usr/sbin/pgbouncer");
+        debian.is_file().then_some(debian)
+    })
+}
