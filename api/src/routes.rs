@@ -18,7 +18,7 @@ use crate::problem::ApiError;
 use crate::request::{Call, OldProtocol};
 
 /// Each path and the methods that it knows, as its `Allow` says: what `openapi.json` describes and the tests ask.
-pub const ROUTES: [(&str, &str); 15] = [
+pub const ROUTES: [(&str, &str); 17] = [
     ("/order/{order_uid}", READ),
     (
         "/api/v1/orders/{order_uid}",
@@ -36,6 +36,8 @@ pub const ROUTES: [(&str, &str); 15] = [
     ("/", READ),
     ("/style.css", READ),
     ("/app.js", READ),
+    ("/api.html", READ),
+    ("/api.js", READ),
     ("/favicon.svg", READ),
 ];
 const READ: &str = "GET, HEAD, OPTIONS";
@@ -102,6 +104,10 @@ pub fn routes(
         .or(asset("/style.css", &web::STYLE))
         .unify()
         .or(asset("/app.js", &web::SCRIPT))
+        .unify()
+        .or(asset("/api.html", &web::REFERENCE))
+        .unify()
+        .or(asset("/api.js", &web::REFERENCE_SCRIPT))
         .unify()
         .or(asset("/favicon.svg", &web::ICON))
         .unify()

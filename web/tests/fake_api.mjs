@@ -17,7 +17,10 @@ const ASSETS = {
   "/": ["index.html", "text/html; charset=utf-8"],
   "/style.css": ["style.css", "text/css; charset=utf-8"],
   "/app.js": ["app.js", "text/javascript; charset=utf-8"],
+  "/api.html": ["api.html", "text/html; charset=utf-8"],
+  "/api.js": ["api.js", "text/javascript; charset=utf-8"],
   "/favicon.svg": ["favicon.svg", "image/svg+xml"],
+  "/openapi.json": ["../api/openapi.json", "application/json"],
 };
 
 /** What must stay text: each part would run, load something or break out of an attribute, were it ever parsed. */

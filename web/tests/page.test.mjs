@@ -6,6 +6,7 @@
  */
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import { findChromium, launch } from "./chromium.mjs";
 import { MARKUP, startFakeApi } from "./fake_api.mjs";
@@ -199,6 +200,35 @@ test("id, JSON and curl can be copied", { skip }, async () => {
   await page.until(`${clipboard}.then((text) => JSON.parse(text).items.length === 2)`);
 });
 
+test("the page leads to a readable view of the whole description of the api", { skip }, async () => {
+  const page = await open("/");
+  await page.value(click('a[href="/api.html"]'));
+  await page.until(shows("main", "Order service"));
+  const { paths, components } = JSON.parse(await readFile(new URL("../../api/openapi.json", import.meta.url), "utf8"));
+  const operations = Object.entries(paths).flatMap(([path, item]) =>
+    Object.keys(item).filter((member) => member !== "parameters").map((method) => [item[method].operationId, `${method.toUpperCase()} ${path}`]),
+  );
+  for (const [id, expected] of operations) {
+    const summary = await page.value(`document.querySelector("#${id} > summary").innerText`);
+    assert.ok(summary.replace(/\s+/g, " ").startsWith(expected), `${summary} is not ${expected}`);
+    const shown = await page.value(`[...document.querySelectorAll("#${id} .answer .badge")].map((each) => each.textContent)`);
+    const [method, path] = expected.split(" ");
+    assert.deepEqual(shown, Object.keys(paths[path][method.toLowerCase()].responses));
+  }
+  const text = await page.value(`document.querySelector("main").textContent`);
+  for (const code of components.schemas.Problem.properties.code.enum) assert.ok(text.includes(code), `${code} is missing`);
+  await page.value(`location.hash = "schema-Problem"`);
+  await page.until(`document.getElementById("schema-Problem").open`);
+  assert.ok(await page.value(shows("#schema-Problem", "request_id")));
+});
+
+test("a description that does not come is told", { skip }, async () => {
+  const page = await open("/");
+  await page.send("Network.setBlockedURLs", { urls: ["*/openapi.json"] });
+  await page.go(`${api.address}/api.html`);
+  await page.until(shows("main", "could not be loaded"));
+});
+
 test("nothing sticks out sideways at 360 pixels", { skip }, async () => {
   for (const path of ["/", `/?uid=${SAMPLE}`, "/?uid=markup", "/?uid=nothere"]) {
     const page = await open(path, { width: 360, height: 740 });
@@ -206,6 +236,10 @@ test("nothing sticks out sideways at 360 pixels", { skip }, async () => {
     await page.until(path === "/" ? "true" : `document.getElementById("order").innerText.length > 40`);
     assert.ok(await page.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path);
   }
+  const page = await open("/api.html", { width: 360, height: 740 });
+  await page.until(shows("main", "Order service"));
+  await page.value(`for (const each of document.querySelectorAll("details")) each.open = true`);
+  assert.ok(await page.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth"));
 });
 
 test("the live service shows the sample order", { skip: skip || (process.env.PAGE_URL ? false : "PAGE_URL is not set") }, async () => {

@@ -39,6 +39,10 @@ pub static INDEX: Asset = asset!("../web/index.html", "text/html; charset=utf-8"
 pub static STYLE: Asset = asset!("../web/style.css", "text/css; charset=utf-8");
 /// `/app.js`.
 pub static SCRIPT: Asset = asset!("../web/app.js", "text/javascript; charset=utf-8");
+/// `/api.html`.
+pub static REFERENCE: Asset = asset!("../web/api.html", "text/html; charset=utf-8");
+/// `/api.js`.
+pub static REFERENCE_SCRIPT: Asset = asset!("../web/api.js", "text/javascript; charset=utf-8");
 /// `/favicon.svg`.
 pub static ICON: Asset = asset!("../web/favicon.svg", "image/svg+xml");
 
