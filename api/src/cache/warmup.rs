@@ -4,9 +4,11 @@
 //! brings never pushes out or overtakes what readers asked for.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::{Stream, TryStreamExt, stream};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -14,11 +16,13 @@ use super::OrderCache;
 use super::core::Placement;
 use super::loader::{OwnedLoad, load_channel};
 use crate::cache::ReadyOrder;
-use crate::repository::StoreError;
+use crate::repository::{Position, StoreError};
 
 /// Orders a statement: some milliseconds of one connection, so that readers get between.
 const CHUNK_SIZE: usize = 500;
 
+/// Chunks that are loaded side by side: the database works at one while the api works at the other.
+const CHUNKS_UNDER_WAY: usize = 2;
 /// How often the log tells how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -134,31 +138,63 @@ impl OrderCache {
         let limit = progress_tx.borrow().limit;
         let mut loaded = 0;
         let mut seen = 0;
-        let mut after = None;
-        while seen < limit {
-            if self.core.epoch() != epoch || !self.core.accepts_fills() {
-                return Err(StoreError::Unavailable);
-            }
-            let wanted = CHUNK_SIZE.min(limit - seen);
-            let page = self.repository.newest_uids(wanted, after.as_ref()).await?;
-            loaded += self
-                .warm_up_chunk(&page.iter().map(|(_, uid)| uid.as_str()).collect::<Vec<_>>())
-                .await?;
-            seen += page.len();
+        let chunks = self
+            .newest_pages(limit, epoch)
+            .map_ok(|page| self.spawn_chunk(page));
+        let mut chunks = pin!(chunks.try_buffered(CHUNKS_UNDER_WAY));
+        while let Some((asked_for, cached)) = chunks.try_next().await? {
+            seen += asked_for;
+            loaded += cached;
             progress_tx.send_replace(WarmupProgress { seen, limit });
             if last_report.elapsed() >= REPORT_INTERVAL {
                 info!(seen, limit, "warming up the cache");
                 last_report = Instant::now();
             }
-            if page.len() < wanted {
-                break;
-            }
-            after = page.into_iter().next_back();
         }
         Ok(WarmedUp {
             loaded,
             duration: started.elapsed(),
         })
+    }
+
+    fn newest_pages(
+        &self,
+        limit: usize,
+        epoch: u64,
+    ) -> impl Stream<Item = Result<Vec<Position>, StoreError>> {
+        stream::try_unfold(
+            (limit, None),
+            move |(left, after): (usize, Option<Position>)| async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                if self.core.epoch() != epoch || !self.core.accepts_fills() {
+                    return Err(StoreError::Unavailable);
+                }
+                let wanted = CHUNK_SIZE.min(left);
+                let page = self.repository.newest_uids(wanted, after.as_ref()).await?;
+                let left = match page.len() < wanted {
+                    true => 0,
+                    false => left - wanted,
+                };
+                let last = page.last().cloned();
+                Ok(Some((page, (left, last))))
+            },
+        )
+    }
+
+    /// Loads a chunk in a task of its own; gives how many were asked for and how many of them are cached then.
+    fn spawn_chunk(
+        self: &Arc<Self>,
+        page: Vec<Position>,
+    ) -> impl Future<Output = Result<(usize, usize), StoreError>> + use<> {
+        let cache = Arc::clone(self);
+        let chunk = tokio::spawn(async move {
+            let uids: Vec<&str> = page.iter().map(|(_, uid)| uid.as_str()).collect();
+            let cached = cache.warm_up_chunk(&uids).await?;
+            Ok((uids.len(), cached))
+        });
+        async { chunk.await.unwrap_or(Err(StoreError::Internal)) }
     }
 
     async fn warm_up_chunk(self: &Arc<Self>, uids: &[&str]) -> Result<usize, StoreError> {
