@@ -1,15 +1,18 @@
 //! Under every fault: no answer is older than the lease, none goes back in time on one process, and afterwards all caches
 //! equal the table.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cache::listener::APPLICATION_NAME as LISTENER;
 use rustix::process::Signal;
+use serde_json::Value;
 use shared::testing::eventually;
 use tokio::task::block_in_place;
 use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::scene::{EventFlood, LEASE, Readers, Scene, Writers, assert_kept, reissue, truncate};
+use crate::scene::{
+    EventFlood, HotWriter, LEASE, Readers, Scene, Writers, assert_kept, reissue, truncate,
+};
 use crate::support::coherence::{Committed, Observation, Write};
 use crate::support::{PATIENCE, terminate_listener};
 
@@ -21,6 +24,11 @@ const BLACK_HOLE: Duration = Duration::from_secs(20);
 const FREEZE: Duration = Duration::from_secs(60);
 const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
                          WHERE datname = current_database() AND application_name = 'orders-api-listener'";
+/// What loads the processes have under way.
+const LOADS: &str = "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database() \
+                     AND application_name = 'orders-api' AND state = 'active' AND query LIKE '%order_items%'";
+/// How long one order is hot.
+const HEAT: Duration = Duration::from_secs(20);
 const QUEUE_PPM: &str = "SELECT (pg_notification_queue_usage() * 1000000)::bigint AS value";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,4 +228,44 @@ async fn failover_that_loses_commits() {
             }),
         }));
     assert_kept(&after);
+}
+
+/// However many ask, a process has one load of it under way, and none without an event before.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_hot_order() {
+    let scene = Scene::start().await;
+    let mut history = Writers::start(&scene, PAUSE).finish().await;
+    let readers = Readers::start_many(&scene, 1_000, 1, Duration::ZERO);
+    let before = scene.stats().await;
+    let writer = HotWriter::start(&scene, 1_000_000);
+    let started = Instant::now();
+    let mut most_loads = 0;
+    while started.elapsed() < HEAT {
+        most_loads = most_loads.max(scene.database.integer(LOADS));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let writes = writer.finish().await;
+    let duration = started.elapsed();
+    let after = scene.stats().await;
+    history.observations.extend(readers.finish().await);
+    scene.assert_converged().await;
+    println!(
+        "{} writes/s, {} answers/s; at most {most_loads} loads at once",
+        writes.len() as f64 / duration.as_secs_f64(),
+        history.observations.len() as f64 / duration.as_secs_f64(),
+    );
+    let commits = writes.len() as u64;
+    for (before, after) in before.iter().zip(&after) {
+        let rise = |pointer: &str| {
+            let count = |stats: &Value| stats.pointer(pointer).unwrap().as_u64().unwrap();
+            count(after) - count(before)
+        };
+        let (loads, shared) = (rise("/loads/started"), rise("/loads/coalesced"));
+        println!("{loads} loads, shared by {shared} more");
+        assert!(loads <= commits + 1);
+        assert!(shared > loads, "nothing was hot");
+    }
+    assert!((1..=2).contains(&most_loads), "of two processes");
+    history.writes.extend(writes);
+    assert_kept(&history);
 }

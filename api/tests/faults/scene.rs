@@ -3,6 +3,7 @@
 
 mod client;
 mod event_flood;
+mod hot_writer;
 mod readers;
 mod writers;
 
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use shared::config::{DatabaseSettings, Secret, SslMode};
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 use xtask::postgres::PrivatePostgres;
@@ -19,6 +21,7 @@ use crate::support::program::Program;
 use crate::support::{model, store};
 use client::{Answer, Client};
 pub use event_flood::EventFlood;
+pub use hot_writer::HotWriter;
 pub use readers::Readers;
 pub use writers::{Writers, reissue, truncate};
 
@@ -101,6 +104,17 @@ impl Scene {
         kill_process(Pid::from_child(&self.programs[program].process), signal).unwrap();
     }
 
+    /// The statistics of both.
+    pub async fn stats(&self) -> [Value; 2] {
+        let request =
+            "GET /api/v1/cache/stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let [one, two] = &self.programs;
+        [
+            one.send(request).await.json(),
+            two.send(request).await.json(),
+        ]
+    }
+
     fn ports(&self) -> [u16; 2] {
         self.programs.each_ref().map(|program| program.port)
     }
@@ -176,7 +190,7 @@ pub fn assert_kept(history: &History) {
         &violations[..violations.len().min(SHOWN)]
     );
     assert!(
-        history.writes.len() > 500 && hits > 2_000,
+        history.writes.len() > 500 && history.observations.len() > 2_000 && hits > 100,
         "too little to prove anything"
     );
 }

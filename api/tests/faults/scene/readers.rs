@@ -20,13 +20,25 @@ pub struct Readers {
 }
 
 impl Readers {
+    /// Some of each process, who ask for any order.
     pub fn start(scene: &Scene) -> Self {
+        Self::start_many(scene, READERS * 2, ORDERS, PAUSE)
+    }
+
+    /// So many of both processes together, who ask for the first `orders`.
+    pub fn start_many(scene: &Scene, count: usize, orders: usize, pause: Duration) -> Self {
         let stop = CancellationToken::new();
-        let tasks = (0..READERS * 2)
+        let tasks = (0..count)
             .map(|number| {
                 let process = number % 2;
-                let port = scene.programs[process].port;
-                tokio::spawn(read(process, port, scene.started, stop.clone()))
+                let reader = Reader {
+                    process,
+                    client: Client::new(scene.programs[process].port),
+                    start: scene.started,
+                    orders,
+                    pause,
+                };
+                tokio::spawn(reader.run(stop.clone()))
             })
             .collect();
         Self { stop, tasks }
@@ -43,29 +55,33 @@ impl Readers {
     }
 }
 
-async fn read(
+struct Reader {
     process: usize,
-    port: u16,
+    client: Client,
     start: Instant,
-    stop: CancellationToken,
-) -> Vec<Observation> {
-    let mut client = Client::new(port);
-    let mut observations = Vec::new();
-    while !stop.is_cancelled() {
-        let order = fastrand::usize(0..ORDERS);
-        let started = start.elapsed();
-        // No answer, or none from the database, breaks no promise about what is answered.
-        if let Ok(Answer::Order { seen, is_hit }) = client.order(&uid(order)).await {
-            observations.push(Observation {
-                process,
-                order,
-                started,
-                ended: start.elapsed(),
-                seen,
-                is_hit,
-            });
+    orders: usize,
+    pause: Duration,
+}
+
+impl Reader {
+    async fn run(mut self, stop: CancellationToken) -> Vec<Observation> {
+        let mut observations = Vec::new();
+        while !stop.is_cancelled() {
+            let order = fastrand::usize(0..self.orders);
+            let started = self.start.elapsed();
+            // No answer, or none from the database, breaks no promise about what is answered.
+            if let Ok(Answer::Order { seen, is_hit }) = self.client.order(&uid(order)).await {
+                observations.push(Observation {
+                    process: self.process,
+                    order,
+                    started,
+                    ended: self.start.elapsed(),
+                    seen,
+                    is_hit,
+                });
+            }
+            tokio::time::sleep(self.pause).await;
         }
-        tokio::time::sleep(PAUSE).await;
+        observations
     }
-    observations
 }

@@ -1,0 +1,84 @@
+//! One order, changed thousands of times a second.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use shared::db::tokio_config;
+use shared::events::{self, Operation};
+use tokio::task::JoinHandle;
+use tokio::time::interval;
+use tokio_postgres::{Client as Session, NoTls, Statement};
+use tokio_util::sync::CancellationToken;
+
+use super::{Scene, uid};
+use crate::support::coherence::{Committed, Moment, Write};
+
+/// Sent at once, each a transaction of its own: without waiting for answers a session commits thousands a second.
+const BATCH: i64 = 25;
+const INTERVAL: Duration = Duration::from_millis(5);
+/// One statement for both tables is right here, because nobody else writes this order.
+const UPDATE: &str = "WITH header AS (UPDATE orders SET payment_amount = $2, version = nextval('order_version_seq') \
+                                      WHERE order_uid = $1 RETURNING version), \
+                           item AS (UPDATE order_items SET price = $2 WHERE order_uid = $1) \
+                      SELECT version, pg_notify($3, $4) FROM header";
+
+pub struct HotWriter {
+    stop: CancellationToken,
+    task: JoinHandle<Vec<Write>>,
+}
+
+impl HotWriter {
+    /// Starts changing order 0, which must be there.
+    pub fn start(scene: &Scene, first_sequence: i64) -> Self {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let config = tokio_config(&scene.database.settings(), "orders-test");
+        let start = scene.started;
+        let task = tokio::spawn(async move {
+            let (session, connection) = config.connect(NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let update = session.prepare(UPDATE).await.unwrap();
+            let mut ticks = interval(INTERVAL);
+            let mut writes = Vec::new();
+            let mut sequence = first_sequence;
+            while !stopped.is_cancelled() {
+                ticks.tick().await;
+                let batch = sequence..sequence + BATCH;
+                let updates =
+                    batch.map(|sequence| write(&session, &update, sequence, || start.elapsed()));
+                writes.extend(join_all(updates).await);
+                sequence += BATCH;
+            }
+            writes
+        });
+        Self { stop, task }
+    }
+
+    pub async fn finish(self) -> Vec<Write> {
+        self.stop.cancel();
+        self.task.await.unwrap()
+    }
+}
+
+async fn write(
+    session: &Session,
+    update: &Statement,
+    sequence: i64,
+    now: impl Fn() -> Moment,
+) -> Write {
+    let uid = uid(0);
+    let sent = now();
+    let payload = events::encode(Operation::Upsert, [uid.as_str()]).remove(0);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+        [&uid, &sequence, &events::CHANNEL, &payload];
+    let row = session.query_one(update, &parameters).await.unwrap();
+    Write {
+        order: 0,
+        sequence: Some(sequence),
+        sent,
+        committed: Some(Committed {
+            version: row.get(0),
+            acknowledged: now(),
+        }),
+    }
+}
