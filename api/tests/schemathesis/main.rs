@@ -27,11 +27,17 @@ mod suite {
 /// Ids of the orders that are there; `schemathesis.toml` has requests use them.
 const UIDS: &str = include_str!("uids.txt");
 
+/// With a token, so that the tool sees whether anything can be changed without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_keeps_what_the_document_promises() {
     let database = filled_database();
-    let api = start(&database).await;
-    run("one", &api, None).await;
+    let token = "a token of this test";
+    let api = start(&database, &[("API_TOKEN", token)]).await;
+    let header = format!("Authorization: Bearer {token}");
+    let further = |command: &mut Command| {
+        command.args(["--header", &header]).env("HAS_TOKEN", "1");
+    };
+    run("one", &api, further).await;
     must_be_among(&READS, &answers(&api).await);
     must_be_among(&WRITES, &answers(&api).await);
 }
@@ -40,8 +46,12 @@ async fn one_process_keeps_what_the_document_promises() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_keep_it_as_one_does() {
     let database = filled_database();
-    let (writer, reader) = (start(&database).await, start(&database).await);
-    run("two", &writer, Some(&reader)).await;
+    let writer = start(&database, &[]).await;
+    let reader = start(&database, &[]).await;
+    let further = |command: &mut Command| {
+        command.env("READER_URL", url(&reader));
+    };
+    run("two", &writer, further).await;
     let read = answers(&reader).await;
     must_be_among(&READS, &read);
     must_be_among(&WRITES, &answers(&writer).await);
@@ -95,8 +105,12 @@ fn filled_database() -> TestDatabase {
     database
 }
 
-async fn start(database: &TestDatabase) -> Program {
-    Program::start(database, &[("RUST_LOG", "warn")]).await
+async fn start(database: &TestDatabase, settings: &[(&str, &str)]) -> Program {
+    Program::start(database, &[&[("RUST_LOG", "warn")], settings].concat()).await
+}
+
+fn url(program: &Program) -> String {
+    format!("http://localhost:{}", program.port)
 }
 
 /// The methods, routes and statuses that a process has answered, by its own count.
@@ -116,12 +130,11 @@ async fn answers(api: &Program) -> BTreeSet<String> {
         .collect()
 }
 
-async fn run(name: &str, api: &Program, reader: Option<&Program>) {
+async fn run(name: &str, api: &Program, further: impl FnOnce(&mut Command)) {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schemathesis-run-{name}"));
     std::fs::create_dir_all(&folder).unwrap();
     let api_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = api_folder.join("tests/schemathesis");
-    let url = |program: &Program| format!("http://localhost:{}", program.port);
     let mut command = Command::new(&*TOOL);
     command
         .arg("--config-file")
@@ -134,9 +147,7 @@ async fn run(name: &str, api: &Program, reader: Option<&Program>) {
         // Where `hooks.py` is.
         .env("PYTHONPATH", here)
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    if let Some(reader) = reader {
-        command.env("READER_URL", url(reader));
-    }
+    further(&mut command);
     let ended = tokio::task::spawn_blocking(move || command.output());
     let output = ended.await.unwrap().unwrap();
     // All that it found; shown when this test fails.
