@@ -1,4 +1,4 @@
-//! `cargo xtask bench ingest|read`: release builds, private durable servers, and the benchmark of `load`.
+//! `cargo xtask bench ingest|read|freshness`: release builds, private durable servers, and the benchmark of `load`.
 //!
 //! Figures are ratios to a rival in the same run; nothing is asserted about time.
 
@@ -17,6 +17,7 @@ use crate::{packages, ports, progress};
 enum Benchmark {
     Ingest,
     Read,
+    Freshness,
 }
 
 /// Runs one benchmark; further arguments go to it.
@@ -24,7 +25,10 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
     let benchmark = match which {
         "ingest" => Benchmark::Ingest,
         "read" => Benchmark::Read,
-        _ => bail!("no such benchmark: {which}; there are bench ingest and bench read"),
+        "freshness" => Benchmark::Freshness,
+        _ => bail!(
+            "no such benchmark: {which}; there are bench ingest, bench read and bench freshness"
+        ),
     };
     if benchmark == Benchmark::Read {
         install_rivals()?;
@@ -32,19 +36,20 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
     let folder = StackFolder::take_own("bench")?;
     stack::install_packages()?;
     progress::step("building the release programs");
-    let service = match benchmark {
-        Benchmark::Ingest => "ingestor",
-        Benchmark::Read => "api",
+    let services: &[_] = match benchmark {
+        Benchmark::Ingest => &["ingestor"],
+        Benchmark::Read => &["api"],
+        Benchmark::Freshness => &["ingestor", "api"],
     };
     // Apart from `load`, whose test helpers would else be compiled into the service.
-    for package in [service, "load"] {
+    for package in services.iter().chain(&["load"]) {
         cargo("cargo build")
             .args(["build", "--release", "-p", package])
             .run()?;
     }
     let settings: &[_] = match benchmark {
         Benchmark::Ingest => &[STATEMENT_COUNTS],
-        Benchmark::Read => &[],
+        Benchmark::Read | Benchmark::Freshness => &[],
     };
     // Durable: a COMMIT that waits for no disk would flatter both.
     let servers = Stack::start_with(folder.path(), true, settings)?;
@@ -52,6 +57,7 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
     let load = match benchmark {
         Benchmark::Ingest => ingest(load, &servers)?,
         Benchmark::Read => read(load, folder.path())?,
+        Benchmark::Freshness => freshness(load)?,
     };
     load.args(arguments).run()
 }
@@ -91,6 +97,16 @@ fn read(load: Launch, folder: &Path) -> Result<Launch> {
         .args(["--folder".into(), files.into_os_string()])
         .args(["--api-port".to_owned(), ports::free_port()?.to_string()])
         .args(["--nginx-port".to_owned(), ports::free_port()?.to_string()]))
+}
+
+fn freshness(load: Launch) -> Result<Launch> {
+    Ok(load
+        .args(["bench-freshness", "--ingestor"])
+        .arg(program("ingestor"))
+        .arg("--api")
+        .arg(program("api"))
+        .args(["--api-ports".to_owned(), ports::free_port()?.to_string()])
+        .args(["--api-ports".to_owned(), ports::free_port()?.to_string()]))
 }
 
 fn program(name: &str) -> PathBuf {

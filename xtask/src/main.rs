@@ -14,7 +14,7 @@ usage: cargo xtask <command>
   check                         formatting, lints, documentation, gates
   check-deploy                  static checks of compose and the image
   stack                         PostgreSQL and Kafka alone, until Ctrl-C; their addresses in .stack/dev.env
-  bench ingest|read [options]   throughput beside a rival in one run: bare COPY, nginx
+  bench ingest|read|freshness   throughput and delays beside a rival in one run: bare COPY, nginx, LISTEN
   install                       what the other commands would install
 
   with a demo or a stack running:

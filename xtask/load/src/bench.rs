@@ -2,13 +2,16 @@
 //!
 //! - [`ingest`]: orders drained from a backlog in Kafka, beside bare COPY of the same rows;
 //! - [`read`]: cached orders answered over HTTP, beside nginx answering the same bytes from a file.
+//! - [`freshness`]: how soon the caches answer what was produced or committed, beside a bare LISTEN.
 //!
 //! `cargo xtask bench` sets up the servers. Each table starts and ends with the machine's load average: where others
 //! compile meanwhile, figures of single rounds mean little. Nothing here asserts a time; what is asserted is that both
 //! sides did the whole work.
 
+pub(crate) mod freshness;
 pub(crate) mod ingest;
 pub(crate) mod read;
+mod topic;
 pub(crate) mod usage;
 
 use std::process::{Child, Command, Stdio};

@@ -70,6 +70,13 @@ enum Command {
         #[arg(long, default_value_t = 3, value_name = "NUMBER")]
         rounds: usize,
     },
+    /// Tells how soon the caches answer what was produced or committed (see `cargo xtask bench freshness`)
+    ///
+    /// Needs a durable PostgreSQL and a Kafka with nothing else to do. Runs the ingestor and two api on a database and a
+    /// topic of its own, sends a paced stream of orders, and asks both api for a sample of them until they answer the new
+    /// state. Prints p50, p99 and the longest time, beside those of a session that only LISTENs. Fails where a state does
+    /// not come, comes wrong, or goes back.
+    BenchFreshness(bench::freshness::Options),
     /// Runs librdkafka's in-process broker and prints its address; for machines without Apache Kafka
     MockBroker {
         /// The topic to make
@@ -122,6 +129,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             nginx_port,
             rounds,
         } => bench::read::run(&api, &folder, api_port, nginx_port, rounds),
+        Command::BenchFreshness(options) => bench::freshness::run(&options),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Target {
 
 /// Counts what the broker says of each message.
 #[derive(Debug, Default)]
-struct Deliveries {
+pub(crate) struct Deliveries {
     delivered: AtomicU64,
     failed: AtomicU64,
 }
@@ -120,7 +120,7 @@ pub(crate) fn produce(target: &Target, mix: Mix, rate: u32, count: u64) -> anyho
     Ok(())
 }
 
-fn connect(target: &Target) -> anyhow::Result<ThreadedProducer<Deliveries>> {
+pub(crate) fn connect(target: &Target) -> anyhow::Result<ThreadedProducer<Deliveries>> {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &target.brokers)
@@ -142,7 +142,7 @@ fn connect(target: &Target) -> anyhow::Result<ThreadedProducer<Deliveries>> {
         .context("cannot make a producer")
 }
 
-fn send(
+pub(crate) fn send(
     producer: &ThreadedProducer<Deliveries>,
     topic: &str,
     message: &Message,
@@ -163,7 +163,7 @@ fn send(
     }
 }
 
-fn finish(producer: &ThreadedProducer<Deliveries>) -> anyhow::Result<()> {
+pub(crate) fn finish(producer: &ThreadedProducer<Deliveries>) -> anyhow::Result<()> {
     producer
         .flush(FLUSH_TIMEOUT)
         .context("not everything was delivered in time")?;

@@ -38,7 +38,7 @@ use table::{Measurement, Table};
 const ORDERS_PER_TRANSACTION: usize = 1_000;
 
 /// Looks at the drain; marked as [`server::OWN_MARK`] says.
-const CLAIMED: &str =
+pub(super) const CLAIMED: &str =
     "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
 const PASSED: &str =
     "SELECT /* by the benchmark */ sum(next_offset)::bigint AS value FROM consumer_offsets";
@@ -126,13 +126,13 @@ fn measure_case(
 }
 
 /// The rows of one transaction.
-struct Chunk<'a> {
+pub(super) struct Chunk<'a> {
     orders: Vec<NewOrder<'a>>,
     items: Vec<NewOrderItem<'a>>,
 }
 
 impl<'a> Chunk<'a> {
-    fn of(orders: &'a [Order]) -> Self {
+    pub(super) fn of(orders: &'a [Order]) -> Self {
         Self {
             orders: orders
                 .iter()
@@ -142,7 +142,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    fn copy(&self, connection: &mut PgConnection) -> QueryResult<()> {
+    pub(super) fn copy(&self, connection: &mut PgConnection) -> QueryResult<()> {
         connection.transaction(|connection| {
             diesel::copy_from(orders::table)
                 .from_insertable(&self.orders)
@@ -227,7 +227,7 @@ fn drain(
             ("DB_PASSWORD", settings.password.expose().to_owned()),
             ("DB_NAME", settings.name.clone()),
             ("KAFKA_BROKERS", options.brokers.clone()),
-            ("KAFKA_TOPIC", backlog.topic.clone()),
+            ("KAFKA_TOPIC", backlog.topic.name.clone()),
             ("KAFKA_GROUP_ID", settings.name.clone()),
             ("INGESTOR_PORT", "0".to_owned()),
         ],
@@ -255,7 +255,7 @@ fn drain(
 }
 
 /// The integer that a query of the benchmark's own selects as `value`.
-fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
+pub(super) fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::BigInt)]

@@ -3,23 +3,20 @@
 use std::collections::HashMap;
 
 use anyhow::ensure;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
+use crate::bench::topic::Topic;
 use crate::producer::{self, Target};
 
 /// A topic full of orders.
 pub(super) struct Backlog {
-    pub topic: String,
+    pub topic: Topic,
     pub messages: usize,
     /// What the drain must have stored at the end.
     pub drained: Contents,
     /// As many rows as there are messages, each with a uid of its own: what a COPY can write.
     pub rows: Vec<Order>,
-    admin: AdminClient<DefaultClientContext>,
 }
 
 impl Backlog {
@@ -30,22 +27,10 @@ impl Backlog {
         count: usize,
         repeated_percent: usize,
     ) -> anyhow::Result<Self> {
-        let topic = format!("bench-{:016x}", fastrand::u64(..));
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .create()?;
-        let topics = [NewTopic::new(
-            &topic,
-            partitions,
-            TopicReplication::Fixed(1),
-        )];
-        let made = wait(admin.create_topics(&topics, &AdminOptions::new()))?;
-        for outcome in made? {
-            outcome.map_err(|(name, code)| anyhow::anyhow!("cannot make topic {name}: {code}"))?;
-        }
+        let topic = Topic::create(brokers, partitions)?;
         let target = Target {
             brokers: brokers.to_owned(),
-            topic: topic.clone(),
+            topic: topic.name.clone(),
             settings: String::new(),
         };
         let mut orders = make_orders(count, repeated_percent);
@@ -61,27 +46,8 @@ impl Backlog {
             messages: count,
             drained,
             rows: orders,
-            admin,
         })
     }
-}
-
-impl Drop for Backlog {
-    fn drop(&mut self) {
-        // A broker of the user's stays as it was; a topic that cannot be deleted is no reason to fail.
-        wait(
-            self.admin
-                .delete_topics(&[&self.topic], &AdminOptions::new()),
-        )
-        .ok();
-    }
-}
-
-fn wait<F: Future>(future: F) -> std::io::Result<F::Output> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    Ok(runtime.block_on(future))
 }
 
 /// Repeated ones are spread evenly, and repeat any order before them: most meet an order of an earlier batch.

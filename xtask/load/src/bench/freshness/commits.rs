@@ -1,0 +1,68 @@
+//! Changes that the benchmark commits itself, as our writers do, to orders that nobody else touches.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Text};
+use shared::db::orders::next_version;
+use shared::db::schema::orders;
+use shared::events::{self, Operation};
+
+use super::watcher::{Awaited, Lane, Start};
+
+/// Between two looks at the watchers.
+const LOOK_INTERVAL: Duration = Duration::from_micros(200);
+
+/// Changes one order after the other until `stop` is set.
+pub(super) fn commit(
+    connection: &mut PgConnection,
+    uids: &[String],
+    samples_per_second: u32,
+    lane: &mut Lane<'_>,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let interval = Duration::from_secs_f64(1.0 / f64::from(samples_per_second));
+    let is_over = |lane: &Lane<'_>| stop.load(Ordering::Relaxed) || lane.has_failed();
+    for uid in uids.iter().cycle() {
+        let due_at = Instant::now() + interval;
+        lane.prepare(uid, true);
+        while lane.is_prepared().is_none() && !is_over(lane) {
+            thread::sleep(LOOK_INTERVAL);
+        }
+        if is_over(lane) {
+            lane.cancel();
+            return Ok(());
+        }
+        let begun_at = Instant::now();
+        let version = change(connection, uid)?;
+        lane.start(&Start {
+            begun_at,
+            at: Instant::now(),
+            awaited: Awaited::Version(version),
+        });
+        while !is_over(lane) && (Instant::now() < due_at || !lane.is_idle()) {
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+    Ok(())
+}
+
+/// One transaction; it has committed when this returns.
+fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<i64> {
+    connection.transaction(|connection| {
+        let version = diesel::update(orders::table.find(uid))
+            .set((
+                orders::version.eq(next_version()),
+                orders::payment_amount.eq(orders::payment_amount + 1),
+            ))
+            .returning(orders::version)
+            .get_result(connection)?;
+        diesel::sql_query("SELECT pg_notify($1, payload) FROM unnest($2) AS payload")
+            .bind::<Text, _>(events::CHANNEL)
+            .bind::<Array<Text>, _>(events::encode(Operation::Upsert, [uid]))
+            .execute(connection)?;
+        Ok(version)
+    })
+}

@@ -1,0 +1,100 @@
+//! Percentiles, and how they are shown.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::rival::Heard;
+use super::watcher::Sighting;
+
+/// Times in milliseconds, sorted.
+struct Times(Vec<f64>);
+
+impl Times {
+    fn new(durations: impl Iterator<Item = Duration>) -> Self {
+        let mut times: Vec<f64> = durations.map(|time| time.as_secs_f64() * 1e3).collect();
+        times.sort_by(f64::total_cmp);
+        Self(times)
+    }
+
+    /// The smallest one that at least `percent` of all do not exceed.
+    fn percentile(&self, percent: usize) -> f64 {
+        let index = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
+        self.0.get(index).copied().unwrap_or(f64::NAN)
+    }
+
+    fn print(&self, name: &str, rival: Option<&Self>) {
+        let shown = [50, 99, 100].map(|percent| self.percentile(percent));
+        let [p50, p99, max] = shown;
+        print!(
+            "{name:<28} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2}",
+            self.0.len()
+        );
+        if let Some(rival) = rival {
+            let ratio = |percent| self.percentile(percent) / rival.percentile(percent);
+            print!("   {:>5.2} {:>5.2}", ratio(50), ratio(99));
+        }
+        println!();
+    }
+}
+
+/// Prints the heads of the columns.
+pub(super) fn print_head() {
+    println!("                                             milliseconds          to LISTEN");
+    println!("                             samples      p50      p99      max     p50   p99");
+}
+
+/// Prints one kind of change: the rival and each api. Times count from the change.
+pub(super) fn print_kind(
+    name: &str,
+    sightings: &[Vec<Sighting>],
+    heard: &Heard,
+) -> anyhow::Result<()> {
+    println!("{name}");
+    let all = sightings.first().map_or(&[][..], Vec::as_slice);
+    let notified: Vec<Duration> = all
+        .iter()
+        .filter_map(|sighting| {
+            let at = heard.first(&sighting.uid, sighting.begun_at)?;
+            Some(since(at, sighting.start))
+        })
+        .collect();
+    ensure!(
+        notified.len() == all.len(),
+        "{name}: {} of {} changes were not notified",
+        all.len() - notified.len(),
+        all.len()
+    );
+    let rival = Times::new(notified.into_iter());
+    rival.print("  bare LISTEN, notified", None);
+    for (index, sightings) in sightings.iter().enumerate() {
+        let seen = sightings
+            .iter()
+            .map(|sighting| since(sighting.seen_at, sighting.start));
+        Times::new(seen).print(&format!("  api {}, answered", index + 1), Some(&rival));
+    }
+    let gaps = sightings.iter().flatten();
+    let gaps = Times::new(gaps.map(|sighting| since(sighting.seen_at, sighting.unseen_at)));
+    gaps.print("  resolution of the api's", None);
+    Ok(())
+}
+
+/// 0 where a notification is faster than the answer to COMMIT.
+fn since(at: Instant, start: Instant) -> Duration {
+    at.saturating_duration_since(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let times = Times::new((1..=200).rev().map(Duration::from_millis));
+        assert_eq!(
+            [50, 99, 100].map(|percent| times.percentile(percent).round()),
+            [100.0, 198.0, 200.0]
+        );
+        assert!(Times::new(std::iter::empty()).percentile(50).is_nan());
+    }
+}
