@@ -14,6 +14,9 @@
 //! **Repeated orders**: of a hundred messages some bring a later state of an order before. A COPY cannot write an order
 //! twice, so the rival gets the same rows under uids of their own; both rates count *messages*, not distinct orders.
 //!
+//! **What the guard costs**, the triggers that tell of foreign writers, shows against another rival: the same drain without
+//! them.
+//!
 //! Every measurement has a database of its own; dropping the one before forced a checkpoint, so both sides start with clean
 //! buffers. The CPU time of PostgreSQL is that of all its processes, the writers of WAL and checkpoints included.
 
@@ -66,7 +69,10 @@ pub(crate) struct Options {
     #[arg(long, default_value = "0,10", value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(u8).range(0..100))]
     repeated: Vec<u8>,
-    /// Connections of the rival
+    /// The rival is the drain without the triggers that tell of foreign writers, in place of COPY
+    #[arg(long)]
+    without_guard: bool,
+    /// Connections of COPY
     #[arg(long, default_value_t = 2, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// PostgreSQL's first process, for its CPU time
@@ -108,21 +114,49 @@ fn measure_case(
         usize::from(repeated),
     )?;
     let plural = if partitions == 1 { "" } else { "s" };
-    let mut table = Table::begin(&match repeated {
+    let title = match repeated {
         0 => format!("{partitions} partition{plural}, new orders"),
         _ => format!("{partitions} partition{plural}, {repeated} % repeated orders"),
-    });
+    };
+    let mut table = Table::begin(
+        &title,
+        if options.without_guard {
+            "bare"
+        } else {
+            "COPY"
+        },
+    );
     for round in 1..=options.rounds {
         let servers = std::cell::RefCell::new(&mut *servers);
-        let (copy, drain) = in_turn(
+        let (rival, drain) = in_turn(
             usize::try_from(round)?,
-            || copy(options, &backlog.rows, &mut servers.borrow_mut()),
-            || drain(options, &backlog, &mut servers.borrow_mut()),
+            || rival(options, &backlog, &mut servers.borrow_mut()),
+            || {
+                drain(
+                    options,
+                    &backlog,
+                    &TestDatabase::create(),
+                    &mut servers.borrow_mut(),
+                )
+            },
         )?;
-        table.add(copy, drain);
+        table.add(rival, drain);
     }
     table.end();
     Ok(())
+}
+
+fn rival(
+    options: &Options,
+    backlog: &Backlog,
+    servers: &mut Servers,
+) -> anyhow::Result<Measurement> {
+    if !options.without_guard {
+        return copy(options, &backlog.rows, servers);
+    }
+    let database = TestDatabase::create();
+    database.execute("DROP FUNCTION emit_foreign_writes CASCADE");
+    drain(options, backlog, &database, servers)
 }
 
 /// The rows of one transaction.
@@ -211,9 +245,9 @@ fn copy(options: &Options, rows: &[Order], servers: &mut Servers) -> anyhow::Res
 fn drain(
     options: &Options,
     backlog: &Backlog,
+    database: &TestDatabase,
     servers: &mut Servers,
 ) -> anyhow::Result<Measurement> {
-    let database = TestDatabase::create();
     let settings = database.settings();
     let mut watch = database.connect();
     let own_session = session_pid(&mut watch)?;
@@ -244,7 +278,7 @@ fn drain(
     let client_cpu_seconds = usage::cpu_seconds(service.pid())? - cpu_before;
     let spent = servers.count(&settings.name, own_session)?.since(before);
     let peak_mib = usage::peak_memory_mib(service.pid())?;
-    backlog.drained.ensure_stored(&database)?;
+    backlog.drained.ensure_stored(database)?;
     Ok(Measurement {
         orders: backlog.messages,
         seconds,

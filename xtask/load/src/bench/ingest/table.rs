@@ -37,14 +37,15 @@ impl Measurement {
 }
 
 /// Rows of one case.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
+    rival: &'static str,
     rounds: Vec<[Measurement; 2]>,
 }
 
 impl Table {
     /// Starts with its head.
-    pub(super) fn begin(title: &str) -> Self {
+    pub(super) fn begin(title: &str, rival: &'static str) -> Self {
         println!("\n{title}");
         println!(
             "                              CPU us an order             peak  a thousand orders"
@@ -52,20 +53,23 @@ impl Table {
         println!(
             " round side  orders/s  ratio  client  PostgreSQL  broker   MiB  statements  commits"
         );
-        Self::default()
+        Self {
+            rival,
+            rounds: Vec::new(),
+        }
     }
 
     /// Adds a round and prints it.
-    pub(super) fn add(&mut self, copy: Measurement, drain: Measurement) {
-        self.rounds.push([copy, drain]);
+    pub(super) fn add(&mut self, rival: Measurement, drain: Measurement) {
+        self.rounds.push([rival, drain]);
         let round = self.rounds.len().to_string();
-        let ratio = drain.orders_per_second() / copy.orders_per_second();
+        let ratio = drain.orders_per_second() / rival.orders_per_second();
         print_line(
             &round,
-            "COPY",
-            copy.orders_per_second(),
+            self.rival,
+            rival.orders_per_second(),
             None,
-            copy.columns(),
+            rival.columns(),
         );
         print_line(
             &round,
@@ -85,10 +89,10 @@ impl Table {
             let values: Option<Vec<f64>> = self.rounds.iter().map(value).collect();
             values.map(|mut values| median(&mut values))
         };
-        for (side, name) in ["COPY", "drain"].into_iter().enumerate() {
+        for (side, name) in [self.rival, "drain"].into_iter().enumerate() {
             let rate = median_of(&|round| Some(round[side].orders_per_second()));
-            let ratio = median_of(&|[copy, drain]| {
-                (side == 1).then(|| drain.orders_per_second() / copy.orders_per_second())
+            let ratio = median_of(&|[rival, drain]| {
+                (side == 1).then(|| drain.orders_per_second() / rival.orders_per_second())
             });
             let columns =
                 std::array::from_fn(|column| median_of(&|round| round[side].columns()[column]));
