@@ -190,7 +190,7 @@ pub fn assert_kept(history: &History) {
         &violations[..violations.len().min(SHOWN)]
     );
     assert!(
-        history.writes.len() > 500 && history.observations.len() > 2_000 && hits > 100,
+        history.writes.len() > 200 && history.observations.len() > 2_000 && hits > 100,
         "too little to prove anything"
     );
 }

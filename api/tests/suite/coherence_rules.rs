@@ -146,6 +146,35 @@ fn an_answer_that_goes_back_on_one_process_is_found() {
 }
 
 #[test]
+fn a_missing_order_may_be_missing_by_the_deletion_before() {
+    let mut slow_deletion = write(None, 103, 21);
+    slow_deletion.committed = Some(Committed {
+        version: 103,
+        acknowledged: at(30),
+    });
+    let writes = vec![
+        write(Some(1), 100, 0),
+        write(None, 101, 10),
+        write(Some(2), 102, 20),
+        slow_deletion,
+    ];
+    let mut history = History {
+        writes,
+        observations: vec![observation(20, None), observation(23, seen(102, 2))],
+    };
+    assert_eq!(violations(&history), []);
+    // Now it can only be the slow one, after which nothing older may follow.
+    let missing = observation(25, None);
+    let back = observation(27, seen(102, 2));
+    history.observations.extend([missing.clone(), back.clone()]);
+    let expected = Violation::WentBack {
+        earlier: missing,
+        later: back,
+    };
+    assert_eq!(violations(&history), [expected]);
+}
+
+#[test]
 fn an_answer_that_nobody_wrote_is_found() {
     for forged in [
         // Never sent.

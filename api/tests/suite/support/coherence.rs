@@ -169,6 +169,23 @@ impl<'a> Written<'a> {
         latest
     }
 
+    /// The same, in the favour of those who ask later: of the first deletion that it can be of where the process had shown
+    /// `before` already.
+    fn least_version(&self, observation: &Observation, before: i64) -> Option<i64> {
+        if let Some(seen) = observation.seen {
+            return Some(seen.version);
+        }
+        self.version(observation)?;
+        let versions = self
+            .deletions
+            .iter()
+            .filter_map(|deletion| deletion.committed);
+        let possible = versions
+            .map(|committed| committed.version)
+            .filter(|version| *version >= before);
+        possible.min()
+    }
+
     fn age(&self, version: i64, started: Moment) -> Duration {
         let missed = self.commits.partition_point(|(each, _)| *each <= version);
         let acknowledged = self.commits.get(missed).map(|(_, moment)| *moment);
@@ -223,22 +240,28 @@ impl Judgement {
 
     /// `observations` by their start.
     fn judge_directions(&mut self, written: &Written<'_>, observations: &[&Observation]) {
-        let mut by_end = observations.to_vec();
-        by_end.sort_by_key(|observation| observation.ended);
+        let mut by_end: Vec<usize> = (0..observations.len()).collect();
+        by_end.sort_by_key(|index| observations[*index].ended);
         let mut ended = by_end.into_iter().peekable();
-        // Of each process the latest version in an answer that was complete.
+        // What each answer shows at least, and of each process the latest of these in an answer that was complete.
+        let mut shown = Vec::with_capacity(observations.len());
         let mut latest: HashMap<usize, (i64, &Observation)> = HashMap::new();
         for later in observations.iter().copied() {
-            while let Some(earlier) = ended.next_if(|earlier| earlier.ended < later.started) {
-                if let Some(version) = written.version(earlier) {
+            while let Some(index) =
+                ended.next_if(|index| observations[*index].ended < later.started)
+            {
+                let earlier = observations[index];
+                if let Some(version) = shown[index] {
                     let slot = latest.entry(earlier.process).or_insert((version, earlier));
                     if slot.0 < version {
                         *slot = (version, earlier);
                     }
                 }
             }
+            let before = latest.get(&later.process);
+            shown.push(written.least_version(later, before.map_or(0, |(version, _)| *version)));
             if let Some(version) = written.version(later)
-                && let Some((before, earlier)) = latest.get(&later.process)
+                && let Some((before, earlier)) = before
                 && version < *before
             {
                 self.violations.push(Violation::WentBack {
