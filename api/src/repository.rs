@@ -10,6 +10,7 @@ mod page;
 mod snapshot;
 mod write;
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -65,6 +66,8 @@ pub struct Repository {
     pool: AsyncPool,
     snapshot_pool: AsyncPool,
     statement_timeout: Duration,
+    /// Connections made before this are used no more.
+    trusted_since: Arc<Mutex<Instant>>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -81,7 +84,22 @@ impl Repository {
             pool,
             snapshot_pool,
             statement_timeout,
+            trusted_since: Arc::new(Mutex::new(Instant::now())),
         }
+    }
+
+    /// Another server has taken over: connections to the one before may still be up, and what it answers is not what the
+    /// events tell of.
+    pub fn distrust_connections(&self) {
+        let now = Instant::now();
+        *lock(&self.trusted_since) = now;
+        for pool in [&self.pool, &self.snapshot_pool] {
+            pool.retain(|_, metrics| metrics.created > now);
+        }
+    }
+
+    fn is_trusted(&self, connection: &Object<AsyncPgConnection>) -> bool {
+        Object::metrics(connection).created >= *lock(&self.trusted_since)
     }
 
     /// Reads one order, header and items in one snapshot.
@@ -197,7 +215,16 @@ impl Repository {
     }
 
     async fn session_of(&self, pool: &AsyncPool) -> Result<Session, StoreError> {
-        match pool.get().await {
+        let mut got = pool.get().await;
+        // It may have been in use when it came to be distrusted.
+        while got
+            .as_ref()
+            .is_ok_and(|connection| !self.is_trusted(connection))
+        {
+            drop(got.map(Object::take));
+            got = pool.get().await;
+        }
+        match got {
             Ok(connection) => Ok(Session {
                 connection,
                 started: Instant::now(),
@@ -213,6 +240,11 @@ impl Repository {
             }
         }
     }
+}
+
+/// Nothing panics under the lock.
+fn lock(instant: &Mutex<Instant>) -> MutexGuard<'_, Instant> {
+    instant.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The rows behind a position. A row comparison: unlike its spelling with OR it walks the index from the right place.

@@ -119,6 +119,7 @@ impl Listener {
             warn!(
                 "another history of the database, every entry is dropped: {before} before, {server} now"
             );
+            self.cache.repository.distrust_connections();
             self.cache.clear();
         }
         self.cache.core().open_fills();

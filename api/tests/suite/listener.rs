@@ -1,9 +1,9 @@
 //! What the listener asks of the server, and what it says where it is refused.
 
-use shared::testing::TestDatabase;
+use shared::testing::{TestDatabase, eventually};
 
 use crate::support::program::Program;
-use crate::support::{model, store, terminate_listener};
+use crate::support::{PATIENCE, model, store, terminate_listener};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
@@ -26,7 +26,7 @@ async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
 
 /// What a failover changes is what the server says of itself: functions that come before the system's say it here.
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_of_another_history_are_dropped_though_their_versions_are_the_same() {
+async fn entries_and_connections_of_another_history_are_dropped() {
     let database = TestDatabase::create();
     store(&database, &model());
     let program = Program::start(&database, &[("CACHE_WARMUP", "0")]).await;
@@ -34,6 +34,10 @@ async fn entries_of_another_history_are_dropped_though_their_versions_are_the_sa
     terminate_listener(&database);
     program.wait_until_logged_times("listener is live", 2).await;
     assert!(!program.read_log().contains("another history"));
+    let sessions = "SELECT pid::text AS value FROM pg_stat_activity WHERE datname = current_database() \
+                    AND application_name = 'orders-api'";
+    let before = database.texts(sessions);
+    assert!(!before.is_empty());
 
     let failed_over = [
         "CREATE SCHEMA promoted; \
@@ -50,4 +54,9 @@ async fn entries_of_another_history_are_dropped_though_their_versions_are_the_sa
     program
         .wait_until_logged("another history of the database, every entry is dropped")
         .await;
+    eventually("no session is left of before", PATIENCE, async || {
+        let now = database.texts(sessions);
+        now.iter().all(|session| !before.contains(session))
+    })
+    .await;
 }
