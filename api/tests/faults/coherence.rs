@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use api::cache::listener::APPLICATION_NAME as LISTENER;
 use rustix::process::Signal;
 use serde_json::Value;
+use shared::db::{self, StartupError};
 use shared::testing::eventually;
 use tokio::task::block_in_place;
 use xtask::postgres::{Options, PrivatePostgres};
@@ -27,6 +28,7 @@ const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
 /// What loads the processes have under way.
 const LOADS: &str = "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database() \
                      AND application_name = 'orders-api' AND state = 'active' AND query LIKE '%order_items%'";
+const LIST: &str = "GET /api/v1/orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 /// How long one order is hot.
 const HEAT: Duration = Duration::from_secs(20);
 const QUEUE_PPM: &str = "SELECT (pg_notification_queue_usage() * 1000000)::bigint AS value";
@@ -181,7 +183,13 @@ async fn failover_that_loses_commits() {
         program
             .wait_until_logged("the server takes no writes")
             .await;
+        // Nor is it read: its rows lag behind the events.
+        let answer = program.send(LIST).await;
+        assert_eq!(answer.problem(), (503, "database_unavailable".into()));
     }
+    let first_look = db::check(&scene.database.settings(), "orders-test").await;
+    let waits = matches!(first_look, Err(StartupError::Unreachable(why)) if why.contains(db::NOT_A_PRIMARY));
+    assert!(waits, "a program that starts now waits for the promotion");
     scene.link.cut();
     standby.promote().unwrap();
     let mut reissued = 0;
