@@ -170,21 +170,23 @@ static TOOL: LazyLock<PathBuf> = LazyLock::new(|| {
         Command::new("python3")
             .args(["-m", "venv", "--clear"])
             .arg(&folder),
+        "Python 3.11 or later with venv is needed (Debian: python3-venv)",
     );
     must_run(
         Command::new(folder.join("bin/pip"))
             .args(["install", "--quiet", "--disable-pip-version-check"])
             .args(["--require-hashes", "--requirement"])
             .arg(requirements),
+        "Python's package index must be within reach, once",
     );
     std::fs::write(installed, wanted).unwrap();
     folder.join("bin/schemathesis")
 });
 
-fn must_run(command: &mut Command) {
+fn must_run(command: &mut Command, need: &str) {
     let status = command.status();
     assert!(
         status.as_ref().is_ok_and(|status| status.success()),
-        "{command:?}: {status:?}; Python 3.11 or later with venv is needed (Debian: python3-venv)"
+        "{command:?}: {status:?}; {need}"
     );
 }
