@@ -28,6 +28,7 @@ use shared::order::Order;
 use warp::http::HeaderValue;
 
 use crate::config::CacheSettings;
+use crate::feed::Feed;
 use crate::repository::Repository;
 use audit::AuditStatus;
 use core::{Core, Versioned};
@@ -94,6 +95,7 @@ pub struct OrderCache {
     audit: AuditStatus,
     lease: Duration,
     warmup: Warmup,
+    feed: Arc<Feed>,
 }
 
 impl OrderCache {
@@ -106,6 +108,7 @@ impl OrderCache {
             audit: AuditStatus::default(),
             lease: settings.lease,
             warmup: Warmup::default(),
+            feed: Arc::default(),
         }
     }
 
@@ -137,6 +140,11 @@ impl OrderCache {
     /// What the auditor has seen.
     pub fn audit_status(&self) -> &AuditStatus {
         &self.audit
+    }
+
+    /// Who is told of what the listener hears.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// How old the listener's proof may be for hits to be served.

@@ -2,6 +2,7 @@
 //! method, authority, media type, size, JSON, order, uids, existence, precondition.
 
 pub mod cache;
+pub mod events;
 pub mod health;
 pub mod orders;
 pub mod web;

@@ -8,7 +8,7 @@
 //! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
 //! - [`cors`]: which pages may read. [`rate_limit`]: how much a peer may ask.
 //! - [`compression`]: how long answers travel.
-//! - [`export`]: lists without an end.
+//! - [`export`]: lists without an end. [`feed`]: which orders have changed, as it happens.
 //! - `openapi.json`, beside `src`: the contract for machines; tests compare it with the routes and codes.
 //! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
 
@@ -21,6 +21,7 @@ pub mod config;
 pub mod cors;
 pub mod envelope;
 pub mod export;
+pub mod feed;
 pub mod handlers;
 pub mod listing;
 pub mod metrics;
@@ -108,7 +109,8 @@ async fn keep_cache_true(
         config.cache.warmup,
     );
     let audit = Arc::clone(&app.cache).audit(stop.clone());
-    tokio::join!(listener.run(stop.clone()), audit);
+    let feed = app.cache.feed().run(stop.clone());
+    tokio::join!(listener.run(stop.clone()), feed, audit);
     Ok(())
 }
 

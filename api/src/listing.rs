@@ -54,7 +54,9 @@ impl ListFormat {
         } else if json.is_some() {
             Ok(Self::Json)
         } else {
-            Err(ApiError::NotAcceptable)
+            Err(ApiError::NotAcceptable {
+                media_type: "application/json",
+            })
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What operators count: requests here, the cache's own counters as it keeps them. No uid in any label.
 
 pub mod exports;
+pub mod feed;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::cache::OrderCache;
 use crate::cache::counters::Eviction;
 use crate::cache::status::ListenerState;
 use exports::ExportMetrics;
+use feed::FeedMetrics;
 
 /// Upper bounds in seconds: a hit takes some tens of microseconds, the slowest answer is a time-out.
 const DURATION_BUCKETS: [f64; 11] = [
@@ -48,6 +50,8 @@ struct DropLabels {
 pub struct Metrics {
     /// Those of exports.
     pub exports: ExportMetrics,
+    /// Those of the live feed.
+    pub feed: FeedMetrics,
     connections: Gauge,
     dropped_connections: Family<DropLabels, Counter>,
     registry: Registry,
@@ -106,6 +110,7 @@ impl Metrics {
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
             exports: ExportMetrics::register(&mut registry),
+            feed: FeedMetrics::register(&mut registry),
             registry,
             connections,
             dropped_connections,

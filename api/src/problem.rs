@@ -69,8 +69,11 @@ pub enum ApiError {
         /// Those that it knows.
         allow: &'static str,
     },
-    /// The client takes no JSON.
-    NotAcceptable,
+    /// The client does not take what the answer is.
+    NotAcceptable {
+        /// What it is.
+        media_type: &'static str,
+    },
     /// The body came too slowly.
     RequestTimeout,
     /// The order has another version than `If-Match` says.
@@ -93,8 +96,8 @@ pub enum ApiError {
     UidMismatch,
     /// The database cannot be reached; says what is waited for.
     DatabaseUnavailable(&'static str),
-    /// Every database connection was busy for too long.
-    Overloaded,
+    /// As much is under way as may be; says of what.
+    Overloaded(&'static str),
     /// The database took too long.
     DatabaseTimeout,
     /// A fault of ours.
@@ -157,7 +160,7 @@ impl ApiError {
                 "method_not_allowed",
                 "Method not allowed",
             ),
-            Self::NotAcceptable => (
+            Self::NotAcceptable { .. } => (
                 StatusCode::NOT_ACCEPTABLE,
                 "not_acceptable",
                 "Not acceptable",
@@ -202,7 +205,7 @@ impl ApiError {
                 "database_unavailable",
                 "Database unavailable",
             ),
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
+            Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
             Self::DatabaseTimeout => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "database_timeout",
@@ -242,7 +245,9 @@ impl ApiError {
             Self::OrderNotFound { .. } => "there is no order with this id".into(),
             Self::NoSuchEndpoint => "there is nothing at this path".into(),
             Self::MethodNotAllowed { allow } => format!("this path knows {allow}").into(),
-            Self::NotAcceptable => "the answer is application/json, which Accept excludes".into(),
+            Self::NotAcceptable { media_type } => {
+                format!("the answer is {media_type}, which Accept excludes").into()
+            }
             Self::RequestTimeout => "the body did not come in time".into(),
             Self::VersionMismatch { .. } => "the order has the version in ETag".into(),
             Self::BodyTooLarge => format!("an order has at most {MAX_ORDER_BYTES} bytes").into(),
@@ -254,8 +259,7 @@ impl ApiError {
             Self::RateLimited { .. } => {
                 "this address has sent all the requests that it may send in a minute".into()
             }
-            Self::DatabaseUnavailable(detail) => (*detail).into(),
-            Self::Overloaded => "every database connection is busy, try again".into(),
+            Self::DatabaseUnavailable(detail) | Self::Overloaded(detail) => (*detail).into(),
             Self::DatabaseTimeout => "the database took too long".into(),
             Self::Internal => "the fault is ours; please report the request_id".into(),
         }
@@ -305,7 +309,9 @@ impl ApiError {
             Self::RateLimited {
                 retry_after_seconds,
             } => (RETRY_AFTER, HeaderValue::from(*retry_after_seconds)),
-            Self::DatabaseUnavailable(_) | Self::Overloaded => (RETRY_AFTER, RETRY_AFTER_SECONDS),
+            Self::DatabaseUnavailable(_) | Self::Overloaded(_) => {
+                (RETRY_AFTER, RETRY_AFTER_SECONDS)
+            }
             _ => return None,
         })
     }
@@ -314,7 +320,9 @@ impl ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Overloaded => Self::Overloaded,
+            StoreError::Overloaded => {
+                Self::Overloaded("every database connection is busy, try again")
+            }
             StoreError::Unavailable => {
                 Self::DatabaseUnavailable("the database cannot be reached, try again")
             }

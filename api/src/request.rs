@@ -115,10 +115,18 @@ impl Call {
     /// # Errors
     /// `NotAcceptable`.
     pub fn require_accepts_json(&self) -> Result<(), ApiError> {
-        if self.preference("application/json").is_some() {
+        self.require_accepts("application/json")
+    }
+
+    /// Refuses clients that do not take what the answer is.
+    ///
+    /// # Errors
+    /// `NotAcceptable`.
+    pub fn require_accepts(&self, media_type: &'static str) -> Result<(), ApiError> {
+        if self.preference(media_type).is_some() {
             Ok(())
         } else {
-            Err(ApiError::NotAcceptable)
+            Err(ApiError::NotAcceptable { media_type })
         }
     }
 

@@ -13,12 +13,12 @@ use warp::{Filter, Rejection};
 
 use crate::app::App;
 use crate::envelope::reply;
-use crate::handlers::{cache, health, orders, web};
+use crate::handlers::{cache, events, health, orders, web};
 use crate::problem::ApiError;
 use crate::request::{Call, OldProtocol};
 
 /// Each path and the methods that it knows, as its `Allow` says: what `openapi.json` describes and the tests ask.
-pub const ROUTES: [(&str, &str); 17] = [
+pub const ROUTES: [(&str, &str); 18] = [
     ("/order/{order_uid}", READ),
     (
         "/api/v1/orders/{order_uid}",
@@ -28,6 +28,7 @@ pub const ROUTES: [(&str, &str); 17] = [
     ("/api/v1/cache/stats", READ),
     ("/api/v1/cache/warmup", "POST, OPTIONS"),
     ("/api/v1/cache", "DELETE, OPTIONS"),
+    ("/api/v1/events", READ),
     ("/health", READ),
     ("/livez", READ),
     ("/readyz", READ),
@@ -76,6 +77,11 @@ pub fn routes(
             .and(call.clone())
             .then(cache::whole)
             .map(reply("cache")))
+        .unify()
+        .or(exactly("/api/v1/events")
+            .and(call.clone())
+            .then(events::events)
+            .map(reply("events")))
         .unify()
         .boxed();
 

@@ -123,6 +123,8 @@ impl Listener {
             self.cache.clear();
         }
         self.cache.core().open_fills();
+        // What was committed before LISTEN, nobody was told of.
+        self.cache.feed().resync();
         let mut proven_state = ListenerState::Syncing;
         self.serve(proven_state);
         backoff.reset();
@@ -196,7 +198,7 @@ fn described(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(db::describe(&error))
 }
 
-/// Evicts; must stay quick, because nothing else is received meanwhile.
+/// Evicts, then tells the feed's clients; must stay quick, because nothing else is received meanwhile.
 fn receive(
     cache: &OrderCache,
     heartbeat_channel: &str,
@@ -211,12 +213,19 @@ fn receive(
         return;
     }
     match events::parse(notification.payload()) {
-        Ok(event) if event.operation == Operation::Flush => cache.clear(),
-        Ok(event) => event.uids.iter().for_each(|uid| cache.invalidate(uid)),
+        Ok(event) if event.operation == Operation::Flush => {
+            cache.clear();
+            cache.feed().resync();
+        }
+        Ok(event) => {
+            event.uids.iter().for_each(|uid| cache.invalidate(uid));
+            cache.feed().publish(event.operation, event.uids);
+        }
         Err(error) => {
             cache.listener().malformed.add(1);
             warn!("an event was not understood, every entry is dropped: {error}");
             cache.clear();
+            cache.feed().resync();
         }
     }
     // Counted when it holds: who waits for the count is not answered older from then on.

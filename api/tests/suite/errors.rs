@@ -15,6 +15,7 @@ const LIST: &str = "/api/v1/orders";
 const STATS: &str = "/api/v1/cache/stats";
 const WARMUP: &str = "/api/v1/cache/warmup";
 const CACHE: &str = "/api/v1/cache";
+const EVENTS: &str = "/api/v1/events";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const HTML: (&str, &str) = ("Accept", "text/html");
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
@@ -271,6 +272,16 @@ async fn each_route_refuses_what_is_wrong_with_a_request() {
                 "forbidden_origin",
             ),
             ("GET", CACHE, &[], "", 405, "method_not_allowed"),
+            (
+                "GET",
+                "/api/v1/events?x=1",
+                &[],
+                "",
+                400,
+                "unknown_parameter",
+            ),
+            ("POST", EVENTS, &[], "", 405, "method_not_allowed"),
+            ("GET", EVENTS, &[HTML], "", 406, "not_acceptable"),
             ("GET", "/nothing", &[], "", 404, "no_such_endpoint"),
             ("POST", "/health", &[], "", 405, "method_not_allowed"),
             ("POST", "/", &[], "", 405, "method_not_allowed"),

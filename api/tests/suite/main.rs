@@ -10,6 +10,7 @@ mod compression;
 mod cors;
 mod database_outage;
 mod errors;
+mod events;
 mod export;
 mod foreign_writes;
 mod invalid_requests;

@@ -143,6 +143,7 @@ pub fn without_what_varies(output: &str) -> String {
             "^(date|x-request-id|age|content-length): .*$",
             "^etag: (W/)?\"[0-9a-f]{16}\"$",
             "dur=[0-9.]+",
+            "^id: [0-9a-f]{16}-[0-9]+$",
             "^(retry-after: |ratelimit: .*t=)[0-9]{2}$",
             "\"(request_id|started_at|version)\":\"[^\"]*\"",
             "\"(proof_age_ms|duration_ms|checked|blind_seconds_total)\":[0-9.]+",

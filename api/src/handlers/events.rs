@@ -1,0 +1,70 @@
+//! The live feed: Server-Sent Events.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures_util::stream;
+use tracing::debug;
+use warp::Reply;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use warp::http::{HeaderName, HeaderValue, Method};
+use warp::reply::Response;
+
+use crate::feed::StreamEnd;
+use crate::problem::ApiError;
+use crate::request::{Call, Verb};
+
+/// The media type.
+const EVENT_STREAM: &str = "text/event-stream";
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// nginx would hold events back until it has a buffer full.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// `/api/v1/events`. Never compressed: an encoder would hold events back, too.
+pub async fn events(call: Call) -> Result<Response, ApiError> {
+    if call.verb() != Verb::Get {
+        return call.other_method("GET, HEAD, OPTIONS");
+    }
+    call.parameters(&[])?;
+    call.require_accepts(EVENT_STREAM)?;
+    let mut response = if call.method == Method::HEAD {
+        // Of unknown length, as that to GET is.
+        warp::reply::stream(stream::empty::<Result<Vec<u8>, Infallible>>()).into_response()
+    } else {
+        feed(&call)?
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+fn feed(call: &Call) -> Result<Response, ApiError> {
+    if call.app.shutdown.is_cancelled() {
+        return Err(ApiError::Overloaded("the server is stopping, try again"));
+    }
+    // What is no text is no id of ours.
+    let last_event_id = call.headers.get(LAST_EVENT_ID);
+    let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
+    let client = call.app.cache.feed().join(last_event_id);
+    let client = client.ok_or(ApiError::Overloaded(
+        "as many clients as may follow the events do, try again",
+    ))?;
+    let app = Arc::clone(&call.app);
+    let following = app.metrics.feed.client_joined();
+    let body = stream::unfold(
+        (app, client, following),
+        async |(app, mut client, following)| match client.next(&app.shutdown).await {
+            Ok(bytes) => Some((Ok::<_, Infallible>(bytes), (app, client, following))),
+            Err(end) => {
+                if end == StreamEnd::Slow {
+                    app.metrics.feed.client_dropped();
+                }
+                debug!(?end, "stream of events ended");
+                None
+            }
+        },
+    );
+    Ok(warp::reply::stream(body).into_response())
+}

@@ -1,0 +1,376 @@
+//! The live feed: what is told, when, to whom, and what becomes of those who do not listen.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shared::config::ShutdownSettings;
+use shared::order::Order;
+use shared::testing::{TcpProxy, TestDatabase, eventually};
+
+use crate::support::download::{Cut, Download};
+use crate::support::{PATIENCE, TestApi, generator, model, notify, store, terminate_listener};
+
+const PATH: &str = "/api/v1/events";
+
+/// A client of the feed.
+struct Follower {
+    download: Download,
+    text: String,
+    last_id: Option<String>,
+}
+
+impl Follower {
+    /// Begins to follow, from an event's id on or from now on.
+    async fn start(api: &TestApi, last_id: Option<&str>) -> Self {
+        let header = last_id.map(|id| format!("Last-Event-ID: {id}\r\n"));
+        let download = Download::start_with(api.port, PATH, &header.unwrap_or_default()).await;
+        assert_eq!(download.status(), 200, "{}", download.head);
+        let mut follower = Self {
+            download,
+            text: String::new(),
+            last_id: None,
+        };
+        // The greeting holds the id to begin with, or is the first event.
+        if last_id.is_none() {
+            let greeting = follower.next_block().await.unwrap();
+            assert!(greeting.starts_with("retry: 3000\nid: "), "{greeting}");
+        }
+        follower
+    }
+
+    /// Everything up to the next empty line.
+    async fn next_block(&mut self) -> Result<String, Cut> {
+        loop {
+            if let Some((block, rest)) = self.text.split_once("\n\n") {
+                let (block, rest) = (block.to_owned(), rest.to_owned());
+                self.text = rest;
+                let id = block.lines().find_map(|line| line.strip_prefix("id: "));
+                self.last_id = id.map(str::to_owned).or(self.last_id.take());
+                return Ok(block);
+            }
+            let chunk = self.download.next_chunk().await?.ok_or(Cut)?;
+            self.text.push_str(&String::from_utf8(chunk).unwrap());
+        }
+    }
+
+    /// The next event: its name and data.
+    async fn next(&mut self) -> Result<(String, Value), Cut> {
+        let event = tokio::time::timeout(PATIENCE, self.read_event()).await;
+        event.expect("nothing is told in time")
+    }
+
+    /// Comments are no events.
+    async fn read_event(&mut self) -> Result<(String, Value), Cut> {
+        loop {
+            let block = self.next_block().await?;
+            let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+            if let (Some(event), Some(data)) = (field("event: "), field("data: ")) {
+                return Ok((event.to_owned(), serde_json::from_str(data).unwrap()));
+            }
+        }
+    }
+
+    async fn expect(&mut self, event: &str, data: Value) {
+        assert_eq!(self.next().await.unwrap(), (event.to_owned(), data));
+    }
+
+    /// Waits until all of these are told of, in whatever batches.
+    async fn expect_upserts(&mut self, mut uids: Vec<&str>) {
+        while !uids.is_empty() {
+            let (event, data) = self.next().await.unwrap();
+            assert_eq!((event.as_str(), &data["op"]), ("order", &json!("upsert")));
+            let told = data["order_uids"].as_array().unwrap();
+            uids.retain(|uid| !told.contains(&json!(uid)));
+        }
+    }
+}
+
+fn upsert(order: &Order) -> Value {
+    json!({"op": "upsert", "order_uids": [order.order_uid.as_str()]})
+}
+
+async fn metric(api: &TestApi, name: &str) -> u64 {
+    let metrics = api.get("/metrics").await.body;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.unwrap_or_else(|| panic!("{name} is missing"));
+    line.trim().parse().unwrap()
+}
+
+async fn clients_are(api: &TestApi, count: u64) {
+    eventually("as many clients follow", PATIENCE, async || {
+        metric(api, "orders_api_sse_clients").await == count
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_an_order_after_its_event_is_not_answered_older() {
+    let api = TestApi::start().await;
+    let mut order = model();
+    api.store(&order).await;
+    let path = format!("/order/{}", order.order_uid);
+    let mut follower = Follower::start(&api, None).await;
+    for round in 1..=10 {
+        // Cached, so that only the event can make it new.
+        api.get(&path).await;
+        order.sm_id = round;
+        store(&api.database, &order);
+        follower.expect("order", upsert(&order)).await;
+        assert_eq!(api.get(&path).await.json()["sm_id"], round);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_through_the_api_are_told_as_well() {
+    let api = TestApi::start().await;
+    let order = model();
+    api.store(&order).await;
+    let mut follower = Follower::start(&api, None).await;
+    assert_eq!(api.put(&order, &[]).await.status, 200);
+    follower.expect("order", upsert(&order)).await;
+    let path = format!("/api/v1/orders/{}", order.order_uid);
+    assert_eq!(api.send("DELETE", &path, &[], b"").await.status, 204);
+    let deleted = json!({"op": "delete", "order_uids": [order.order_uid.as_str()]});
+    follower.expect("order", deleted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_is_told_what_it_has_missed() {
+    let api = TestApi::start().await;
+    let mut generator = generator();
+    let orders: Vec<_> = (0..3).map(|_| generator.next_order()).collect();
+    let mut follower = Follower::start(&api, None).await;
+    // The greeting's id will do: nothing has to happen first.
+    let greeting_id = follower.last_id.clone().unwrap();
+    api.store(&orders[0]).await;
+    follower.expect("order", upsert(&orders[0])).await;
+    let id = follower.last_id.clone().unwrap();
+    drop(follower);
+    api.store(&orders[1]).await;
+    api.store(&orders[2]).await;
+    let uids: Vec<_> = orders
+        .iter()
+        .map(|order| order.order_uid.as_str())
+        .collect();
+    let mut back = Follower::start(&api, Some(&id)).await;
+    back.expect_upserts(uids[1..].to_vec()).await;
+    let mut from_greeting = Follower::start(&api, Some(&greeting_id)).await;
+    from_greeting.expect("order", upsert(&orders[0])).await;
+    from_greeting.expect_upserts(uids[1..].to_vec()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_another_process_or_of_no_event_is_answered_by_resync() {
+    let api = TestApi::start().await;
+    let other = TestApi::start_unready(api.database.clone(), |_| {}).await;
+    other.wait_until_live().await;
+    let foreign = Follower::start(&other, None).await.last_id.unwrap();
+    let own = Follower::start(&api, None).await.last_id.unwrap();
+    assert_ne!(foreign, own);
+    let later = format!("{own}0");
+    for id in [&*foreign, &later, "0", "\u{e9}", "x".repeat(1000).as_str()] {
+        let mut follower = Follower::start(&api, Some(id)).await;
+        follower.expect("resync", json!({})).await;
+        // It has an id to go on from.
+        let id = follower.last_id.unwrap();
+        let mut follower = Follower::start(&api, Some(&id)).await;
+        api.store(&model()).await;
+        follower.expect("order", upsert(&model())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_listener_was_away_everybody_is_told_to_read_again() {
+    let api = TestApi::start().await;
+    let mut order = model();
+    api.store(&order).await;
+    let path = format!("/order/{}", order.order_uid);
+    api.get(&path).await;
+    let mut follower = Follower::start(&api, None).await;
+    let id = follower.last_id.clone().unwrap();
+    terminate_listener(&api.database);
+    // Nobody may have heard of this one.
+    order.sm_id = 1234;
+    store(&api.database, &order);
+    loop {
+        // The change itself, where it came before the end of the connection.
+        if follower.next().await.unwrap().0 == "resync" {
+            break;
+        }
+    }
+    assert_eq!(api.get(&path).await.json()["sm_id"], 1234);
+    // Who was away itself meanwhile is told, too.
+    let mut back = Follower::start(&api, Some(&id)).await;
+    while back.next().await.unwrap().0 != "resync" {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_name_no_orders_tell_everybody_to_read_again() {
+    let api = TestApi::start().await;
+    let mut follower = Follower::start(&api, None).await;
+    for payload in [
+        r#"{"v":1,"op":"flush","uids":[]}"#,
+        "nonsense",
+        r#"{"v":2}"#,
+    ] {
+        notify(&mut api.database.connect(), payload).unwrap();
+        follower.expect("resync", json!({})).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_before_the_database_is_there_is_told_when_it_is() {
+    let database = TestDatabase::create();
+    let settings = database.settings();
+    let proxy = TcpProxy::start(&settings.host, settings.port).await;
+    proxy.cut();
+    let api = TestApi::start_unready(database.into(), |config| {
+        config.database.host = "127.0.0.1".to_owned();
+        config.database.port = proxy.port();
+    })
+    .await;
+    let mut follower = Follower::start(&api, None).await;
+    proxy.mend();
+    follower.expect("resync", json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_uid_that_is_no_uid_cannot_make_events_up() {
+    let api = TestApi::start().await;
+    let mut follower = Follower::start(&api, None).await;
+    let uid = "a\n\nevent: resync\ndata: {}\n\n\r\u{2028}\"";
+    let payload = json!({"v": 1, "op": "upsert", "uids": [uid]}).to_string();
+    notify(&mut api.database.connect(), &payload).unwrap();
+    let told = json!({"op": "upsert", "order_uids": [uid]});
+    follower.expect("order", told).await;
+}
+
+/// How many orders a flood tells of.
+const FLOOD: usize = 30_000;
+
+/// About half of what the ring holds. Other orders in each of the first 26 rounds.
+fn flood(api: &TestApi, round: u8) {
+    let flood = "SELECT pg_notify('order_events', json_build_object('v', 1, 'op', 'upsert', 'uids', uids)::text) \
+        FROM (SELECT array_agg(lpad(number::text, 64, 'LETTER')) uids FROM generate_series(1, 30000) number \
+              GROUP BY number / 100) payloads";
+    let letter = char::from(b'a' + round % 26).to_string();
+    api.database.execute(&flood.replace("LETTER", &letter));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_too_slow_is_cut_off_and_told_to_read_again() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        // Its slowness alone is to end it.
+        config.server.deadlines.write = Duration::from_secs(600);
+    })
+    .await;
+    let mut slow = Follower {
+        download: Download::start_narrow_with(api.port, PATH, "").await,
+        text: String::new(),
+        last_id: None,
+    };
+    slow.next_block().await.unwrap();
+    let mut other = Follower::start(&api, None).await;
+    // Much more than the ring and the socket hold. One who reads is told of everything, and waits for nobody.
+    for round in 0..10 {
+        flood(&api, round);
+        let mut told = 0;
+        while told < FLOOD {
+            let (_, data) = other.next().await.unwrap();
+            told += data["order_uids"].as_array().unwrap().len();
+        }
+    }
+    while slow.next().await.is_ok() {}
+    assert_eq!(metric(&api, "orders_api_sse_dropped_total").await, 1);
+    let mut back = Follower::start(&api, slow.last_id.as_deref()).await;
+    back.expect("resync", json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_is_hung_up_on() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.server.deadlines.write = Duration::from_millis(300);
+    })
+    .await;
+    let _silent = Download::start_narrow_with(api.port, PATH, "").await;
+    clients_are(&api, 1).await;
+    let mut round: u8 = 0;
+    eventually("it is hung up on", PATIENCE, async || {
+        flood(&api, round);
+        round += 1;
+        metric(&api, "orders_api_sse_clients").await == 0
+    })
+    .await;
+    let name = r#"orders_api_http_dropped_connections_total{reason="write_timeout"}"#;
+    assert_eq!(metric(&api, name).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_frees_its_place() {
+    let api = TestApi::start().await;
+    let followers = [
+        Follower::start(&api, None).await,
+        Follower::start(&api, None).await,
+    ];
+    clients_are(&api, 2).await;
+    drop(followers);
+    clients_are(&api, 0).await;
+    assert_eq!(metric(&api, "orders_api_sse_dropped_total").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_clients_are_refused() {
+    let api = TestApi::start().await;
+    let mut followers = Vec::new();
+    for _ in 0..1000 {
+        followers.push(Download::start_with(api.port, PATH, "").await);
+    }
+    let refused = api.get(PATH).await;
+    assert_eq!(refused.problem(), (503, "overloaded".into()));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(api.get("/livez").await.status, 200);
+    followers.pop();
+    eventually("there is room again", PATIENCE, async || {
+        Download::start_with(api.port, PATH, "").await.status() == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_end_when_the_process_stops() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.shutdown = ShutdownSettings::new(Duration::from_secs(60));
+    })
+    .await;
+    let mut follower = Follower::start(&api, None).await;
+    let stopped = async {
+        api.shutdown.cancel();
+        // Until the port is closed, nobody may come back to a process that goes.
+        let refused = api.get(PATH).await;
+        assert_eq!(refused.problem(), (503, "overloaded".into()));
+        assert_eq!(follower.next().await, Err(Cut));
+        api.stop().await;
+    };
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_is_neither_kept_nor_held_back_nor_compressed() {
+    let api = TestApi::start().await;
+    let accepts = "Accept: text/event-stream\r\nAccept-Encoding: gzip, br\r\n";
+    let download = Download::start_with(api.port, PATH, accepts).await;
+    for header in [
+        "content-type: text/event-stream\r\n",
+        "cache-control: no-store\r\n",
+        "x-accel-buffering: no\r\n",
+    ] {
+        assert!(download.head.contains(header), "{}", download.head);
+    }
+    assert!(!download.head.contains("content-encoding"));
+    let head = api.send("HEAD", PATH, &[], b"").await;
+    assert_eq!(
+        (head.status, head.header("content-type")),
+        (200, Some("text/event-stream"))
+    );
+    assert_eq!(metric(&api, "orders_api_sse_clients").await, 1);
+}
