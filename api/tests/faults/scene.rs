@@ -124,7 +124,7 @@ impl Scene {
         let mut history = writers.finish().await;
         self.assert_converged().await;
         history.observations.extend(readers.finish().await);
-        assert!(hits(&history) > 100, "too few hits to prove anything");
+        assert!(hits(&history) > 50, "too few hits to prove anything");
         history
     }
 
@@ -187,7 +187,7 @@ pub fn assert_kept(history: &History) {
         &violations[..violations.len().min(SHOWN)]
     );
     assert!(
-        history.writes.len() > 200 && history.observations.len() > 2_000,
+        history.writes.len() > 100 && history.observations.len() > 500,
         "too little to prove anything"
     );
 }
