@@ -6,6 +6,7 @@
 //! not depend on either: the pool's own errors, diesel's kinds, whether the connection broke, and, for the statement
 //! time-out (57014), whether the statement had run for as long as it may.
 
+mod outage;
 mod page;
 mod snapshot;
 mod write;
@@ -28,6 +29,7 @@ use shared::db::orders::{OrderWithItems, select_order};
 use shared::db::schema::orders;
 use tracing::{error, warn};
 
+use outage::OutageLog;
 pub use page::OrderFilter;
 pub use snapshot::Snapshot;
 pub use write::{Precondition, Versions, WriteError};
@@ -68,6 +70,7 @@ pub struct Repository {
     statement_timeout: Duration,
     /// Connections made before this are used no more.
     trusted_since: Arc<Mutex<Instant>>,
+    outage_log: Arc<OutageLog>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -85,6 +88,7 @@ impl Repository {
             snapshot_pool,
             statement_timeout,
             trusted_since: Arc::new(Mutex::new(Instant::now())),
+            outage_log: Arc::default(),
         }
     }
 
@@ -231,11 +235,13 @@ impl Repository {
                 statement_timeout: self.statement_timeout,
             }),
             Err(PoolError::Timeout(TimeoutType::Wait)) => {
-                warn!("every database connection is busy");
-                Err(StoreError::Overloaded)
+                let overloaded = StoreError::Overloaded;
+                self.outage_log.warn(overloaded);
+                Err(overloaded)
             }
             Err(error) => {
-                warn!("cannot connect to the database: {error}");
+                self.outage_log
+                    .warn(format_args!("cannot connect to the database: {error}"));
                 Err(StoreError::Unavailable)
             }
         }

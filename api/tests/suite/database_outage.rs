@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
+use crate::support::program::Program;
 use crate::support::{PATIENCE, TestApi, model, store};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
@@ -172,4 +173,27 @@ async fn statement_cut_by_a_restart_is_503() {
     };
     let (answer, ()) = tokio::join!(api.get(MODEL), cut);
     assert_eq!(answer.problem(), (503, "database_unavailable".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_stays_short_however_many_ask_in_vain() {
+    let database = TestDatabase::create();
+    let settings = database.settings();
+    let proxy = TcpProxy::start(&settings.host, settings.port).await;
+    let port = proxy.port().to_string();
+    let settings = [("DB_HOST", "127.0.0.1"), ("DB_PORT", port.as_str())];
+    let program = Program::start(&database, &settings).await;
+    program.wait_until_logged("listener is live").await;
+    proxy.cut();
+    let request = format!("GET {MODEL} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let started = Instant::now();
+    for _ in 0..300 {
+        assert_eq!(program.send(&request).await.status, 503);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let lines = program.read_log().matches(" WARN ").count() as f64;
+    assert!(
+        lines < 20.0 + 10.0 * seconds,
+        "{lines} lines in {seconds} s"
+    );
 }
