@@ -12,6 +12,7 @@ const POLL_MS = 5000; // As long as the cache's lease: a state that matters is s
 const BUSY_AFTER_MS = 150; // Faster answers would only make the page flicker.
 const REQUEST_TIMEOUT_MS = 20_000; // Longer than any time-out of the service, so that its own answer wins.
 const RETRY_DEFAULT_S = 5;
+const FEED_COUNT_MAX = 1000; // More would say no more.
 const LOCALE = "en-GB"; // The page's language: dates in another one would read as a mixture.
 const ORDER_UID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
@@ -469,7 +470,7 @@ function orderActions(uid, order) {
     raw.textContent = raw.hidden ? "" : json();
     toggle.setAttribute("aria-expanded", String(!raw.hidden));
   });
-  const again = element("button", { type: "button", onclick: () => openOrder(uid, { keep: true }) }, "Read again");
+  const again = element("button", { type: "button", id: "order-again", onclick: () => openOrder(uid, { keep: true }) }, "Read again");
   const buttons = [copyButton("Copy id", () => order.order_uid ?? uid), copyButton("Copy JSON", json), copyButton("Copy curl", curl)];
   return element("div", {}, element("div", { className: "actions" }, again, toggle, buttons), raw);
 }
@@ -557,6 +558,7 @@ function listPath() {
 async function loadList({ keep = true } = {}) {
   list.next = null;
   updatePager(null);
+  feed.forgetChanges();
   const load = (signal) => request(listPath(), { signal, cache: "no-store" });
   return listView.run(load, ({ body }) => showList(body), { explain: problemBoxOfList, keep });
 }
@@ -647,6 +649,50 @@ function applyFilters(form) {
   list.limit = given.get("limit");
   firstPage();
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The live feed: says that what is shown has changed. It changes nothing under the reader's eyes, and is not read out.
+
+const feed = {
+  source: null,
+  changed: new Set(),
+  mayDiffer: false, // The list, in ways that nobody can name.
+  isBehind: false, // It was closed in between.
+
+  /** A hidden tab gives its connection back: browsers have few for one site. What it has missed it cannot know. */
+  follow() {
+    if (document.hidden) {
+      this.source?.close();
+      this.source = null;
+      this.isBehind = true;
+      return;
+    }
+    if (this.source) return;
+    this.source = new EventSource("/api/v1/events");
+    this.source.addEventListener("order", ({ data }) => this.note(JSON.parse(data).order_uids));
+    this.source.addEventListener("resync", () => this.note(null));
+    if (this.isBehind) this.note(null);
+    this.isBehind = false;
+  },
+
+  /** Some orders have changed; `null` is any. */
+  note(uids) {
+    if (routed && (uids === null || uids.includes(routed))) {
+      byId("order-again")?.replaceChildren(uids === null ? "Read again (may have changed)" : "Read again (has changed)");
+    }
+    if (uids === null) this.mayDiffer = true;
+    for (const uid of uids ?? []) if (this.changed.size < FEED_COUNT_MAX) this.changed.add(uid);
+    const count = `${integer(this.changed.size)}${this.changed.size < FEED_COUNT_MAX ? "" : " or more"} changed`;
+    byId("newest-refresh").textContent = `Refresh (${this.mayDiffer ? "may have changed" : count})`;
+  },
+
+  /** The list is read anew. */
+  forgetChanges() {
+    this.changed.clear();
+    this.mayDiffer = false;
+    byId("newest-refresh").textContent = "Refresh";
+  },
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Cache and health
@@ -889,13 +935,17 @@ function start() {
   byId("page-back").addEventListener("click", previousPage);
   document.addEventListener("click", followLink);
   document.addEventListener("keydown", focusBox);
-  document.addEventListener("visibilitychange", () => poll());
+  document.addEventListener("visibilitychange", () => {
+    poll();
+    feed.follow();
+  });
   window.addEventListener("popstate", () => {
     if ((new URLSearchParams(location.search).get("uid") ?? "") !== routed) route({ move: false });
   });
   window.addEventListener("offline", () => connection.lose());
   window.addEventListener("online", () => poll());
   connection.onRestore.push(() => orderView.retryIfUnreached(), () => listView.retryIfUnreached());
+  feed.follow(); // First, so that no change falls between what is read and what is told.
   route({ move: false });
   loadList({ keep: false });
   poll();

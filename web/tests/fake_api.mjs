@@ -75,7 +75,7 @@ export async function startFakeApi({ port = 0 } = {}) {
     makeOrder("largest", { currency: "EUR", amount: 9007199254740991 }),
     makeOrder("nomoney", { currency: "QQQ", amount: 1817 }),
   );
-  const state = { seen: [], isDown: false, isBlind: false, delayMs: 0, token: "", health: null };
+  const state = { seen: [], isDown: false, isBlind: false, delayMs: 0, token: "", health: null, followers: [] };
   const server = http.createServer((request, response) => {
     const url = new URL(request.url, "http://localhost");
     state.seen.push(`${request.method} ${request.url}`);
@@ -85,7 +85,8 @@ export async function startFakeApi({ port = 0 } = {}) {
   });
   await new Promise((resolve) => server.listen(port, "127.0.0.1", resolve));
   const address = `http://127.0.0.1:${server.address().port}`;
-  return { address, state, stop: () => new Promise((resolve) => { server.close(resolve); server.closeAllConnections(); }) };
+  const tell = (event, data) => state.followers.forEach((each) => each.write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`));
+  return { address, state, tell, stop: () => new Promise((resolve) => { server.close(resolve); server.closeAllConnections(); }) };
 }
 
 async function route(request, response, url, { orders, state }) {
@@ -96,7 +97,11 @@ async function route(request, response, url, { orders, state }) {
     response.end(await readFile(new URL(file, WEB)));
     return;
   }
-  if (path === "/health") {
+  if (path === "/api/v1/events") {
+    response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
+    response.write("retry: 3000\n\n");
+    state.followers.push(response);
+  } else if (path === "/health") {
     const healthy = { status: "ok", checks: { database: { status: "ok" }, listener: { state: "live", proof_age_ms: 412 } } };
     const body = state.isDown ? { status: "down", checks: { database: { status: "down" } } } : (state.health ?? healthy);
     sendJson(response, state.isDown ? 503 : 200, body);

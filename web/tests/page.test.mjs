@@ -123,6 +123,27 @@ test("the list pages forth and back, filters, and leads to its orders", { skip }
   assert.equal(await page.value("document.activeElement.innerText"), "order000");
 });
 
+test("changes elsewhere are told of what is shown, and nothing moves by itself", { skip }, async () => {
+  const page = await open(`/?uid=${SAMPLE}`);
+  await page.until(shows("#order-heading", SAMPLE));
+  await page.until(shows("#newest-body", "order000"));
+  const read = () => api.state.seen.filter((each) => each.includes("/order/")).length;
+  const readBefore = read();
+  api.tell("order", { op: "upsert", order_uids: ["order000", "order001"] });
+  await page.until(shows("#newest-refresh", "Refresh (2 changed)"));
+  assert.equal(await page.value(`document.getElementById("order-again").innerText`), "Read again");
+  api.tell("order", { op: "delete", order_uids: [SAMPLE, "order001"] });
+  await page.until(shows("#newest-refresh", "Refresh (3 changed)"));
+  await page.until(shows("#order-again", "Read again (has changed)"));
+  assert.equal(read(), readBefore);
+  await page.value(click("#newest-refresh"));
+  await page.until(`document.getElementById("newest-refresh").innerText === "Refresh"`);
+  api.tell("resync", {});
+  await page.until(shows("#newest-refresh", "Refresh (may have changed)"));
+  await page.value(click("#order-again"));
+  await page.until(`document.getElementById("order-again").innerText === "Read again"`);
+});
+
 test("money follows its currency, exactly", { skip }, async () => {
   for (const [uid, total] of [["yen", "JP¥1,817"], ["largest", "€90,071,992,547,409.91"], ["nomoney", "1,817 QQQ (minor units)"]]) {
     const page = await open(`/?uid=${uid}`);
