@@ -10,7 +10,7 @@
 //! before is Kafka, the ingestor and PostgreSQL; what lies behind is the cache, its load and HTTP.
 //!
 //! Only sampled orders are asked for, one of each kind at a time, over connections that are kept open: asking for every
-//! order would take the cores away from what is measured. Between two questions for a produced order is a pause. A state
+//! order would take the cores away from what is measured. Between two questions is a pause, the longer the later. A state
 //! counts from the arrival of the answer that shows it, and became readable after the answer before: that gap is the
 //! resolution, and is printed.
 //!
@@ -75,8 +75,8 @@ pub(crate) struct Options {
     /// Samples a second of each kind
     #[arg(long, default_value_t = 20, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Pause between two questions for a produced order, in microseconds
-    #[arg(long, default_value_t = 300, value_name = "NUMBER")]
+    /// Least pause between two questions for a produced order, in microseconds
+    #[arg(long, default_value_t = 500, value_name = "NUMBER")]
     pause_us: u64,
     /// How long the producer waits for more to send at once, in milliseconds; it counts
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
@@ -120,7 +120,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let pause = Duration::from_micros(options.pause_us);
         let open = |pause| Lane::open(scope, &options.api_ports, pause);
         let (mut new_orders, mut updates) = (open(pause)?, open(pause)?);
-        // In a tight loop: it takes no longer than a load.
+        // At first in a tight loop: it takes no longer than a load.
         let mut commits = open(Duration::ZERO)?;
         let rival = scope.spawn(move || rival::listen(&settings, &listening_tx, stop_rx));
         // An error closes the channel; the thread tells which.

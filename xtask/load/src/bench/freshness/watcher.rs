@@ -12,6 +12,9 @@ use super::connection::{Answer, Connection};
 
 /// How long a state may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What has taken long is asked for less often: a resolution of 5 %. On a busy machine, questions without a pause took what
+/// the services needed to come to the answer.
+const PAUSE_DIVISOR: u32 = 20;
 /// How often an order is asked for before its cached state is given up.
 const ATTEMPTS_TO_CACHE: usize = 10;
 
@@ -66,7 +69,7 @@ pub(super) struct Lane<'scope> {
 }
 
 impl<'scope> Lane<'scope> {
-    /// Connects to each api; `pause` lies between an answer and the next question.
+    /// Connects to each api; `pause` at least lies between an answer and the next question.
     pub(super) fn open(
         scope: &'scope Scope<'scope, '_>,
         ports: &[u16],
@@ -231,7 +234,7 @@ impl Watcher {
                 start.at.elapsed() < PATIENCE,
                 "the new state of {uid} was not readable within {PATIENCE:?}"
             );
-            std::thread::sleep(self.pause);
+            std::thread::sleep(self.pause.max(start.at.elapsed() / PAUSE_DIVISOR));
         }
     }
 }
