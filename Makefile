@@ -1,6 +1,6 @@
 # Each target is a command of `cargo xtask`, for machines that have make. `cargo xtask help` tells more.
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check stack
+.PHONY: help demo test faults fuzz check stack
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ test: ## Every test, on a PostgreSQL and a Kafka of its own (some tests only: ca
 
 faults: ## The tests that take minutes: kills, frozen processes, cut connections (some only: cargo xtask faults zombie)
 	@cargo xtask faults
+
+fuzz: ## Hostile inputs for what reads strangers' bytes, about a minute (one only: cargo xtask fuzz order --seconds 600)
+	@cargo xtask fuzz
 
 check: ## Formatting, lints, documentation: the quick part of .ci/run
 	@cargo xtask check

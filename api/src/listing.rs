@@ -112,12 +112,8 @@ impl ListRequest {
     }
 
     /// The cursor of the page that follows the order at `position`.
-    pub fn next_cursor(&self, (date_created, order_uid): &Position) -> String {
-        let mut place = date_created.timestamp_micros().to_be_bytes().to_vec();
-        place.extend_from_slice(order_uid.as_bytes());
-        let mut bytes = checksum(&place, &self.filter).to_be_bytes().to_vec();
-        bytes.extend_from_slice(&place);
-        URL_SAFE_NO_PAD.encode(bytes)
+    pub fn next_cursor(&self, position: &Position) -> String {
+        encode_cursor(position, &self.filter)
     }
 
     /// The `Link` header to the page with this cursor.
@@ -186,7 +182,20 @@ fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
     })
 }
 
-fn decode_cursor(cursor: &str, filter: &OrderFilter) -> Result<Position, ApiError> {
+/// The cursor of a place in the list that has this filter.
+pub fn encode_cursor((date_created, order_uid): &Position, filter: &OrderFilter) -> String {
+    let mut place = date_created.timestamp_micros().to_be_bytes().to_vec();
+    place.extend_from_slice(order_uid.as_bytes());
+    let mut bytes = checksum(&place, filter).to_be_bytes().to_vec();
+    bytes.extend_from_slice(&place);
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// The place that a cursor names.
+///
+/// # Errors
+/// `InvalidCursor`, for one that is garbled or of a list with another filter.
+pub fn decode_cursor(cursor: &str, filter: &OrderFilter) -> Result<Position, ApiError> {
     parse_cursor(cursor, filter).ok_or(ApiError::InvalidCursor)
 }
 

@@ -24,15 +24,21 @@ pub fn run() -> Result<()> {
     }
     progress::step("cargo fmt");
     cargo("cargo fmt").args(["fmt", "--all", "--check"]).run()?;
+    cargo("cargo fmt of the fuzz targets")
+        .args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
+        .run()?;
     progress::step("cargo clippy");
     cargo("cargo clippy")
         .args(["clippy", "--workspace", "--all-targets", "--all-features"])
         .args(["--", "-D", "warnings"])
         .run()?;
     // As it is shipped, without failpoints; and the tests of `cargo xtask faults`, which are in no list of all targets.
-    for target in [&["--lib", "--bins"][..], &["--test", "faults"]] {
+    for target in [
+        &["-p", "ingestor", "--lib", "--bins"][..],
+        &["-p", "ingestor", "-p", "api", "--test", "faults"],
+    ] {
         cargo("cargo clippy")
-            .args(["clippy", "-p", "ingestor"])
+            .arg("clippy")
             .args(target)
             .args(["--", "-D", "warnings"])
             .run()?;

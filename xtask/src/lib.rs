@@ -15,6 +15,7 @@ mod cargo;
 pub mod check;
 pub mod demo;
 pub mod faults;
+pub mod fuzz;
 mod http;
 pub mod interrupt;
 pub mod kafka;

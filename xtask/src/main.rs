@@ -3,7 +3,9 @@
 use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
-use xtask::{bench, check, demo, faults, interrupt, packages, progress, stack, testing, tools};
+use xtask::{
+    bench, check, demo, faults, fuzz, interrupt, packages, progress, stack, testing, tools,
+};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
@@ -11,6 +13,7 @@ usage: cargo xtask <command>
   demo [--rate N] [--release]   the whole service here, with real servers and a stream of orders, until Ctrl-C
   test [cargo test arguments]   every test, on a PostgreSQL and a Kafka of its own
   faults [filter]...            the tests that take minutes: kills, frozen processes, cut connections
+  fuzz [target]... [--seconds N] hostile inputs for what reads strangers' bytes, 12 s a target
   check                         formatting, lints, documentation, gates
   check-deploy                  static checks of compose and the image
   stack                         PostgreSQL and Kafka alone, until Ctrl-C; their addresses in .stack/dev.env
@@ -55,6 +58,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("demo", _) => demo::run(demo_options(arguments)?)?,
         ("test", _) => return Ok(exit_code(testing::run(arguments)?)),
         ("faults", _) => return Ok(exit_code(faults::run(arguments)?)),
+        ("fuzz", _) => fuzz::run(arguments)?,
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,

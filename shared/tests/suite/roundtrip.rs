@@ -91,6 +91,22 @@ fn extreme_orders() -> Vec<Order> {
         .collect()
 }
 
+/// What the saved corpus of the fuzz target holds of orders that are accepted.
+fn corpus_orders() -> Vec<Order> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/order");
+    let files = std::fs::read_dir(folder).unwrap();
+    let accepted: Vec<Order> = files
+        .filter_map(|file| Order::decode(&std::fs::read(file.unwrap().path()).unwrap()).ok())
+        .zip(0..)
+        .map(|(mut order, number)| {
+            order.order_uid = format!("corpus-{number}").parse().unwrap();
+            order
+        })
+        .collect();
+    assert!(accepted.len() >= 4, "{} of the corpus", accepted.len());
+    accepted
+}
+
 #[test]
 fn every_accepted_order_comes_back_equal() {
     let database = TestDatabase::create();
@@ -98,7 +114,8 @@ fn every_accepted_order_comes_back_equal() {
     let mut generator = OrderGenerator::new(11, "2026-01-01T00:00:00.123456Z".parse().unwrap());
     let generated = (0..200).map(|_| generator.next_order());
     let mut last_version = 0;
-    for order in generated.chain(extreme_orders()) {
+    let saved = extreme_orders().into_iter().chain(corpus_orders());
+    for order in generated.chain(saved) {
         store(&mut connection, &order);
         let stored = load(&mut connection, order.order_uid.as_str());
         assert_eq!(stored.order, order);

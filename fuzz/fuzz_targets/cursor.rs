@@ -1,0 +1,30 @@
+//! A cursor that is accepted is the one, letter for letter, that its place has in its list.
+
+#![no_main]
+
+use api::listing::{decode_cursor, encode_cursor};
+use api::repository::OrderFilter;
+use chrono::DateTime;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (&str, Option<String>, i64, &str)| {
+    let (cursor, customer_id, micros, uid) = input;
+    let filter = OrderFilter {
+        customer_id,
+        ..OrderFilter::default()
+    };
+    if let Ok(position) = decode_cursor(cursor, &filter) {
+        assert_eq!(encode_cursor(&position, &filter), cursor);
+    }
+    let time = DateTime::from_timestamp_micros(micros);
+    if let (Some(time), Ok(uid)) = (time, api::request::order_uid(uid)) {
+        let position = (time, uid.to_string());
+        let cursor = encode_cursor(&position, &filter);
+        assert_eq!(decode_cursor(&cursor, &filter), Ok(position));
+        let other = OrderFilter {
+            track_number: Some("other".to_owned()),
+            ..filter
+        };
+        assert!(decode_cursor(&cursor, &other).is_err());
+    }
+});

@@ -1,0 +1,31 @@
+//! Preconditions of any bytes: only a tag that holds the version, or the star, can fit it.
+
+#![no_main]
+
+use api::conditional::{Reading, reading};
+use libfuzzer_sys::fuzz_target;
+use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
+use warp::http::{HeaderMap, HeaderValue};
+
+fuzz_target!(|input: (Vec<&[u8]>, i64)| {
+    let (values, version) = input;
+    let (mut only, mut but) = (HeaderMap::new(), HeaderMap::new());
+    let mut text = Vec::new();
+    for value in values.into_iter().take(16) {
+        if let Ok(header) = HeaderValue::from_bytes(value) {
+            only.append(IF_MATCH, header.clone());
+            but.append(IF_NONE_MATCH, header);
+            text.extend_from_slice(value);
+        }
+    }
+    if only.is_empty() {
+        return;
+    }
+    let fits = reading(&only, version) == Reading::Send;
+    assert_eq!(fits, reading(&but, version) == Reading::NotModified);
+    let text = String::from_utf8_lossy(&text);
+    assert!(!fits || text.contains('*') || text.contains(&format!("\"{version}\"")));
+    let own = HeaderValue::from_str(&format!("\"{version}\"")).expect("digits and quotes");
+    only.append(IF_MATCH, own);
+    assert_eq!(reading(&only, version), Reading::Send);
+});
