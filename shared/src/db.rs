@@ -19,7 +19,9 @@ use diesel::pg::PgConnection;
 use diesel::sql_types::Bool;
 use diesel::{Connection, ConnectionError, ConnectionResult, RunQueryDsl};
 use diesel_async::pooled_connection::deadpool::{Hook, HookError, Pool};
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio_postgres::config::SslMode as TokioSslMode;
@@ -161,6 +163,8 @@ pub fn pool(
     let tls = tls_connector(settings)?;
     let config = tokio_config(settings, application_name);
     let mut manager_config = ManagerConfig::default();
+    // No query before each use: a closed connection is noticed without, one that hangs would not answer that query either.
+    manager_config.recycling_method = RecyclingMethod::Fast;
     manager_config.custom_setup = Box::new(move |_url| {
         let (config, tls) = (config.clone(), tls.clone());
         Box::pin(async move {
