@@ -5,7 +5,8 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use shared::order::OrderUid;
 use warp::http::header::{ACCEPT, ALLOW};
-use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use warp::http::request::Parts;
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use warp::reply::Response;
 
 use crate::app::App;
@@ -49,6 +50,17 @@ pub enum Verb {
 }
 
 impl Call {
+    /// Takes what it needs of a request's head.
+    pub fn new(app: Arc<App>, head: Parts) -> Self {
+        Self {
+            app,
+            method: head.method,
+            headers: head.headers,
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            can_stream: head.version >= Version::HTTP_11,
+        }
+    }
+
     /// The method.
     pub fn verb(&self) -> Verb {
         match self.method {

@@ -18,7 +18,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +26,7 @@ use tracing::{debug, warn};
 use crate::app::App;
 use crate::config::ServerLimits;
 use crate::envelope;
-use crate::routes::routes;
+use crate::routes::router;
 
 use peers::Peers;
 
@@ -78,7 +77,7 @@ async fn accept(
     connections: &GracefulShutdown,
     dropped: &CancellationToken,
 ) {
-    let service = TowerToHyperService::new(warp::service(routes(app)));
+    let service = router(app);
     // At the limit further connections wait in the kernel's queue.
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let peers = Peers::new(limits.max_connections_per_peer);

@@ -29,6 +29,8 @@ use crate::{conditional, export};
 
 /// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// Most headers of an order's answer, those of the envelope included.
+const MAX_HEADERS: usize = 12;
 /// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
@@ -126,6 +128,8 @@ fn demand(headers: &HeaderMap) -> Demand {
 
 fn order_body(order: &ReadyOrder) -> Response {
     let mut response = Response::new(order.body.clone().into());
+    // Room for all that follow: growing means moving them.
+    *response.headers_mut() = HeaderMap::with_capacity(MAX_HEADERS);
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
