@@ -91,12 +91,15 @@ fn with_pid(load: Launch, option: &str, pid: Option<u32>) -> Launch {
 fn read(load: Launch, folder: &Path) -> Result<Launch> {
     let files = folder.join("nginx");
     fs::create_dir_all(&files).context("cannot make a folder for nginx")?;
+    let ports: Vec<String> = (0..4)
+        .map(|_| Ok(ports::free_port()?.to_string()))
+        .collect::<Result<_>>()?;
     Ok(load
         .args(["bench-read", "--api"])
         .arg(program("api"))
         .args(["--folder".into(), files.into_os_string()])
-        .args(["--api-port".to_owned(), ports::free_port()?.to_string()])
-        .args(["--nginx-port".to_owned(), ports::free_port()?.to_string()]))
+        .arg("--ports")
+        .args(ports))
 }
 
 fn freshness(load: Launch) -> Result<Launch> {

@@ -1,7 +1,7 @@
 //! Benchmarks: ratios to a named rival in one run, because machines differ and have moods.
 //!
 //! - [`ingest`]: orders drained from a backlog in Kafka, beside bare COPY of the same rows;
-//! - [`read`]: cached orders answered over HTTP, beside nginx answering the same bytes from a file.
+//! - [`read`]: orders answered over HTTP, beside nginx and bare hyper answering the same bytes, and beside pgbench;
 //! - [`freshness`]: how soon the caches answer what was produced or committed, beside a bare LISTEN.
 //!
 //! `cargo xtask bench` sets up the servers. Each table starts and ends with the machine's load average: where others

@@ -48,27 +48,21 @@ enum Command {
     /// messages a second and their ratio, CPU time of each process, the ingestor's peak memory, statements and commits.
     /// Fails where either has not stored every row.
     BenchIngest(bench::ingest::Options),
-    /// Asks the api for a cached order, beside nginx (see `cargo xtask bench read`)
+    /// Asks the api for orders, beside nginx, bare hyper and pgbench (see `cargo xtask bench read`)
     ///
-    /// Needs wrk and nginx. Fills the api's cache with 10,000 orders, then loads it and nginx, which has the same bytes in
-    /// a file, in turn over 64 connections for 4 seconds. Prints requests a second, p50, p99 and the ratio. Fails where the
-    /// bytes differ or an answer did not come from the cache.
-    BenchRead {
-        /// The program
+    /// Needs wrk, nginx and pgbench. Measures in turn: one cached order over 64 connections, of the api, of nginx from a
+    /// file and of hyper from memory; orders that are not cached over 8, of the api and by pgbench; orders at random out of
+    /// a small and a large cache. Prints requests a second, p50, p99 and ratios, memory of an entry and the rate of
+    /// warm-up. Fails where the bytes differ, or where hits were misses or misses hits.
+    BenchRead(bench::read::Options),
+    /// Serves one answer by hyper alone, a rival of the api in `bench-read`
+    BareHyper {
+        /// A file with head and body
         #[arg(long)]
-        api: String,
-        /// For nginx's files
+        answer: PathBuf,
+        /// The port
         #[arg(long)]
-        folder: PathBuf,
-        /// A free port for the api
-        #[arg(long)]
-        api_port: u16,
-        /// A free port for nginx
-        #[arg(long)]
-        nginx_port: u16,
-        /// How often each is measured
-        #[arg(long, default_value_t = 3, value_name = "NUMBER")]
-        rounds: usize,
+        port: u16,
     },
     /// Tells how soon the caches answer what was produced or committed (see `cargo xtask bench freshness`)
     ///
@@ -102,6 +96,10 @@ struct TargetArgs {
     kafka_config: String,
 }
 
+/// The api's: its rival among the commands must not lack it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,14 +120,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             count,
         } => producer::produce(&target.into(), mix, rate, count),
         Command::BenchIngest(options) => bench::ingest::run(&options),
-        Command::BenchRead {
-            api,
-            folder,
-            api_port,
-            nginx_port,
-            rounds,
-        } => bench::read::run(&api, &folder, api_port, nginx_port, rounds),
+        Command::BenchRead(options) => bench::read::run(&options),
         Command::BenchFreshness(options) => bench::freshness::run(&options),
+        Command::BareHyper { answer, port } => bench::read::serve_bare_hyper(&answer, port),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
     }
 }

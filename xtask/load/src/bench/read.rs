@@ -1,225 +1,243 @@
-//! How many cache hits a second the api answers, beside nginx answering the same bytes from a file.
+//! How fast orders are read: hits beside nginx and bare hyper, misses beside pgbench, and what a large cache costs.
 //!
-//! `wrk` asks both for one order over 64 connections that are kept open. Before, both must answer 200 with the same bytes,
-//! the api as `Cache-Status: orders; hit` with all 10,000 orders in its cache; after, the cache's own counters must say that
-//! nothing but hits was measured. nginx runs as it is recommended for static files, with a worker for each core. The two
-//! heads differ: the api's has `ETag`, `Cache-Status`, `Age`, a request's id and security headers. Both share the machine
-//! with wrk, so that on few cores these are ratios of what is left, not of what either can do.
+//! - Hits: `wrk` asks for one order over 64 connections that are kept open. nginx answers the same body from a file, as is
+//!   recommended for static files, with a worker for each core; hyper alone answers the same head and body from memory. All
+//!   must answer the same bytes, the api as `Cache-Status: orders; hit`; its counters must say that nothing but hits was
+//!   measured. nginx's head is shorter: it has no `Cache-Status`, `Age` and id of the request.
+//! - A large cache: an order at random each time, of 10,000 cached ones and of as many as `--large` says, in turn. And the
+//!   memory of an entry beside its JSON, and the rate of warm-up.
+//! - Misses: an order at random, with a cache of one, over 8 connections; pgbench runs the same statement over 8.
+//!
+//! All share the machine with their load generator, so that on few cores these are ratios of what is left, not of what
+//! anyone can do.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
+mod api;
+mod http;
+mod misses;
+mod rivals;
 
-use anyhow::{Context as _, bail, ensure};
-use diesel::prelude::*;
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::schema::{order_items, orders};
-use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
+use std::path::PathBuf;
 
-use super::{Service, in_turn, median, print_load_average, usage};
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use shared::testing::TestDatabase;
 
-const CACHED_ORDERS: usize = 10_000;
-const CONNECTIONS: &str = "-c64";
+use super::{in_turn, median, print_load_average, usage};
+use api::{Api, FIRST_UID, store_orders};
+use http::{Load, get, load, load_by_script, post};
+pub(crate) use rivals::serve_bare_hyper;
 
-/// Measures `rounds` times each, in turn, and prints a table. `folder` takes nginx's files.
-pub(crate) fn run(
-    api: &str,
-    folder: &Path,
-    api_port: u16,
-    nginx_port: u16,
+const SMALL: usize = 10_000;
+const CONNECTIONS: u32 = 64;
+
+/// What to measure, and with what.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// The program
+    #[arg(long)]
+    api: String,
+    /// For the files of rivals
+    #[arg(long)]
+    folder: PathBuf,
+    /// The first of four free ports
+    #[arg(long, num_args = 4)]
+    ports: Vec<u16>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_name = "NUMBER")]
     rounds: usize,
-) -> anyhow::Result<()> {
+    /// Orders in the large cache; 0 leaves it out
+    #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER")]
+    large: usize,
+}
+
+/// Measures in turn and prints tables.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let database = TestDatabase::create();
-    let mut generator = OrderGenerator::new(2, chrono::Utc::now());
-    let made: Vec<Order> = (0..CACHED_ORDERS).map(|_| generator.next_order()).collect();
-    store(&mut database.connect(), &made)?;
-    let settings = database.settings();
-    let mut service = Service::start(
-        api,
-        &[],
-        &[
-            ("DB_HOST", settings.host.clone()),
-            ("DB_PORT", settings.port.to_string()),
-            ("DB_USER", settings.user.clone()),
-            ("DB_PASSWORD", settings.password.expose().to_owned()),
-            ("DB_NAME", settings.name.clone()),
-            ("SERVER_PORT", api_port.to_string()),
-        ],
-    )?;
-    let path = format!("/order/{}", made.first().context("no order")?.order_uid);
-    service.wait_for("the api has cached every order", || {
-        Ok(cache_count(api_port, "size").is_ok_and(|size| size == CACHED_ORDERS as u64))
-    })?;
-    let (head, body) = get(api_port, &path)?;
-    ensure!(
-        head.contains("cache-status: orders; hit\r\n"),
-        "not from the cache: {head}"
-    );
-    let mut nginx = Nginx::start(folder, nginx_port, &path, &body)?;
-    nginx.wait_for_answer(nginx_port, &path)?;
-    ensure!(
-        get(nginx_port, &path)?.1 == body,
-        "nginx answers other bytes"
-    );
-    let not_hits = || -> anyhow::Result<u64> {
-        Ok(cache_count(api_port, "misses")? + cache_count(api_port, "bypasses")?)
-    };
-    let not_hits_before = not_hits()?;
+    store_orders(&database, 0..SMALL)?;
+    let small = options.start_api(&database, 0, SMALL, SMALL)?;
+    options.measure_hits(&small)?;
+    let cacheless = options.start_api(&database, 3, 1, 0)?;
+    options.measure_misses(&database, &cacheless)?;
+    drop(cacheless);
+    if options.large > SMALL {
+        options.measure_large(&database, &small)?;
+    }
+    Ok(())
+}
 
-    println!(
-        "GET of one order of {} bytes, {CACHED_ORDERS} cached, 64 connections, wrk, in turn:",
-        body.len()
-    );
-    print_load_average();
-    println!(
-        "round   nginx req/s    api req/s   ratio   nginx p50   nginx p99     api p50     api p99"
-    );
-    let mut ratios = Vec::new();
-    for round in 1..=rounds {
-        let (nginx, api) = in_turn(round, || load(nginx_port, &path), || load(api_port, &path))?;
-        let ratio = api.requests_per_second / nginx.requests_per_second;
-        println!(
-            "{round:>5} {:>13.0} {:>12.0} {ratio:>7.2} {:>11} {:>11} {:>11} {:>11}",
-            nginx.requests_per_second,
-            api.requests_per_second,
-            nginx.p50,
-            nginx.p99,
-            api.p50,
-            api.p99
+impl Options {
+    fn port(&self, index: usize) -> anyhow::Result<u16> {
+        self.ports
+            .get(index)
+            .copied()
+            .context("four ports are needed")
+    }
+
+    fn start_api(
+        &self,
+        database: &TestDatabase,
+        port: usize,
+        capacity: usize,
+        warmup: usize,
+    ) -> anyhow::Result<Api> {
+        Api::start(
+            &self.api,
+            &database.settings(),
+            self.port(port)?,
+            capacity,
+            warmup,
+        )
+    }
+
+    fn measure_hits(&self, api: &Api) -> anyhow::Result<()> {
+        let path = format!("/order/{FIRST_UID}");
+        let (head, body) = get(api.port, &path)?;
+        ensure!(
+            head.contains("cache-status: orders; hit\r\n"),
+            "not from the cache: {head}"
         );
-        ratios.push(ratio);
+        let (nginx_port, hyper_port) = (self.port(1)?, self.port(2)?);
+        let mut nginx = rivals::Nginx::start(&self.folder, nginx_port, &path, &body)?;
+        nginx.wait_for_answer(nginx_port, &path)?;
+        let mut hyper = rivals::start_bare_hyper(&self.folder, hyper_port, &head, &body)?;
+        hyper.wait_for("hyper answers", || Ok(get(hyper_port, &path).is_ok()))?;
+        for port in [nginx_port, hyper_port] {
+            ensure!(get(port, &path)?.1 == body, "other bytes from port {port}");
+        }
+        let not_hits =
+            || -> anyhow::Result<u64> { Ok(api.count("misses")? + api.count("bypasses")?) };
+        let not_hits_before = not_hits()?;
+
+        println!(
+            "GET of one cached order of {} bytes, {CONNECTIONS} connections:",
+            body.len()
+        );
+        let measure = |port: u16| load(port, &path, CONNECTIONS);
+        let mut nginx_ratios = Vec::new();
+        let mut hyper_ratios = Vec::new();
+        print_heads(&["nginx", "hyper", "api"]);
+        for round in 1..=self.rounds {
+            let (nginx, (hyper, api)) = in_turn(
+                round,
+                || measure(nginx_port),
+                || in_turn(round, || measure(hyper_port), || measure(api.port)),
+            )?;
+            print_round(round, &[nginx, hyper, api]);
+            nginx_ratios.push(api.per_second / nginx.per_second);
+            hyper_ratios.push(api.per_second / hyper.per_second);
+        }
+        print_load_average();
+        ensure!(
+            not_hits()? == not_hits_before,
+            "not only cache hits were measured"
+        );
+        println!(
+            "median of the api: {:.2} of nginx, {:.2} of bare hyper\n",
+            median(&mut nginx_ratios),
+            median(&mut hyper_ratios)
+        );
+        Ok(())
     }
+
+    fn measure_misses(&self, database: &TestDatabase, api: &Api) -> anyhow::Result<()> {
+        let script = self.script(SMALL)?;
+        let connections = misses::CONNECTIONS;
+        println!("misses: orders at random, {connections} connections:");
+        print_heads(&["pgbench", "api"]);
+        let hits_before = api.count("hits")?;
+        let mut ratios = Vec::new();
+        let mut asked = 0.0;
+        for round in 1..=self.rounds {
+            let (pgbench, api) = in_turn(
+                round,
+                || misses::pgbench(&database.settings(), &self.folder, SMALL),
+                || load_by_script(api.port, &script, connections),
+            )?;
+            print_round(round, &[pgbench, api]);
+            ratios.push(api.per_second / pgbench.per_second);
+            asked += api.per_second * 4.0;
+        }
+        print_load_average();
+        let hits = (api.count("hits")? - hits_before) as f64;
+        ensure!(hits < asked / 100.0, "{hits} of {asked} were no misses");
+        println!("median of the api: {:.2} of pgbench\n", median(&mut ratios));
+        Ok(())
+    }
+
+    fn measure_large(&self, database: &TestDatabase, small: &Api) -> anyhow::Result<()> {
+        let json_bytes = store_orders(database, SMALL..self.large)?;
+        let large = self.start_api(database, 3, self.large, 0)?;
+        let empty_mib = usage::memory_mib(large.pid())?;
+        let answer = post(
+            large.port,
+            &format!("/api/v1/cache/warmup?limit={}", self.large),
+        )?;
+        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let (loaded, took_ms) = (answer["loaded"].as_f64(), answer["duration_ms"].as_f64());
+        let (loaded, took_ms) = loaded
+            .zip(took_ms)
+            .with_context(|| format!("warm-up said {answer}"))?;
+        ensure!(loaded == self.large as f64, "{loaded} orders were loaded");
+        let full_mib = usage::memory_mib(large.pid())?;
+        let entry_bytes = (full_mib - empty_mib) * 1024.0 * 1024.0 / loaded;
+        println!(
+            "warm-up of {loaded} orders: {:.0} orders/s",
+            loaded / took_ms * 1000.0
+        );
+        println!(
+            "memory of an entry: {entry_bytes:.0} bytes, of its JSON {json_bytes:.0}; RSS {empty_mib:.0} MiB empty, {full_mib:.0} full"
+        );
+        println!("hits of orders at random, {CONNECTIONS} connections:");
+        let (of_small, of_large) = (self.script(SMALL)?, self.script(self.large)?);
+        print_heads(&["10,000", "large"]);
+        let mut ratios = Vec::new();
+        for round in 1..=self.rounds {
+            let (small, large) = in_turn(
+                round,
+                || load_by_script(small.port, &of_small, CONNECTIONS),
+                || load_by_script(large.port, &of_large, CONNECTIONS),
+            )?;
+            print_round(round, &[small, large]);
+            ratios.push(large.per_second / small.per_second);
+        }
+        print_load_average();
+        println!(
+            "median of the large cache: {:.2} of the small one",
+            median(&mut ratios)
+        );
+        Ok(())
+    }
+
+    /// A script for wrk that asks for one of so many orders.
+    fn script(&self, orders: usize) -> anyhow::Result<String> {
+        let file = self.folder.join(format!("random-{orders}.lua"));
+        let last = FIRST_UID + orders - 1;
+        std::fs::write(
+            &file,
+            format!(
+                "request = function() return wrk.format('GET', '/order/' .. math.random({FIRST_UID}, {last})) end\n"
+            ),
+        )?;
+        Ok(file.display().to_string())
+    }
+}
+
+fn print_heads(names: &[&str]) {
     print_load_average();
-    ensure!(
-        not_hits()? == not_hits_before,
-        "not only cache hits were measured"
-    );
-    println!(
-        "median ratio {:.2}, peak RSS of the api {:.0} MiB",
-        median(&mut ratios),
-        usage::peak_memory_mib(service.pid())?
-    );
-    Ok(())
-}
-
-fn store(connection: &mut PgConnection, made: &[Order]) -> anyhow::Result<()> {
-    for chunk in made.chunks(1_000) {
-        let rows: Vec<NewOrder<'_>> = chunk
-            .iter()
-            .map(|order| NewOrder::new(order, None))
-            .collect();
-        let items: Vec<NewOrderItem<'_>> = chunk.iter().flat_map(NewOrderItem::all_of).collect();
-        diesel::copy_from(orders::table)
-            .from_insertable(&rows)
-            .execute(connection)?;
-        diesel::copy_from(order_items::table)
-            .from_insertable(&items)
-            .execute(connection)?;
+    print!("round");
+    for name in names {
+        print!(" {:>15} p50 ms  p99 ms", format!("{name}/s"));
     }
-    Ok(())
+    println!();
 }
 
-/// One of the counts of `GET /api/v1/cache/stats`.
-fn cache_count(api_port: u16, name: &str) -> anyhow::Result<u64> {
-    let (_, body) = get(api_port, "/api/v1/cache/stats")?;
-    let stats: serde_json::Value = serde_json::from_str(&body)?;
-    stats[name]
-        .as_u64()
-        .with_context(|| format!("no {name} in {body}"))
-}
-
-/// nginx; its workers outlive a master that is killed, so it is asked to stop.
-struct Nginx {
-    service: Service,
-    configuration: String,
-}
-
-impl Nginx {
-    /// Keep-alive, sendfile, open-file cache, no access log. `user` is for root alone, whose folders its workers could not
-    /// read; others are told that it has no effect.
-    fn start(folder: &Path, port: u16, path: &str, body: &str) -> anyhow::Result<Self> {
-        let file = folder.join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(file.parent().context("the path has no folder")?)?;
-        std::fs::write(&file, body)?;
-        let root = folder.display();
-        let configuration = format!(
-        "user root; daemon off; worker_processes auto; pid {root}/nginx.pid; error_log stderr;
-         events {{ worker_connections 1024; }}
-         http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; default_type application/json;
-                 open_file_cache max=100; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;
-                 fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
-                 server {{ listen 127.0.0.1:{port}; root {root}; }} }}"
-    );
-        let file = folder.join("nginx.conf");
-        std::fs::write(&file, configuration)?;
-        let configuration = file.display().to_string();
-        let service = Service::start("nginx", &["-c", &configuration], &[])?;
-        Ok(Self {
-            service,
-            configuration,
-        })
+fn print_round(round: usize, loads: &[Load]) {
+    print!("{round:>5}");
+    for load in loads {
+        print!(
+            " {:>15.0} {:>6.2} {:>7.2}",
+            load.per_second, load.p50_ms, load.p99_ms
+        );
     }
-
-    fn wait_for_answer(&mut self, port: u16, path: &str) -> anyhow::Result<()> {
-        self.service
-            .wait_for("nginx answers", || Ok(get(port, path).is_ok()))
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // Answers only when the master has the signal; it may take a moment more.
-        Command::new("nginx")
-            .args(["-c", &self.configuration, "-s", "stop"])
-            .stderr(Stdio::null())
-            .status()
-            .ok();
-        self.service.wait_for_end();
-    }
-}
-
-/// Head, in lower case, and body.
-fn get(port: u16, path: &str) -> anyhow::Result<(String, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-    Ok((head.to_ascii_lowercase(), body.to_owned()))
-}
-
-/// What wrk measured; the times are as it writes them.
-struct Load {
-    requests_per_second: f64,
-    p50: String,
-    p99: String,
-}
-
-fn load(port: u16, path: &str) -> anyhow::Result<Load> {
-    let url = format!("http://127.0.0.1:{port}{path}");
-    let output = Command::new("wrk")
-        .args(["-t1", CONNECTIONS, "-d4s", "--latency", &url])
-        .output();
-    let output = output.context("cannot run wrk, install it (Debian: apt-get install wrk)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if text.contains("Non-2xx") || text.contains("Socket errors") {
-        bail!("not every request was answered well:\n{text}");
-    }
-    let value = |name: &str| {
-        text.lines()
-            .find_map(|line| line.trim().strip_prefix(name))
-            .map(str::trim)
-    };
-    let needed = |name: &str| value(name).with_context(|| format!("wrk said: {text}"));
-    Ok(Load {
-        requests_per_second: needed("Requests/sec:")?.parse()?,
-        p50: needed("50%")?.to_owned(),
-        p99: needed("99%")?.to_owned(),
-    })
+    println!();
 }

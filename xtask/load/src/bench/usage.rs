@@ -15,13 +15,21 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 
 /// Highest resident memory of a process in MiB.
 pub(crate) fn peak_memory_mib(pid: u32) -> anyhow::Result<f64> {
+    memory_of(pid, "VmHWM:")
+}
+
+/// Resident memory of a process in MiB.
+pub(crate) fn memory_mib(pid: u32) -> anyhow::Result<f64> {
+    memory_of(pid, "VmRSS:")
+}
+
+fn memory_of(pid: u32, name: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM: the process has ended")?;
-    let peak_kib: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-    Ok(peak_kib / 1024.0)
+    let mut lines = status.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name));
+    let value = value.with_context(|| format!("no {name} the process has ended"))?;
+    let kib: f64 = value.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }
 
 /// CPU time in seconds of a server and all its children, those that have ended included; of one child not: `except`.

@@ -1,0 +1,125 @@
+//! Misses, beside pgbench running the statement that a miss runs.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use shared::config::DatabaseSettings;
+use shared::db::orders::select_order;
+use shared::db::schema::orders;
+
+use super::api::FIRST_UID;
+use super::http::Load;
+
+/// As many as the api's pool has by default.
+pub(super) const CONNECTIONS: u32 = 8;
+
+/// Runs the statement for orders at random over prepared statements, for 4 seconds. `folder` takes its log.
+pub(super) fn pgbench(
+    database: &DatabaseSettings,
+    folder: &Path,
+    orders: usize,
+) -> anyhow::Result<Load> {
+    let script = folder.join("miss.sql");
+    std::fs::write(&script, script_of_a_miss(orders)?)?;
+    let log = folder.join("pgbench");
+    let prefix = log.display().to_string();
+    let output = Command::new("pgbench")
+        .args([
+            "-n",
+            "-M",
+            "prepared",
+            "-T",
+            "4",
+            "-j",
+            "2",
+            "-l",
+            "--log-prefix",
+            &prefix,
+        ])
+        .args(["-c", &CONNECTIONS.to_string(), "-f"])
+        .arg(&script)
+        .args([
+            "-h",
+            &database.host,
+            "-p",
+            &database.port.to_string(),
+            "-U",
+            &database.user,
+            &database.name,
+        ])
+        .env("PGPASSWORD", database.password.expose())
+        .output()
+        .context("cannot run pgbench (Debian: it comes with postgresql-15)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rate = text.lines().find_map(|line| line.strip_prefix("tps = "));
+    let Some(rate) = rate.and_then(|rate| rate.split(' ').next()) else {
+        bail!(
+            "pgbench said: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let mut times = logged_microseconds(folder)?;
+    times.sort_unstable();
+    let percentile = |percent: usize| {
+        let time = times.get(times.len() * percent / 100);
+        time.copied().unwrap_or_default() as f64 / 1000.0
+    };
+    Ok(Load {
+        per_second: rate.parse()?,
+        p50_ms: percentile(50),
+        p99_ms: percentile(99),
+    })
+}
+
+/// diesel's own text of the api's query, with a variable of pgbench's in the place of its parameter.
+fn script_of_a_miss(orders: usize) -> anyhow::Result<String> {
+    let query = orders::table.find("").select(select_order());
+    let text = diesel::debug_query::<Pg, _>(&query).to_string();
+    let (statement, _) = text
+        .split_once(" -- binds")
+        .context("diesel wrote no binds")?;
+    let statement = statement.replace("$1", ":uid::text");
+    let last = FIRST_UID + orders - 1;
+    Ok(format!(
+        "\\set uid random({FIRST_UID}, {last})\n{statement};\n"
+    ))
+}
+
+/// The third field of each line is the time that a transaction took. The logs are removed.
+fn logged_microseconds(folder: &Path) -> anyhow::Result<Vec<u64>> {
+    let mut times = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with("pgbench.") {
+            continue;
+        }
+        for line in std::fs::read_to_string(entry.path())?.lines() {
+            let time = line.split(' ').nth(2).context("not a log of pgbench's")?;
+            times.push(time.parse()?);
+        }
+        std::fs::remove_file(entry.path())?;
+    }
+    Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_miss_is_the_statement_of_the_api_with_a_variable() {
+        let script = script_of_a_miss(10).unwrap();
+        assert!(
+            script.starts_with("\\set uid random(1000000000, 1000000009)\nSELECT "),
+            "{script}"
+        );
+        assert!(
+            script.contains(r#"WHERE ("orders"."order_uid" = :uid::text)"#),
+            "{script}"
+        );
+        assert!(!script.contains('$'), "{script}");
+    }
+}
