@@ -1,7 +1,7 @@
 //! The live feed: which orders have changed, to whoever keeps `GET /api/v1/events` open.
 //!
 //! The listener publishes what the cache has taken already, so nobody who reads an order after its event is answered older
-//! by this process. All clients read one [`Ring`] of ready-made events, each at its own pace: a client costs a place in it,
+//! by this process. All clients read one ring of ready-made events, each at its own pace: a client costs a place in it,
 //! no queue of its own. One whose place the ring has left behind is cut off, and told `resync` when it comes back.
 
 mod ring;

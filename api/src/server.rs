@@ -1,7 +1,7 @@
 //! The accept loop around warp, with the limits that warp's own server lacks.
 //!
 //! A peer that sends its header slowly or never reads, connections without end, a full table of files: none of them may
-//! take the service from the others ([`deadlines`], [`peers`]). HTTP/1.1 only: HTTP/2 with prior knowledge is hung up on.
+//! take the service from the others (`deadlines`, `peers`). HTTP/1.1 only: HTTP/2 with prior knowledge is hung up on.
 //! What is no HTTP at all, or has too large a header (16 KiB, 100 fields), hyper answers by itself, bare: 400, 414, 431.
 //! Stopping is bounded: requests get time to end, then connections are dropped.
 

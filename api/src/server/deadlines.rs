@@ -1,7 +1,7 @@
 //! How long a connection may wait for its peer: for a header, for the next request, for its answer to be read.
 //!
 //! hyper has one time-out for a header, which starts when the answer before is written: five seconds would hang up on every
-//! balancer that keeps connections open, a minute would let headers dribble. So it gets a timer, [`HeaderTimer`], that goes
+//! balancer that keeps connections open, a minute would let headers dribble. So it gets a timer, `HeaderTimer`, that goes
 //! by whether the stream has seen the first byte. The times between a header and its answer are the handlers' to bound, the
 //! one for a body with [`Deadlines::body`].
 
