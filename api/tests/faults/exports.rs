@@ -14,7 +14,7 @@ const ORDERS: i64 = 1_000_000;
 /// Three pages, a session and what the allocator keeps; the orders themselves are 1.4 GB.
 const MOST_GROWTH_BYTES: u64 = 20 * 1024 * 1024;
 
-fn resident_bytes(program: &Program) -> u64 {
+pub fn resident_bytes(program: &Program) -> u64 {
     let status = format!("/proc/{}/status", program.process.id());
     let status = std::fs::read_to_string(status).unwrap();
     let mut lines = status.lines();

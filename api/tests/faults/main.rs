@@ -4,6 +4,7 @@
 
 mod coherence;
 mod exports;
+mod hostile;
 mod pooler;
 mod scene;
 
