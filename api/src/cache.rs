@@ -36,6 +36,8 @@ use loader::{LoadSender, LoadWaiter};
 use status::ListenerStatus;
 use warmup::Warmup;
 
+/// Room for the JSON of nearly every order, so that it is written without being moved.
+const TYPICAL_JSON_BYTES: usize = 2048;
 /// What an entry takes beside its JSON: key, header value, list and map nodes.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
 
@@ -53,11 +55,13 @@ pub struct ReadyOrder {
 impl ReadyOrder {
     /// Makes the answer for an order.
     pub fn new(order: &Order, version: i64) -> Self {
-        let mut json = serde_json::to_vec(order)
+        let mut json = Vec::with_capacity(TYPICAL_JSON_BYTES);
+        serde_json::to_writer(&mut json, order)
             .expect("an order has string keys only and nothing that can fail to serialise");
         json.push(b'\n');
         Self {
-            body: json.into(),
+            // A copy of just its size: the vector has room for as much again, and an entry may stay for days.
+            body: Bytes::copy_from_slice(&json),
             etag: version_etag(version),
             version,
         }
