@@ -157,7 +157,8 @@ pub fn router(
 }
 
 /// The hot route before warp's filters: these are cloned for each request, as its header is, and their futures, which have a
-/// place for every route, are moved. That was a tenth of what a hit costs.
+/// place for every route, are moved. With the room for headers (`order_body`) and ids without a system call (`envelope.rs`)
+/// it saves a tenth of what a hit costs.
 #[derive(Clone, Debug)]
 struct Router<R> {
     app: Arc<App>,
