@@ -4,7 +4,9 @@ use diesel::prelude::*;
 use shared::db::connect_blocking;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
-use crate::support::{PATIENCE, TestApi, generator, model, notify, store, terminate_listener};
+use crate::support::{
+    PATIENCE, TableLock, TestApi, generator, model, notify, store, terminate_listener,
+};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
 
@@ -164,12 +166,8 @@ async fn newest_orders_are_warm_from_the_start_and_on_demand() {
 async fn readiness_tells_how_far_a_warm_up_is() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
     // Which orders are the newest can still be read, but not what is in them.
-    diesel::sql_query("LOCK TABLE order_items")
-        .execute(&mut lock)
-        .unwrap();
+    let lock = TableLock::take(&api.database, "order_items");
     let warmup = api.send("POST", "/api/v1/cache/warmup?limit=7", &[], b"");
     let unlock = async {
         eventually("the warm-up runs", PATIENCE, async || {
@@ -178,7 +176,7 @@ async fn readiness_tells_how_far_a_warm_up_is() {
             (ready.status, &ready.json()["warmup"]) == (200, &progress)
         })
         .await;
-        diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+        lock.release();
     };
     let (warmed, ()) = tokio::join!(warmup, unlock);
     assert_eq!(warmed.json()["loaded"], 1);
@@ -210,18 +208,14 @@ async fn readers_of_one_order_share_one_load_even_if_the_first_hangs_up() {
     .await;
 
     api.send("DELETE", "/api/v1/cache", &[], b"").await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
-    diesel::sql_query("LOCK TABLE orders")
-        .execute(&mut lock)
-        .unwrap();
+    let lock = TableLock::take(&api.database, "orders");
     let readers = futures_util::future::join_all((0..20).map(|_| api.get(MODEL)));
     let unlock = async {
         eventually("all wait", PATIENCE, async || {
             api.stats().await["loads"]["coalesced"] == 19
         })
         .await;
-        diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+        lock.release();
     };
     let (answers, ()) = tokio::join!(readers, unlock);
     assert!(answers.iter().all(|answer| answer.status == 200));

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use diesel::prelude::*;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
 use crate::support::program::Program;
-use crate::support::{PATIENCE, TestApi, model, store};
+use crate::support::{PATIENCE, TableLock, TestApi, model, store};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
 
@@ -74,11 +73,7 @@ async fn slow_and_crowded_are_told_apart() {
     })
     .await;
     api.store(&model()).await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
-    diesel::sql_query("LOCK TABLE orders")
-        .execute(&mut lock)
-        .unwrap();
+    let lock = TableLock::take(&api.database, "orders");
     let slow = api.get(MODEL);
     let crowded = async {
         eventually("the only connection is taken", PATIENCE, async || {
@@ -93,7 +88,7 @@ async fn slow_and_crowded_are_told_apart() {
     assert_eq!(crowded.header("retry-after"), Some("1"));
     let write = api.put(&model(), &[]).await;
     assert_eq!(write.problem(), (504, "database_timeout".into()));
-    diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+    lock.release();
     assert_eq!(api.put(&model(), &[]).await.status, 200);
     assert_eq!(api.get(MODEL).await.status, 200);
 }
@@ -106,11 +101,7 @@ async fn no_client_waits_longer_than_the_deadline() {
     })
     .await;
     api.store(&model()).await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
-    diesel::sql_query("LOCK TABLE orders")
-        .execute(&mut lock)
-        .unwrap();
+    let lock = TableLock::take(&api.database, "orders");
     let started = Instant::now();
     let ndjson = [("Accept", "application/x-ndjson")];
     for answer in [
@@ -123,7 +114,7 @@ async fn no_client_waits_longer_than_the_deadline() {
         assert_eq!(answer.problem(), (504, "database_timeout".into()));
     }
     assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
-    diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+    lock.release();
     eventually("answers again", PATIENCE, async || {
         api.get(MODEL).await.status == 200 && api.get("/api/v1/orders").await.status == 200
     })
@@ -154,11 +145,7 @@ async fn connections_that_the_server_ended_do_no_harm() {
 async fn statement_cut_by_a_restart_is_503() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
-    diesel::sql_query("LOCK TABLE orders")
-        .execute(&mut lock)
-        .unwrap();
+    let _lock = TableLock::take(&api.database, "orders");
     let cut = async {
         let waiting = "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database() \
                        AND application_name = 'orders-api' AND wait_event_type = 'Lock'";

@@ -2,22 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use diesel::prelude::*;
 use shared::testing::{TestDatabase, eventually};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::{PATIENCE, TestApi, model};
+use crate::support::{PATIENCE, TableLock, TestApi, model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_under_way_end_before_the_process_does() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    let mut lock = api.database.connect();
-    diesel::sql_query("BEGIN").execute(&mut lock).unwrap();
-    diesel::sql_query("LOCK TABLE orders")
-        .execute(&mut lock)
-        .unwrap();
+    let lock = TableLock::take(&api.database, "orders");
     let under_way = api.get("/order/b563feb7b2b84b6test");
     let stopping = async {
         eventually("the load runs", PATIENCE, async || {
@@ -40,7 +35,7 @@ async fn requests_under_way_end_before_the_process_does() {
             taken >= Duration::from_millis(400),
             "a balancer has {taken:?}"
         );
-        diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
+        lock.release();
     };
     let (answer, ()) = tokio::join!(under_way, stopping);
     assert_eq!(answer.status, 200);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
 use api::server::deadlines::Deadlines;
 use chrono::Utc;
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;
 use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
@@ -290,6 +291,22 @@ pub fn notify(connection: &mut PgConnection, payload: &str) -> QueryResult<()> {
         .bind::<diesel::sql_types::Text, _>(payload)
         .execute(connection)
         .map(|_| ())
+}
+
+/// A table that nobody else can read.
+pub struct TableLock(PgConnection);
+
+impl TableLock {
+    pub fn take(database: &TestDatabase, table: &str) -> Self {
+        let mut connection = database.connect();
+        let lock = ["BEGIN; LOCK TABLE ", table].concat();
+        connection.batch_execute(&lock).unwrap();
+        Self(connection)
+    }
+
+    pub fn release(mut self) {
+        self.0.batch_execute("COMMIT").unwrap();
+    }
 }
 
 /// Ends the sessions of every listener of the database.
