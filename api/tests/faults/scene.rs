@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use shared::config::{DatabaseSettings, Secret, SslMode};
-use shared::testing::{TcpProxy, TestDatabase, eventually};
+use shared::config::DatabaseSettings;
+use shared::testing::{TcpProxy, TestDatabase, eventually, settings_of};
 use xtask::postgres::PrivatePostgres;
 
 use crate::support::coherence::{History, Judgement, Moment, Seen};
@@ -51,16 +51,7 @@ impl Scene {
 
     /// On a server of its own.
     pub async fn start_on_server(server: &PrivatePostgres) -> Self {
-        let settings = DatabaseSettings {
-            host: server.host().to_owned(),
-            port: server.port(),
-            user: server.user().to_owned(),
-            password: Secret::new(server.password()),
-            name: server.database().to_owned(),
-            sslmode: SslMode::Disable,
-            sslrootcert: None,
-        };
-        Self::start_on(TestDatabase::create_on(settings)).await
+        Self::start_on(TestDatabase::create_on(settings_of(server))).await
     }
 
     async fn start_on(database: TestDatabase) -> Self {

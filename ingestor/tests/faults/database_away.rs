@@ -5,10 +5,10 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use shared::testing::{TestDatabase, wait_until};
+use shared::testing::{TestDatabase, settings_of, wait_until};
 use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::support::{PATIENCE, Scene, Watch, settings_of};
+use crate::support::{PATIENCE, Scene, Watch};
 
 const AWAY: Duration = Duration::from_secs(600);
 

@@ -1,10 +1,10 @@
 //! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
 
 use shared::config::DatabaseSettings;
-use shared::testing::{TcpProxy, TestDatabase, wait_until};
+use shared::testing::{TcpProxy, TestDatabase, settings_of, wait_until};
 use xtask::postgres::{Options, PrivatePostgres};
 
-use crate::support::{Api, PATIENCE, Scene, settings_of};
+use crate::support::{Api, PATIENCE, Scene};
 
 #[test]
 fn a_killed_database_is_waited_for_and_nothing_is_lost() {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use shared::order::Order;
-use shared::testing::{TestDatabase, wait_until};
+use shared::testing::{TestDatabase, settings_of, wait_until};
 use xtask::postgres::{Account, Options, PrivatePostgres};
 
-use crate::support::{Daemon, PATIENCE, Scene, Watch, settings_of};
+use crate::support::{Daemon, PATIENCE, Scene, Watch};
 
 /// How long a waiting daemon is watched.
 const WATCH: Duration = Duration::from_secs(3);

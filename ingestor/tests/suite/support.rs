@@ -20,10 +20,9 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
-use shared::config::{DatabaseSettings, Secret, SslMode};
+use shared::config::DatabaseSettings;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, wait_until};
-use xtask::postgres::PrivatePostgres;
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
@@ -295,19 +294,6 @@ impl Scene {
                 .all(|order| stored.contains(order.order_uid.as_str()))
         );
         assert_eq!(self.dead_letters(), 0);
-    }
-}
-
-/// A database of a server that a test may hurt.
-pub fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
-    DatabaseSettings {
-        host: server.host().to_owned(),
-        port: server.port(),
-        user: server.user().to_owned(),
-        password: Secret::new(server.password()),
-        name: server.database().to_owned(),
-        sslmode: SslMode::Disable,
-        sslrootcert: None,
     }
 }
 

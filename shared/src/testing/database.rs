@@ -3,6 +3,7 @@
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
+use xtask::postgres::PrivatePostgres;
 
 use crate::config::{DatabaseSettings, Secret, SslMode};
 use crate::db;
@@ -33,6 +34,19 @@ pub fn database_settings_from_environment() -> DatabaseSettings {
         user: variable("DB_USER"),
         password: Secret::new(variable("DB_PASSWORD")),
         name: variable("DB_NAME"),
+        sslmode: SslMode::Disable,
+        sslrootcert: None,
+    }
+}
+
+/// The database of a private server: for tests that hurt theirs.
+pub fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
+    DatabaseSettings {
+        host: server.host().to_owned(),
+        port: server.port(),
+        user: server.user().to_owned(),
+        password: Secret::new(server.password()),
+        name: server.database().to_owned(),
         sslmode: SslMode::Disable,
         sslrootcert: None,
     }

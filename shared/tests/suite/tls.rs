@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use shared::config::{DatabaseSettings, Secret, SslMode};
+use shared::config::{DatabaseSettings, SslMode};
 use shared::db::{self, StartupError};
+use shared::testing::settings_of;
 use xtask::postgres::{Options, PrivatePostgres, TlsFiles};
 
 const NAME: &str = "orders-test";
@@ -64,18 +65,6 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
         .distinguished_name
         .push(rcgen::DnType::CommonName, uuid::Uuid::new_v4().to_string());
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
-    DatabaseSettings {
-        host: server.host().to_owned(),
-        port: server.port(),
-        user: server.user().to_owned(),
-        password: Secret::new(server.password()),
-        name: server.database().to_owned(),
-        sslmode: SslMode::Disable,
-        sslrootcert: None,
-    }
 }
 
 async fn assert_passes(settings: DatabaseSettings) {
