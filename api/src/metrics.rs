@@ -238,7 +238,7 @@ impl Collector for CacheCollector {
         for (name, help, value) in [
             (
                 "cache_coalesced_waits",
-                "Misses that joined a running load",
+                "Misses and demanded reads (no-cache) that joined a load of others",
                 counters.coalesced.get(),
             ),
             (

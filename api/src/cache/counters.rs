@@ -40,7 +40,7 @@ pub struct Counters {
     pub negative_hits: Count,
     /// Lookups that waited for a load.
     pub misses: Count,
-    /// Lookups while nothing cached may be served.
+    /// Lookups past what is cached: nothing of it may be served, or the reader demanded the database.
     pub bypasses: Count,
     /// Loads begun, those of warm-up included.
     pub loads_started: Count,
@@ -50,7 +50,7 @@ pub struct Counters {
     pub loads_not_found: Count,
     /// Loads that got no answer from the database.
     pub loads_failed: Count,
-    /// Misses that joined a load that was already running.
+    /// Misses and demanded reads that joined a load of others, one that runs or the next one.
     pub coalesced: Count,
     /// Loads whose result was not stored, because an event or a loss came in between.
     pub discarded: Count,
