@@ -4,6 +4,7 @@
 
 mod audit;
 mod audit_log;
+mod both_paths;
 mod cache_sync;
 mod coherence_rules;
 mod compression;
