@@ -197,8 +197,8 @@ impl OrderUid {
     }
 
     /// Takes an id that the database holds; only valid ones get there.
-    pub(crate) fn from_database(text: String) -> Self {
-        Self(text.into())
+    pub(crate) fn from_database(text: CompactString) -> Self {
+        Self(text)
     }
 }
 

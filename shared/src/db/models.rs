@@ -1,30 +1,51 @@
 //! Rows as they are read, and what is inserted.
 
 use chrono::{DateTime, Utc};
+use compact_str::CompactString;
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::pg::{Pg, PgValue};
 use diesel::prelude::*;
+use diesel::sql_types::Text;
 
 use super::schema::{order_items, orders};
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
+
+/// A text as [`Order`] has it: diesel's own way leads through an allocation for each.
+#[derive(Debug, FromSqlRow)]
+#[diesel(sql_type = Text)]
+pub struct ShortText(CompactString);
+
+impl FromSql<Text, Pg> for ShortText {
+    fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
+        Ok(Self(CompactString::from_utf8(value.as_bytes())?))
+    }
+}
+
+impl From<ShortText> for CompactString {
+    fn from(text: ShortText) -> Self {
+        text.0
+    }
+}
 
 /// A row of `orders`, without the columns that only operators look at.
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
 pub struct OrderRow {
-    order_uid: String,
-    track_number: String,
-    entry: String,
+    order_uid: ShortText,
+    track_number: ShortText,
+    entry: ShortText,
     #[diesel(embed)]
     delivery: DeliveryColumns,
     #[diesel(embed)]
     payment: PaymentColumns,
-    locale: String,
-    internal_signature: String,
-    customer_id: String,
-    delivery_service: String,
-    shardkey: String,
+    locale: ShortText,
+    internal_signature: ShortText,
+    customer_id: ShortText,
+    delivery_service: ShortText,
+    shardkey: ShortText,
     sm_id: i64,
     date_created: DateTime<Utc>,
-    oof_shard: String,
+    oof_shard: ShortText,
     version: i64,
 }
 
@@ -32,26 +53,26 @@ pub struct OrderRow {
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
 pub struct DeliveryColumns {
-    delivery_name: String,
-    delivery_phone: String,
-    delivery_zip: String,
-    delivery_city: String,
-    delivery_address: String,
-    delivery_region: String,
-    delivery_email: String,
+    delivery_name: ShortText,
+    delivery_phone: ShortText,
+    delivery_zip: ShortText,
+    delivery_city: ShortText,
+    delivery_address: ShortText,
+    delivery_region: ShortText,
+    delivery_email: ShortText,
 }
 
 /// The payment of an order, in its row.
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
 pub struct PaymentColumns {
-    payment_transaction: String,
-    payment_request_id: String,
-    payment_currency: String,
-    payment_provider: String,
+    payment_transaction: ShortText,
+    payment_request_id: ShortText,
+    payment_currency: ShortText,
+    payment_provider: ShortText,
     payment_amount: i64,
     payment_dt: i64,
-    payment_bank: String,
+    payment_bank: ShortText,
     payment_delivery_cost: i64,
     payment_goods_total: i64,
     payment_custom_fee: i64,
@@ -61,15 +82,15 @@ pub struct PaymentColumns {
 /// [`ItemRecord`](super::orders::ItemRecord), in its order.
 pub type ItemRow = (
     i64,
-    String,
+    ShortText,
     i64,
-    String,
-    String,
+    ShortText,
+    ShortText,
     i32,
-    String,
+    ShortText,
     i64,
     i64,
-    String,
+    ShortText,
     i64,
 );
 
@@ -88,7 +109,7 @@ impl From<(OrderRow, Vec<ItemRow>)> for VersionedOrder {
             delivery, payment, ..
         } = row;
         let order = Order {
-            order_uid: OrderUid::from_database(row.order_uid),
+            order_uid: OrderUid::from_database(row.order_uid.into()),
             track_number: row.track_number.into(),
             entry: row.entry.into(),
             delivery: Delivery {
