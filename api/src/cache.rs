@@ -1,7 +1,7 @@
 //! The cache of orders: ready-made answers that the database's events keep true.
 //!
 //! - [`core`]: who may store what; pure. [`counters`]: what happened.
-//! - [`loader`]: readers; one load a key at a time. [`warmup`]: loads that nobody asked for yet.
+//! - [`loader`]: readers; one load a key at a time. `batches`: loads that share a statement. [`warmup`]: loads that nobody asked for yet.
 //!   `revalidation`: what was cached before the listener was away.
 //! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
 //!   [`audit`]: what no event told of.
@@ -10,6 +10,7 @@
 //! Nothing here knows HTTP but the ready-made `ETag`.
 
 pub mod audit;
+mod batches;
 mod clock;
 pub mod core;
 pub mod counters;
@@ -31,23 +32,25 @@ use crate::config::CacheSettings;
 use crate::feed::Feed;
 use crate::repository::Repository;
 use audit::AuditStatus;
+use batches::LoadQueue;
 use core::{Core, Versioned};
 use loader::{LoadSender, LoadWaiter};
 use status::ListenerStatus;
 use warmup::Warmup;
 
-/// Room for the JSON of nearly every order, so that it is written without being moved.
-const TYPICAL_JSON_BYTES: usize = 2048;
-/// What an entry takes beside its JSON: key, header value, list and map nodes.
-const ENTRY_OVERHEAD_BYTES: usize = 256;
+/// Room for the text of nearly every order, so that it is written without being moved.
+const TYPICAL_TEXT_BYTES: usize = 2048;
+/// What an entry takes beside its text: nodes of list and map, the count of its users.
+const ENTRY_OVERHEAD_BYTES: usize = 192;
+const ETAG_IS_VALUE: &str = "digits and quotes may stand in a header";
 
 /// An order as it is answered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ReadyOrder {
-    /// Its JSON.
-    pub body: Bytes,
-    /// Its version, quoted.
-    pub etag: HeaderValue,
+    /// Its `ETag`, which is its version in quotes, then its JSON. In one piece: a large cache lies outside of the
+    /// processor's own caches, and every further piece is waited for.
+    text: Bytes,
+    etag_bytes: usize,
     /// Its version.
     pub version: i64,
 }
@@ -55,24 +58,33 @@ pub struct ReadyOrder {
 impl ReadyOrder {
     /// Makes the answer for an order.
     pub fn new(order: &Order, version: i64) -> Self {
-        let mut json = Vec::with_capacity(TYPICAL_JSON_BYTES);
-        serde_json::to_writer(&mut json, order)
+        let mut text = Vec::with_capacity(TYPICAL_TEXT_BYTES);
+        text.extend_from_slice(etag_text(version).as_bytes());
+        let etag_bytes = text.len();
+        serde_json::to_writer(&mut text, order)
             .expect("an order has string keys only and nothing that can fail to serialise");
-        json.push(b'\n');
+        text.push(b'\n');
         Self {
             // A copy of just its size: the vector has room for as much again, and an entry may stay for days.
-            body: Bytes::copy_from_slice(&json),
-            etag: version_etag(version),
+            text: Bytes::copy_from_slice(&text),
+            etag_bytes,
             version,
         }
     }
 
+    /// Its `ETag` and its JSON.
+    pub fn into_parts(mut self) -> (HeaderValue, Bytes) {
+        let etag = self.text.split_to(self.etag_bytes);
+        let etag = HeaderValue::from_maybe_shared(etag).expect(ETAG_IS_VALUE);
+        (etag, self.text)
+    }
+
     fn weight_bytes(&self) -> usize {
-        self.body.len() + ENTRY_OVERHEAD_BYTES
+        self.text.len() + ENTRY_OVERHEAD_BYTES
     }
 }
 
-impl Versioned for Arc<ReadyOrder> {
+impl Versioned for ReadyOrder {
     fn version(&self) -> i64 {
         self.version
     }
@@ -86,15 +98,19 @@ impl From<VersionedOrder> for ReadyOrder {
 
 /// The `ETag` of a version.
 pub fn version_etag(version: i64) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{version}\""))
-        .expect("digits and quotes may stand in a header")
+    HeaderValue::try_from(etag_text(version)).expect(ETAG_IS_VALUE)
+}
+
+fn etag_text(version: i64) -> String {
+    format!("\"{version}\"")
 }
 
 /// The cache with all that it needs to fill itself.
 #[derive(Debug)]
 pub struct OrderCache {
-    core: Core<Arc<ReadyOrder>, LoadWaiter, LoadSender>,
+    core: Core<ReadyOrder, LoadWaiter, LoadSender>,
     repository: Repository,
+    queue: LoadQueue,
     listener: ListenerStatus,
     audit: AuditStatus,
     lease: Duration,
@@ -108,6 +124,7 @@ impl OrderCache {
         Self {
             core: Core::new(settings.capacity),
             repository,
+            queue: LoadQueue::new(),
             listener: ListenerStatus::new(),
             audit: AuditStatus::default(),
             lease: settings.lease,
@@ -132,7 +149,7 @@ impl OrderCache {
     }
 
     /// The slots and their counters.
-    pub fn core(&self) -> &Core<Arc<ReadyOrder>, LoadWaiter, LoadSender> {
+    pub fn core(&self) -> &Core<ReadyOrder, LoadWaiter, LoadSender> {
         &self.core
     }
 

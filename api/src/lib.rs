@@ -110,7 +110,8 @@ async fn keep_cache_true(
     );
     let audit = Arc::clone(&app.cache).audit(stop.clone());
     let feed = app.cache.feed().run(stop.clone());
-    tokio::join!(listener.run(stop.clone()), feed, audit);
+    let loads = Arc::clone(&app.cache).run_loads(stop.clone());
+    tokio::join!(listener.run(stop.clone()), feed, audit, loads);
     Ok(())
 }
 

@@ -42,6 +42,11 @@ mod deadpool_types {
 /// How much longer than the server's own limit an answer is waited for: beyond it the server hangs.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
+/// Fewest elements of an array that orders are read by. Of an unknown array PostgreSQL expects ten
+/// (`estimate_array_length` of its planner), so that a plan for fewer would look cheaper than the one that it keeps, and
+/// every statement would be planned anew, which costs as much as running it.
+const MIN_ARRAY: usize = 10;
+
 /// A place in the list of orders, newest first.
 pub type Position = (DateTime<Utc>, String);
 
@@ -130,8 +135,11 @@ impl Repository {
     /// [`StoreError`] as said there.
     pub async fn find_orders(&self, uids: &[&str]) -> Result<Vec<VersionedOrder>, StoreError> {
         let mut session = self.session().await?;
+        let padding = uids.first().copied().unwrap_or_default();
+        let mut padded = uids.to_vec();
+        padded.resize(uids.len().max(MIN_ARRAY), padding);
         let query = orders::table
-            .filter(orders::order_uid.eq_any(uids))
+            .filter(orders::order_uid.eq_any(padded))
             .select(select_order());
         let outcome = within(
             session.limit(),

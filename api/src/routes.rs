@@ -5,9 +5,10 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -17,7 +18,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use crate::app::App;
-use crate::envelope::reply;
+use crate::envelope::{Answering, Outcome, at_once, reply};
 use crate::handlers::{cache, events, health, orders, web};
 use crate::problem::ApiError;
 use crate::request::{Call, OldProtocol};
@@ -139,47 +140,34 @@ fn routes(
         })
 }
 
-/// An answer under way; in a box, so that what is moved is small, whatever the route.
-type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-/// All routes as a service.
+/// All routes: each request is given to the one that its path names.
 pub fn router(
     app: &Arc<App>,
-) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future = Answering>
-+ Clone
-+ Send
-+ Sync
-+ use<> {
-    Router {
-        app: Arc::clone(app),
-        routes: TowerToHyperService::new(warp::service(routes(app))),
+) -> impl Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + use<> {
+    let routes = TowerToHyperService::new(warp::service(routes(app)));
+    let app = Arc::clone(app);
+    move |request| {
+        // The hot route before warp's filters: they are cloned for each request, as its header is, and give nothing at once.
+        if let Some(segment) = segment_below("/order/", request.uri().path()) {
+            let segment = segment.to_owned();
+            let call = Call::new(Arc::clone(&app), request.into_parts().0);
+            return name_route("order", orders::read_only_order(&segment, call));
+        }
+        let replying = routes.call(request);
+        Either::Right(Box::pin(replying.map(|reply| match reply {
+            Ok(response) => Outcome::of_reply(response),
+        })))
     }
 }
 
-/// The hot route before warp's filters: these are cloned for each request, as its header is, and their futures, which have a
-/// place for every route, are moved. With the room for headers (`order_body`) and ids without a system call (`envelope.rs`)
-/// it saves a tenth of what a hit costs.
-#[derive(Clone, Debug)]
-struct Router<R> {
-    app: Arc<App>,
-    routes: R,
-}
-
-impl<R> Service<Request<Incoming>> for Router<R>
-where
-    R: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let Some(segment) = segment_below("/order/", request.uri().path()) else {
-            return Box::pin(self.routes.call(request));
-        };
-        let segment = segment.to_owned();
-        let call = Call::new(Arc::clone(&self.app), request.into_parts().0);
-        Box::pin(async { Ok(reply("order")(orders::read_only_order(segment, call).await)) })
+fn name_route(
+    route: &'static str,
+    answering: Answering<Result<Response, ApiError>>,
+) -> Answering<Outcome> {
+    let outcome = move |result| Outcome { route, result };
+    match answering {
+        Either::Left(result) => at_once(outcome(result.into_inner())),
+        Either::Right(waiting) => Either::Right(Box::pin(waiting.map(outcome))),
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use compact_str::CompactString;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -58,7 +59,7 @@ impl AuditStatus {
 }
 
 /// A uid and the version that was cached.
-type Entry = (Box<str>, i64);
+type Entry = (CompactString, i64);
 
 impl OrderCache {
     /// Audits until `shutdown`.
@@ -101,7 +102,7 @@ impl OrderCache {
             if self.core.evict_wrong(&uid, version) {
                 self.audit.add_mismatch();
                 error!(
-                    order_uid = &*uid,
+                    order_uid = uid.as_str(),
                     version, "a cached order was stale, no event had told of its change"
                 );
             }
@@ -126,6 +127,6 @@ impl OrderCache {
     }
 }
 
-fn with_version((uid, order): (Box<str>, Arc<ReadyOrder>)) -> Entry {
+fn with_version((uid, order): (CompactString, ReadyOrder)) -> Entry {
     (uid, order.version)
 }

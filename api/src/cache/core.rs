@@ -21,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use compact_str::CompactString;
 use lru::LruCache;
 
 use super::counters::{Counters, Eviction};
@@ -49,8 +50,8 @@ pub struct Core<V, W, S> {
 #[derive(Debug)]
 struct Shard<V, W, S> {
     entries: SegmentedLru<Entry<V>>,
-    missing: LruCache<Box<str>, ()>,
-    loading: HashMap<Box<str>, Loading<W, S>>,
+    missing: LruCache<CompactString, ()>,
+    loading: HashMap<CompactString, Loading<W, S>>,
     weight_bytes: usize,
 }
 
@@ -134,7 +135,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     }
 
     /// The unverified keys, shard by shard, the most recently used first.
-    pub fn unverified(&self) -> impl Iterator<Item = Vec<Box<str>>> {
+    pub fn unverified(&self) -> impl Iterator<Item = Vec<CompactString>> {
         self.shards.iter().map(|shard| {
             let shard = lock(shard);
             let epoch = self.gate.read().epoch;
@@ -242,7 +243,13 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         Some((self.begin(&mut shard, uid.into(), gate, waiter), sender))
     }
 
-    fn begin(&self, shard: &mut Shard<V, W, S>, uid: Box<str>, gate: Gate, waiter: W) -> Ticket {
+    fn begin(
+        &self,
+        shard: &mut Shard<V, W, S>,
+        uid: CompactString,
+        gate: Gate,
+        waiter: W,
+    ) -> Ticket {
         self.counters.loads_started.add(1);
         let loading = Loading {
             epoch: gate.epoch,
@@ -302,7 +309,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     fn store(
         &self,
         mut shard: MutexGuard<'_, Shard<V, W, S>>,
-        uid: Box<str>,
+        uid: CompactString,
         entry: Entry<V>,
         placement: Placement,
     ) -> bool {

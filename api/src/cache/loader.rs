@@ -1,21 +1,22 @@
 //! Readers of the cache, and the loads that they share.
 //!
-//! A load runs in a task of its own: a client that hangs up must not take the answer from the others, and a panic in a
-//! load must end in an answer for all of them. Which load may be joined or stored is the core's to say, not this file's.
+//! A load does not run in its reader's task (`batches`): a client that hangs up must not take the answer from the others,
+//! and a panic in a load must end in an answer for all of them. Which load may be joined or stored is the core's to say,
+//! not this file's.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use compact_str::CompactString;
+use futures_util::future::Either;
 use tokio::sync::watch;
-use tracing::Instrument;
 
 use super::core::{Demand, Loaded, Lookup, Placement, Ticket};
 use super::{OrderCache, ReadyOrder};
 use crate::repository::StoreError;
 
 /// What a load brought: the order or its absence, and whether it was stored.
-type LoadResult = Result<(Option<Arc<ReadyOrder>>, bool), StoreError>;
+type LoadResult = Result<(Option<ReadyOrder>, bool), StoreError>;
 
 /// What readers wait on while a load runs.
 pub type LoadWaiter = watch::Receiver<Option<LoadResult>>;
@@ -26,7 +27,7 @@ pub(super) type LoadSender = watch::Sender<Option<LoadResult>>;
 #[derive(Debug)]
 pub struct Fetched {
     /// The order; `None` where there is none.
-    pub order: Option<Arc<ReadyOrder>>,
+    pub order: Option<ReadyOrder>,
     /// Where it came from.
     pub source: Source,
 }
@@ -62,48 +63,61 @@ pub(super) fn load_channel() -> (LoadWaiter, LoadSender) {
 }
 
 impl OrderCache {
-    /// Reads an order.
+    /// Reads an order: what is cached at once, the rest by waiting.
     ///
     /// # Errors
     /// [`StoreError`] where the database had to be asked and gave no answer.
-    pub async fn get(self: &Arc<Self>, uid: &str, demand: Demand) -> Result<Fetched, StoreError> {
-        let is_fresh = self.listener.is_fresh(self.lease);
-        let (waiter, is_shared) = match self.core.look_up(uid, demand, is_fresh, load_channel) {
-            Lookup::Hit(order) => return Ok(self.cached(Some(order))),
-            Lookup::Missing => return Ok(self.cached(None)),
-            Lookup::Bypass => return self.read_past(uid).await,
+    pub fn get(
+        self: &Arc<Self>,
+        uid: &str,
+        demand: Demand,
+    ) -> Either<Fetched, impl Future<Output = Result<Fetched, StoreError>> + Send + use<>> {
+        let proof_age = self.listener.fresh_proof_age(self.lease);
+        let cached = |order| Fetched {
+            order,
+            source: Source::Cache {
+                proof_age: proof_age.unwrap_or_default(),
+            },
+        };
+        let looked_up = self
+            .core
+            .look_up(uid, demand, proof_age.is_some(), load_channel);
+        let (waiter, is_shared) = match looked_up {
+            Lookup::Hit(order) => return Either::Left(cached(Some(order))),
+            Lookup::Missing => return Either::Left(cached(None)),
+            Lookup::Bypass => return Either::Right(Either::Left(self.read_past(uid))),
             Lookup::Join(waiter) => (waiter, true),
             Lookup::Next(waiter) => (waiter, false),
             Lookup::Load(ticket, sender) => {
                 let waiter = sender.subscribe();
-                OwnedLoad::new(self, ticket, sender).spawn(&Handle::current());
+                self.queue.push(OwnedLoad::new(self, ticket, sender));
                 (waiter, false)
             }
         };
-        let (order, is_stored) = wait_for_load(waiter).await?;
-        let share = match (is_shared, is_stored) {
-            (true, _) => Share::Collapsed,
-            (false, true) => Share::Stored,
-            (false, false) => Share::Discarded,
-        };
-        let source = Source::Database(demand, share);
-        Ok(Fetched { order, source })
+        Either::Right(Either::Right(async move {
+            let (order, is_stored) = wait_for_load(waiter).await?;
+            let share = match (is_shared, is_stored) {
+                (true, _) => Share::Collapsed,
+                (false, true) => Share::Stored,
+                (false, false) => Share::Discarded,
+            };
+            let source = Source::Database(demand, share);
+            Ok(Fetched { order, source })
+        }))
     }
 
-    async fn read_past(&self, uid: &str) -> Result<Fetched, StoreError> {
-        let order = self.repository.find_order(uid).await?;
-        self.supersede(uid, order.as_ref().map(|order| order.version));
-        Ok(Fetched {
-            order: order.map(|order| Arc::new(order.into())),
-            source: Source::Blind,
-        })
-    }
-
-    fn cached(&self, order: Option<Arc<ReadyOrder>>) -> Fetched {
-        let proof_age = self.listener.proof_age().unwrap_or_default();
-        Fetched {
-            order,
-            source: Source::Cache { proof_age },
+    fn read_past(
+        self: &Arc<Self>,
+        uid: &str,
+    ) -> impl Future<Output = Result<Fetched, StoreError>> + Send + use<> {
+        let (cache, uid) = (Arc::clone(self), uid.to_owned());
+        async move {
+            let order = cache.repository.find_order(&uid).await?;
+            cache.supersede(&uid, order.as_ref().map(|order| order.version));
+            Ok(Fetched {
+                order: order.map(ReadyOrder::from),
+                source: Source::Blind,
+            })
         }
     }
 }
@@ -121,7 +135,7 @@ async fn wait_for_load(mut waiter: LoadWaiter) -> LoadResult {
 pub(super) struct OwnedLoad {
     cache: Arc<OrderCache>,
     ticket: Option<Ticket>,
-    uid: Box<str>,
+    uid: CompactString,
     // Dropped after `drop` has run: readers are woken when the slot is free again.
     sender: LoadSender,
 }
@@ -140,42 +154,30 @@ impl OwnedLoad {
         &self.uid
     }
 
-    fn spawn(self, runtime: &Handle) {
-        let load = async move {
-            let order = self.cache.repository.find_order(&self.uid).await;
-            let order = order.map(|order| order.map(ReadyOrder::from));
-            self.finish(order, Placement::Hot);
-        };
-        runtime.spawn(load.in_current_span());
-    }
-
     /// Stores what was brought, if that is still allowed, and answers everyone who waits.
     pub(super) fn finish(
         mut self,
         result: Result<Option<ReadyOrder>, StoreError>,
         placement: Placement,
     ) {
-        let order = result.map(|order| order.map(Arc::new));
-        let loaded = match &order {
-            Ok(Some(order)) => Loaded::Found(Arc::clone(order), order.weight_bytes()),
+        let loaded = match &result {
+            Ok(Some(order)) => Loaded::Found(order.clone(), order.weight_bytes()),
             Ok(None) => Loaded::NotFound,
             Err(_) => Loaded::Failed,
         };
         let is_stored = self.complete(loaded, placement);
         self.sender
-            .send_replace(Some(order.map(|order| (order, is_stored))));
+            .send_replace(Some(result.map(|order| (order, is_stored))));
     }
 
-    fn complete(&mut self, loaded: Loaded<Arc<ReadyOrder>>, placement: Placement) -> bool {
+    fn complete(&mut self, loaded: Loaded<ReadyOrder>, placement: Placement) -> bool {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
         let completed = self.cache.core.complete(ticket, loaded, placement);
-        // Without a runtime the process is ending: dropping the sender answers those who wait.
-        if let Some((ticket, sender)) = completed.next
-            && let Ok(runtime) = Handle::try_current()
-        {
-            Self::new(&self.cache, ticket, sender).spawn(&runtime);
+        if let Some((ticket, sender)) = completed.next {
+            let next = Self::new(&self.cache, ticket, sender);
+            self.cache.queue.push(next);
         }
         completed.is_stored
     }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use compact_str::CompactString;
 use shared::backoff::Backoff;
 use tracing::{info, warn};
 
@@ -40,7 +41,7 @@ impl OrderCache {
         }
     }
 
-    async fn revalidate_chunk(&self, chunk: &[Box<str>], epoch: u64) {
+    async fn revalidate_chunk(&self, chunk: &[CompactString], epoch: u64) {
         let uids: Vec<&str> = chunk.iter().map(AsRef::as_ref).collect();
         let mut backoff = Backoff::for_database();
         let found = loop {

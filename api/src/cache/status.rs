@@ -118,7 +118,15 @@ impl ListenerStatus {
 
     /// Whether hits may be served: proven within the lease.
     pub fn is_fresh(&self, lease: Duration) -> bool {
-        self.state().serves() && self.proof_age().is_some_and(|age| age < lease)
+        self.fresh_proof_age(lease).is_some()
+    }
+
+    /// The age of a proof by which hits may be served.
+    pub fn fresh_proof_age(&self, lease: Duration) -> Option<Duration> {
+        if !self.state().serves() {
+            return None;
+        }
+        self.proof_age().filter(|age| *age < lease)
     }
 
     /// Time since the last moment at which every earlier commit is known to have been seen.

@@ -3,7 +3,6 @@
 //! It follows the rules of every load: the slot is taken before the statement runs, an event takes it away. What it
 //! brings never pushes out or overtakes what readers asked for.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +14,6 @@ use tracing::{info, warn};
 use super::OrderCache;
 use super::core::Placement;
 use super::loader::{OwnedLoad, load_channel};
-use crate::cache::ReadyOrder;
 use crate::repository::{Position, StoreError};
 
 /// Orders a statement: some milliseconds of one connection, so that readers get between.
@@ -205,28 +203,8 @@ impl OrderCache {
             .filter_map(|uid| self.core.begin_warmup(uid, load_channel))
             .map(|(ticket, sender)| OwnedLoad::new(self, ticket, sender))
             .collect();
-        let wanted: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
-        let found = match wanted.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.repository.find_orders(&wanted).await,
-        };
-        let orders = match found {
-            Ok(orders) => orders,
-            Err(error) => {
-                // Readers may be waiting for these.
-                for load in loads {
-                    load.finish(Err(error), Placement::Cold);
-                }
-                return Err(error);
-            }
-        };
-        let mut by_uid: HashMap<String, ReadyOrder> = orders
-            .into_iter()
-            .map(|versioned| (versioned.order.order_uid.to_string(), versioned.into()))
-            .collect();
-        for load in loads {
-            let order = by_uid.remove(load.uid());
-            load.finish(Ok(order), Placement::Cold);
+        if !loads.is_empty() {
+            self.load_together(loads, Placement::Cold).await?;
         }
         Ok(uids.iter().filter(|uid| self.core.contains(uid)).count())
     }

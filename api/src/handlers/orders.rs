@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
+use futures_util::future::Either;
 use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
@@ -21,6 +22,7 @@ use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
 use crate::compression::compress;
 use crate::conditional::Reading;
+use crate::envelope::{Answering, at_once};
 use crate::listing::{ListFormat, ListRequest};
 use crate::problem::{ApiError, CACHE_STATUS};
 use crate::repository::WriteError;
@@ -35,11 +37,14 @@ const MAX_HEADERS: usize = 12;
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
 /// `/order/{uid}`: reads only.
-pub async fn read_only_order(segment: String, call: Call) -> Result<Response, ApiError> {
-    let uid = order_uid(&segment)?;
+pub fn read_only_order(segment: &str, call: Call) -> Answering<Result<Response, ApiError>> {
+    let uid = match order_uid(segment) {
+        Ok(uid) => uid,
+        Err(error) => return at_once(Err(error)),
+    };
     match call.verb() {
-        Verb::Get => get_order(&uid, &call).await,
-        _ => call.other_method("GET, HEAD, OPTIONS"),
+        Verb::Get => get_order(&uid, call),
+        _ => at_once(call.other_method("GET, HEAD, OPTIONS")),
     }
 }
 
@@ -51,7 +56,7 @@ pub async fn order<B: Buf>(
 ) -> Result<Response, ApiError> {
     let uid = order_uid(&segment)?;
     match call.verb() {
-        Verb::Get => get_order(&uid, &call).await,
+        Verb::Get => get_order(&uid, call).await,
         Verb::Put => put_order(uid, &call, body).await,
         Verb::Delete => delete_order(uid, &call).await,
         _ => call.other_method("GET, HEAD, PUT, DELETE, OPTIONS"),
@@ -66,14 +71,33 @@ pub async fn order_list(call: Call) -> Result<Response, ApiError> {
     }
 }
 
-async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
+fn get_order(uid: &OrderUid, call: Call) -> Answering<Result<Response, ApiError>> {
+    match get_allowed_order(uid, call) {
+        Ok(answering) => answering,
+        Err(error) => at_once(Err(error)),
+    }
+}
+
+fn get_allowed_order(
+    uid: &OrderUid,
+    call: Call,
+) -> Result<Answering<Result<Response, ApiError>>, ApiError> {
     call.parameters(&[])?;
     call.require_accepts_json()?;
     call.app.require_schema()?;
     let demand = demand(&call.headers);
     let started = Instant::now();
-    let loaded = call.app.in_time(call.app.cache.get(uid.as_str(), demand));
-    let Fetched { order, source } = loaded.await?;
+    Ok(match call.app.cache.get(uid.as_str(), demand) {
+        Either::Left(cached) => at_once(order_answer(&call, cached, started)),
+        Either::Right(loading) => Either::Right(Box::pin(async move {
+            let loaded = call.app.in_time(loading).await?;
+            order_answer(&call, loaded, started)
+        })),
+    })
+}
+
+fn order_answer(call: &Call, fetched: Fetched, started: Instant) -> Result<Response, ApiError> {
+    let Fetched { order, source } = fetched;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
         Source::Database(Demand::Proven, Share::Stored) => "orders; fwd=miss; stored",
@@ -87,17 +111,15 @@ async fn get_order(uid: &OrderUid, call: &Call) -> Result<Response, ApiError> {
     let order = order.ok_or(ApiError::OrderNotFound {
         cache_status: Some(cache_status),
     })?;
-    let mut response = match conditional::reading(&call.headers, order.version) {
-        Reading::Send => order_body(&order),
+    let version = order.version;
+    let (etag, body) = order.into_parts();
+    let mut response = match conditional::reading(&call.headers, version) {
+        Reading::Send => order_body(body),
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Reading::Mismatch => {
-            return Err(ApiError::VersionMismatch {
-                current: order.version,
-            });
-        }
+        Reading::Mismatch => return Err(ApiError::VersionMismatch { current: version }),
     };
     let headers = response.headers_mut();
-    headers.insert(ETAG, order.etag.clone());
+    headers.insert(ETAG, etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
     let timing = if let Source::Cache { proof_age } = source {
@@ -126,8 +148,8 @@ fn demand(headers: &HeaderMap) -> Demand {
     }
 }
 
-fn order_body(order: &ReadyOrder) -> Response {
-    let mut response = Response::new(order.body.clone().into());
+fn order_body(body: Bytes) -> Response {
+    let mut response = Response::new(body.into());
     // Room for all that follow: growing means moving them.
     *response.headers_mut() = HeaderMap::with_capacity(MAX_HEADERS);
     response
@@ -218,10 +240,10 @@ async fn put_order<B: Buf>(
         repository.replace_order(&replacement, &precondition).await
     })
     .await?;
-    let order = ReadyOrder::new(&order, version);
-    let mut response = order_body(&order);
+    let (etag, body) = ReadyOrder::new(&order, version).into_parts();
+    let mut response = order_body(body);
     let headers = response.headers_mut();
-    headers.insert(ETAG, order.etag);
+    headers.insert(ETAG, etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     Ok(response)
 }

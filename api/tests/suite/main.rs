@@ -22,6 +22,7 @@ mod rate_limit;
 mod reading;
 mod revalidation;
 mod server_limits;
+mod shared_statements;
 mod startup;
 mod stopping;
 mod support;

@@ -1,10 +1,10 @@
 //! Slow, greedy and broken clients, panics.
 
-use std::convert::Infallible;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::app::App;
+use api::envelope::{Answering, Outcome};
 use api::server::deadlines::Deadlines;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -202,20 +202,20 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let panicking = service_fn(
-            async |request: warp::http::Request<hyper::body::Incoming>| {
-                assert!(request.uri().path() == "/fine", "canary");
-                Ok::<_, Infallible>(warp::reply::Response::new("fine".into()))
-            },
-        );
-        let service = service_fn(|request| {
-            let app = app.clone();
-            async move {
-                Ok::<_, Infallible>(
-                    api::envelope::answer(&app, &panicking, address.ip(), request).await,
-                )
-            }
-        });
+        let panicking = |request: warp::http::Request<hyper::body::Incoming>| {
+            assert!(request.uri().path() != "/panic", "canary");
+            let path = request.uri().path().to_owned();
+            let fine = async move {
+                assert!(path == "/fine", "canary");
+                Outcome {
+                    route: "test",
+                    result: Ok(warp::reply::Response::new("fine".into())),
+                }
+            };
+            Answering::Right(Box::pin(fine))
+        };
+        let service =
+            service_fn(|request| api::envelope::answer(&app, &panicking, address.ip(), request));
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .await
@@ -223,15 +223,16 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
     });
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let requests = b"GET /panic HTTP/1.1\r\nHost: a\r\nX-Request-Id: id-1\r\n\r\n\
+                     GET /panic/later HTTP/1.1\r\nHost: a\r\nX-Request-Id: id-2\r\n\r\n\
                      GET /fine HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     stream.write_all(requests).await.unwrap();
     let mut answers = String::new();
     stream.read_to_string(&mut answers).await.unwrap();
     assert!(answers.starts_with("HTTP/1.1 500"), "{answers}");
-    assert!(
-        answers.contains(r#""code":"internal","request_id":"id-1""#),
-        "{answers}"
-    );
+    for id in ["id-1", "id-2"] {
+        let problem = format!(r#""code":"internal","request_id":"{id}""#);
+        assert!(answers.contains(&problem), "{answers}");
+    }
     assert!(!answers.contains("canary"), "{answers}");
     assert!(
         answers.ends_with("\r\n\r\nfine"),

@@ -1,5 +1,7 @@
 //! What the core and those who call it tell each other.
 
+use compact_str::CompactString;
+
 /// A value that tells an order's states apart: of two, the newer has the higher version.
 pub trait Versioned {
     /// The version.
@@ -8,7 +10,7 @@ pub trait Versioned {
 
 /// The duty to end a load.
 #[derive(Debug)]
-pub struct Ticket(pub(super) Box<str>);
+pub struct Ticket(pub(super) CompactString);
 
 impl Ticket {
     /// The key to load.

@@ -1,5 +1,7 @@
 //! What the auditor needs: a few entries by chance, and a way to drop one that it proved wrong.
 
+use compact_str::CompactString;
+
 use super::{Core, Versioned, lock};
 use crate::cache::counters::Eviction;
 
@@ -10,7 +12,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// `random` picks both. Uids are spread over the shards by their hash, so that in a large cache every entry is about
     /// as likely as any other; of a small one most are taken every time. The way to the place is walked under the
     /// shard's lock, from the nearer end.
-    pub fn sample(&self, count: usize, random: u64) -> Vec<(Box<str>, V)> {
+    pub fn sample(&self, count: usize, random: u64) -> Vec<(CompactString, V)> {
         let shard_count = self.shards.len();
         let first = (random % shard_count as u64) as usize;
         let place = random / shard_count as u64;

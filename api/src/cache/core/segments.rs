@@ -4,13 +4,14 @@
 //! A new entry is on probation; one that is asked for again is protected. Room is made among those on probation, so that
 //! whoever walks once over all orders pushes out nothing that others ask for again and again.
 
+use compact_str::CompactString;
 use lru::LruCache;
 
 /// The entries of one shard by uid.
 #[derive(Debug)]
 pub(super) struct SegmentedLru<T> {
-    protected: LruCache<Box<str>, T>,
-    probation: LruCache<Box<str>, T>,
+    protected: LruCache<CompactString, T>,
+    probation: LruCache<CompactString, T>,
     max_protected: usize,
 }
 
@@ -59,12 +60,12 @@ impl<T: Clone> SegmentedLru<T> {
     }
 
     /// Takes in what is not there yet, as the newest on probation.
-    pub(super) fn insert(&mut self, uid: Box<str>, entry: T) {
+    pub(super) fn insert(&mut self, uid: CompactString, entry: T) {
         self.probation.put(uid, entry);
     }
 
     /// Takes in what is not there yet, as the first to go.
-    pub(super) fn insert_oldest(&mut self, uid: Box<str>, entry: T) {
+    pub(super) fn insert_oldest(&mut self, uid: CompactString, entry: T) {
         let key = uid.clone();
         self.probation.put(uid, entry);
         self.probation.demote(&key);
@@ -96,7 +97,7 @@ impl<T: Clone> SegmentedLru<T> {
     }
 
     /// The entries, those that go last first.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Box<str>, &T)> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&CompactString, &T)> {
         self.protected.iter().chain(self.probation.iter())
     }
 }
