@@ -17,7 +17,7 @@ use xtask::postgres::{Options, PrivatePostgres};
 use crate::scene::{
     EventFlood, HotWriter, LEASE, Readers, Scene, Writers, assert_kept, reissue, truncate,
 };
-use crate::support::coherence::{Committed, Observation, Write};
+use crate::support::coherence::{Committed, Failover, Write};
 use crate::support::{PATIENCE, terminate_listener};
 
 /// Between two writes of a writer.
@@ -175,12 +175,12 @@ async fn failover_that_loses_commits() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     block_in_place(|| standby.stop()).unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let mut before = writers.finish().await;
+    let before = writers.finish().await;
     scene.assert_converged().await;
     let lost = scene.rows();
 
-    let killed = scene.now();
     block_in_place(|| primary.kill_nine()).unwrap();
+    let killed = scene.now();
     block_in_place(|| standby.restart_in_place_of(&primary)).unwrap();
     for program in &scene.programs {
         program
@@ -212,33 +212,48 @@ async fn failover_that_loses_commits() {
     );
     let kept = "SELECT setval('order_version_seq', max(version)) AS value FROM orders";
     scene.database.integer(kept);
-    let promoted = scene.now();
     let inherited = scene.rows();
+    // Long enough that an answer meanwhile is one that nothing can prove.
+    let dead = LEASE + Duration::from_secs(3);
+    tokio::time::sleep((killed + dead).saturating_sub(scene.now())).await;
+    let replaced = scene.now();
     scene.link.mend();
     scene.assert_converged().await;
     let writers = Writers::start_from(&scene, PAUSE, 2_000_000);
     tokio::time::sleep(Duration::from_secs(10)).await;
     let mut after = scene.conclude(writers, readers).await;
-
-    let (of_before, others): (Vec<_>, Vec<_>) =
-        (after.observations.drain(..)).partition(|observation| observation.ended < killed);
-    before.observations.extend(of_before);
-    assert_kept(&before);
-    // In between either history may have been answered.
-    let is_after = |observation: &Observation| observation.started > promoted.max(killed + LEASE);
-    after.observations = others.into_iter().filter(is_after).collect();
     after
         .writes
         .extend(inherited.into_iter().map(|(order, row)| Write {
             order,
             sequence: Some(row.sequence),
-            sent: promoted,
+            sent: replaced,
             committed: Some(Committed {
                 version: row.version,
-                acknowledged: promoted,
+                acknowledged: replaced,
             }),
         }));
-    assert_kept(&after);
+
+    let failover = Failover {
+        before: before.writes,
+        after: after.writes,
+        killed,
+        replaced,
+    };
+    let observations = [before.observations, after.observations].concat();
+    let divided = failover.divide(observations, LEASE);
+    let of_dead = divided.before.observations.iter();
+    let of_dead = of_dead.filter(|observation| observation.ended > killed);
+    println!("{} answers of the dead server", of_dead.count());
+    let unproven = &divided.unproven;
+    assert!(
+        unproven.is_empty(),
+        "{} answers that nobody could know, the first is {:#?}",
+        unproven.len(),
+        unproven[0]
+    );
+    assert_kept(&divided.before);
+    assert_kept(&divided.after);
 }
 
 /// However many ask, a process has one load of it under way, and none without an event before.

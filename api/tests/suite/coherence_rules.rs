@@ -1,8 +1,11 @@
 //! The checker of the fault tests: it passes a sound history and finds each kind of broken promise in a forged one.
 
+use std::slice;
 use std::time::Duration;
 
-use crate::support::coherence::{Committed, History, Observation, Seen, Violation, Write};
+use crate::support::coherence::{
+    Committed, Divided, Failover, History, Observation, Seen, Violation, Write,
+};
 
 const BOUND: Duration = Duration::from_secs(5);
 
@@ -213,4 +216,65 @@ fn an_order_of_two_writes_is_found() {
     );
     history.observations[7] = torn.clone();
     assert_eq!(violations(&history), [Violation::Torn(torn)]);
+}
+
+/// Killed at 20, when 100 and 101 had been committed; the second server has only 100, and gives 101 out again.
+fn divide(observations: &[Observation]) -> Divided {
+    let failover = Failover {
+        before: vec![write(Some(1), 100, 0), write(Some(2), 101, 10)],
+        after: vec![write(Some(1), 100, 30), write(Some(3), 101, 40)],
+        killed: at(20),
+        replaced: at(30),
+    };
+    failover.divide(observations.to_vec(), BOUND)
+}
+
+#[test]
+fn answers_around_a_failover_are_held_against_the_history_they_must_be_of() {
+    let of_before = [
+        observation(12, seen(101, 2)),
+        // Within the lease of the last proof.
+        observation(25, seen(101, 2)),
+        // Sent late, because its reader or the process was slow.
+        Observation {
+            ended: at(33),
+            ..observation(24, seen(101, 2))
+        },
+    ];
+    let of_after = [
+        // Waited for a server.
+        Observation {
+            ended: at(42),
+            ..observation(24, seen(101, 3))
+        },
+        Observation {
+            ended: at(32),
+            ..observation(27, seen(100, 1))
+        },
+        observation(42, seen(101, 3)),
+    ];
+    let divided = divide(&[&of_before[..], &of_after[..]].concat());
+    assert_eq!(divided.before.observations, of_before);
+    assert_eq!(divided.after.observations, of_after);
+    assert_eq!(violations(&divided.before), []);
+    assert_eq!(violations(&divided.after), []);
+    assert_eq!(divided.unproven, []);
+}
+
+#[test]
+fn answers_that_neither_history_allows_are_found() {
+    // Of a standby, while the first server was still up or just dead: it had shown more.
+    let back = observation(21, seen(100, 1));
+    let divided = divide(&[observation(12, seen(101, 2)), back.clone()]);
+    let found = violations(&divided.before);
+    assert!(
+        matches!(&found[..], [Violation::Stale { .. }, Violation::WentBack { later, .. }] if *later == back)
+    );
+    // Right as it is, nobody can know it any more.
+    let unproven = observation(26, seen(101, 2));
+    assert_eq!(divide(slice::from_ref(&unproven)).unproven, [unproven]);
+    // Lost with the first server.
+    let lost = observation(31, seen(101, 2));
+    let found = violations(&divide(slice::from_ref(&lost)).after);
+    assert_eq!(found, [Violation::NeverWritten(lost)]);
 }

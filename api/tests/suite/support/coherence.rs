@@ -108,6 +108,66 @@ impl History {
         }
         judgement
     }
+
+    /// Whether an answer could be of this history, however old.
+    fn explains(&self, observation: &Observation) -> bool {
+        let alone = Self {
+            writes: self.writes.clone(),
+            observations: vec![observation.clone()],
+        };
+        alone.judge(Duration::MAX).violations.is_empty()
+    }
+}
+
+/// A server that was killed and replaced by one that lacked its last commits.
+#[derive(Clone, Debug)]
+pub struct Failover {
+    /// What was written to the first server.
+    pub before: Vec<Write>,
+    /// What the second one had, and what was written to it.
+    pub after: Vec<Write>,
+    /// When the first was dead.
+    pub killed: Moment,
+    /// When the second could be asked: more than the promised age later.
+    pub replaced: Moment,
+}
+
+/// The answers of a fail-over, each beside the history that it is to be held against.
+#[derive(Debug)]
+pub struct Divided {
+    pub before: History,
+    pub after: History,
+    /// Answers of neither: no server could be asked, and what was cached had lost its proof.
+    pub unproven: Vec<Observation>,
+}
+
+impl Failover {
+    /// Gives each answer to the history that it must be of.
+    pub fn divide(self, observations: Vec<Observation>, bound: Duration) -> Divided {
+        let expired = self.killed + bound;
+        assert!(expired < self.replaced, "answers of both could meet");
+        let [before, after] = [self.before, self.after].map(|writes| History {
+            writes,
+            observations: Vec::new(),
+        });
+        let mut divided = Divided {
+            before,
+            after,
+            unproven: Vec::new(),
+        };
+        for observation in observations {
+            let is_before = observation.started <= expired
+                && (observation.ended < self.replaced || divided.before.explains(&observation));
+            if is_before {
+                divided.before.observations.push(observation);
+            } else if observation.ended < self.replaced {
+                divided.unproven.push(observation);
+            } else {
+                divided.after.observations.push(observation);
+            }
+        }
+        divided
+    }
 }
 
 /// The writes of one order, as the checks look them up.
