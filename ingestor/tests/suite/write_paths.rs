@@ -81,6 +81,33 @@ fn compare_batch_sizes(seed: u64, messages: usize) {
     assert!(contents[1] == contents[2], "seed {seed}");
 }
 
+/// Rows that were read by walking through a table.
+const WALKED: &str = "SELECT sum(seq_tup_read)::bigint AS value FROM pg_stat_user_tables
+     WHERE relname IN ('orders', 'order_items')";
+
+#[test]
+fn orders_are_found_by_their_keys_in_a_database_that_nobody_has_analysed() {
+    const ORDERS: usize = 1_000;
+    let mut scene = Scene::new(1);
+    for table in ["orders", "order_items"] {
+        let alter = ["ALTER TABLE ", table, " SET (autovacuum_enabled = off)"].concat();
+        scene.database.execute(&alter);
+    }
+    let orders = scene.produce_orders(ORDERS);
+    for order in &orders {
+        let later = scene.later(order.order_uid.as_str());
+        scene.send_order(&later);
+    }
+    scene.flush();
+    let daemon = scene.start_daemon_with(&[("BATCH_MAX_RECORDS", "100")]);
+    scene.wait_until_settled(i64::try_from(2 * ORDERS).unwrap());
+    assert!(daemon.stop().success());
+    wait_until("the server has counted", PATIENCE, || {
+        scene.database.integer(REPLACED) == i64::try_from(ORDERS).unwrap()
+    });
+    assert_eq!(scene.database.integer(WALKED), 0);
+}
+
 /// An order whose items tell which header they belong to.
 fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
     let mut order = generator.order_with_uid(uid);
