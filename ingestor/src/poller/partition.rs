@@ -27,6 +27,10 @@ pub(super) struct Partition {
     pub(super) stopped: Option<String>,
     /// Batches with the writer.
     handed_over: usize,
+    /// When it was given the last one.
+    handed_over_at: Instant,
+    /// How long it took for the last one that it has stored.
+    last_took: Option<Duration>,
     /// Stored, and not yet told to Kafka.
     unmirrored: Option<i64>,
 }
@@ -39,6 +43,8 @@ impl Partition {
             },
             stopped: None,
             handed_over: 0,
+            handed_over_at: Instant::now(),
+            last_took: None,
             unmirrored: None,
         }
     }
@@ -71,10 +77,15 @@ impl Partition {
     }
 
     /// Time until the batch is old, where it has anything and its writer is free.
+    ///
+    /// It gets old as soon as it has waited for as long as the last one took to be stored: a quick database is given small
+    /// batches at once, a busy one fewer and fuller ones, and neither is kept busy by one partition for more than half of
+    /// the time.
     pub(super) fn age_left(&self, max_age: Duration) -> Option<Duration> {
         match &self.state {
             State::Running(batch) if !batch.is_empty() && self.handed_over == 0 => {
-                Some(max_age.saturating_sub(batch.opened_at().elapsed()))
+                let age = self.last_took.map_or(max_age, |took| took.min(max_age));
+                Some(age.saturating_sub(batch.opened_at().elapsed()))
             }
             _ => None,
         }
@@ -96,6 +107,7 @@ impl Partition {
         let batch = self.batch_mut().filter(|batch| !batch.is_empty())?;
         let next = Batch::open(batch.reading, batch.new_next_offset);
         self.handed_over += 1;
+        self.handed_over_at = Instant::now();
         Some(std::mem::replace(self.batch_mut()?, next))
     }
 
@@ -110,10 +122,53 @@ impl Partition {
 
     pub(super) fn stored(&mut self, next_offset: i64) {
         self.handed_over = self.handed_over.saturating_sub(1);
+        self.last_took = Some(self.handed_over_at.elapsed());
         self.unmirrored = Some(next_offset);
     }
 
     pub(super) fn take_unmirrored(&mut self) -> Option<i64> {
         self.unmirrored.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_AGE: Duration = Duration::from_secs(60);
+    const READING: Reading = Reading {
+        partition: 0,
+        generation: 1,
+    };
+
+    fn partition_with_a_record() -> Partition {
+        let mut partition = Partition::new();
+        partition.start(READING, 0);
+        partition.batch_mut().unwrap().reach(1);
+        partition
+    }
+
+    #[test]
+    fn a_batch_waits_as_long_as_the_last_one_took_and_its_age_at_most() {
+        let mut partition = partition_with_a_record();
+        let left = |partition: &Partition| partition.age_left(MAX_AGE).unwrap();
+        assert!(left(&partition) > MAX_AGE / 2);
+        partition.last_took = Some(MAX_AGE * 2);
+        assert!((MAX_AGE / 2..=MAX_AGE).contains(&left(&partition)));
+        partition.last_took = Some(MAX_AGE / 2);
+        assert!((MAX_AGE / 4..=MAX_AGE / 2).contains(&left(&partition)));
+        partition.last_took = Some(Duration::ZERO);
+        assert_eq!(left(&partition), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_batch_does_not_get_old_while_its_writer_is_busy() {
+        let mut partition = partition_with_a_record();
+        assert!(partition.take_any().is_some());
+        partition.batch_mut().unwrap().reach(2);
+        assert_eq!(partition.age_left(Duration::ZERO), None);
+        partition.stored(1);
+        assert!(partition.last_took.is_some());
+        assert_eq!(partition.age_left(Duration::ZERO), Some(Duration::ZERO));
     }
 }
