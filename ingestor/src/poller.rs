@@ -92,6 +92,7 @@ impl Poller {
             }
         }
         self.claim_due();
+        self.pass_ends()?;
         self.hand_over_due()?;
         self.mirror_offsets();
         match self.budget.pressure() {
@@ -112,7 +113,11 @@ impl Poller {
             timeout = Duration::ZERO;
             match event {
                 Ok(message) => Self::take(&mut self.partitions, &mut self.budget, &message),
-                Err(KafkaError::PartitionEOF(partition)) => self.reach_end(partition)?,
+                Err(KafkaError::PartitionEOF(number)) => {
+                    if let Some(partition) = self.partitions.get_mut(&number) {
+                        partition.at_end = true;
+                    }
+                }
                 Err(error) => self.trouble(&error)?,
             }
         }
@@ -255,10 +260,11 @@ impl Poller {
         budget: &mut MemoryBudget,
         message: &BorrowedMessage<'_>,
     ) {
-        let Some(open) = partitions
-            .get_mut(&message.partition())
-            .and_then(Partition::batch_mut)
-        else {
+        let Some(partition) = partitions.get_mut(&message.partition()) else {
+            return;
+        };
+        partition.at_end = false;
+        let Some(open) = partition.batch_mut() else {
             return;
         };
         if !open.is_new(message.offset()) {
@@ -273,20 +279,26 @@ impl Poller {
     }
 
     /// At the end of a partition its offset moves past transaction markers, so that lag at rest is 0.
-    fn reach_end(&mut self, number: i32) -> KafkaResult<()> {
-        let Some(open) = self
-            .partitions
-            .get_mut(&number)
-            .and_then(Partition::batch_mut)
-        else {
+    ///
+    /// Only where the partition rests there. A position is asked of another thread of the client, and in a stream of single
+    /// messages every one is the end for a moment: this thread waited a thousand times a second.
+    fn pass_ends(&mut self) -> KafkaResult<()> {
+        if !self.partitions.values().any(Partition::rests_at_end) {
             return Ok(());
-        };
+        }
         let positions = self.consumer.position()?;
-        let position = positions
-            .find_partition(&self.topic, number)
-            .map(|element| element.offset());
-        if let Some(Offset::Offset(position)) = position {
-            open.reach(position);
+        for (number, partition) in &mut self.partitions {
+            if !partition.rests_at_end() {
+                continue;
+            }
+            partition.at_end = false;
+            let position = positions
+                .find_partition(&self.topic, *number)
+                .map(|element| element.offset());
+            if let (Some(Offset::Offset(position)), Some(open)) = (position, partition.batch_mut())
+            {
+                open.reach(position);
+            }
         }
         Ok(())
     }

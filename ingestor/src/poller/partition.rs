@@ -31,6 +31,8 @@ pub(super) struct Partition {
     handed_over_at: Instant,
     /// How long it took for the last one that it has stored.
     last_took: Option<Duration>,
+    /// The end was reached, and nothing has been read since.
+    pub(super) at_end: bool,
     /// Stored, and not yet told to Kafka.
     unmirrored: Option<i64>,
 }
@@ -45,6 +47,7 @@ impl Partition {
             handed_over: 0,
             handed_over_at: Instant::now(),
             last_took: None,
+            at_end: false,
             unmirrored: None,
         }
     }
@@ -54,6 +57,7 @@ impl Partition {
         self.state = State::Running(Batch::open(reading, next_offset));
         self.stopped = None;
         self.handed_over = 0;
+        self.at_end = false;
     }
 
     /// The batch being filled, while the partition is read.
@@ -74,6 +78,13 @@ impl Partition {
     /// Whether a writer's answer is awaited.
     pub(super) fn is_busy(&self) -> bool {
         self.handed_over > 0 || matches!(self.state, State::Claiming)
+    }
+
+    /// Whether all that was read is stored, up to the end.
+    pub(super) fn rests_at_end(&self) -> bool {
+        let has_nothing = matches!(&self.state, State::Running(batch) if batch.is_empty())
+            && self.handed_over == 0;
+        self.at_end && has_nothing
     }
 
     /// Time until the batch is old, where it has anything and its writer is free.
