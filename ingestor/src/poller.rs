@@ -135,7 +135,7 @@ impl Poller {
             .filter_map(|partition| partition.age_left(self.batch.max_age))
             .min();
         let longest = if busy { BUSY_POLL } else { IDLE_POLL };
-        age_left.map_or(longest, |left| left.min(longest))
+        age_left.map_or(longest, |left| up_to_next_ms(left).min(longest))
     }
 
     /// Takes over what the rebalance callbacks left.
@@ -389,6 +389,12 @@ impl Poller {
         self.commit_mirror(CommitMode::Sync);
         Ok(())
     }
+}
+
+/// The client counts in whole milliseconds: rounded down, the last one would be spent polling in a tight loop.
+fn up_to_next_ms(time: Duration) -> Duration {
+    let ms = time.as_micros().div_ceil(1_000);
+    Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX))
 }
 
 /// Partitions are pinned to writers, so that their batches stay in order.
