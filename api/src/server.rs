@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -47,14 +48,14 @@ pub async fn serve(
     shutdown_timeout: Duration,
 ) {
     let started_connections = GracefulShutdown::new();
-    let dropped = CancellationToken::new();
+    let mut tasks = JoinSet::new();
     let drain_delay = MAX_DRAIN_DELAY.min(shutdown_timeout / 4);
     let stop_accepting = async {
         shutdown.cancelled().await;
         tokio::time::sleep(drain_delay).await;
     };
     tokio::select! {
-        () = accept(&app, &listener, limits, &started_connections, &dropped) => {}
+        () = accept(&app, &listener, limits, &started_connections, &mut tasks) => {}
         () = stop_accepting => {}
     }
     drop(listener);
@@ -65,7 +66,7 @@ pub async fn serve(
     {
         warn!("requests still under way after {shutdown_timeout:?}, dropping them");
     }
-    dropped.cancel();
+    tasks.shutdown().await;
 }
 
 /// Never ends by itself.
@@ -74,7 +75,7 @@ async fn accept(
     listener: &TcpListener,
     limits: ServerLimits,
     connections: &GracefulShutdown,
-    dropped: &CancellationToken,
+    tasks: &mut JoinSet<()>,
 ) {
     let routes = Arc::new(router(app));
     // At the limit further connections wait in the kernel's queue.
@@ -103,19 +104,18 @@ async fn accept(
             .writev(false)
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
-        let (app, dropped) = (Arc::clone(app), dropped.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    debug!("connection ended: {error}");
-                    if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
-                        app.metrics.connection_dropped(deadline);
-                    }
-                },
-                () = dropped.cancelled() => {}
+        let app = Arc::clone(app);
+        tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("connection ended: {error}");
+                if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
+                    app.metrics.connection_dropped(deadline);
+                }
             }
             drop((open, admitted, permit));
         });
+        // Those that have ended are forgotten.
+        while tasks.try_join_next().is_some() {}
     }
 }
 

@@ -1,7 +1,7 @@
 //! Orders: one, a page of them, replacing one, deleting one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use futures_util::future::Either;
@@ -86,17 +86,19 @@ fn get_allowed_order(
     call.require_accepts_json()?;
     call.app.require_schema()?;
     let demand = demand(&call.headers);
-    let started = Instant::now();
     Ok(match call.app.cache.get(uid.as_str(), demand) {
-        Either::Left(cached) => at_once(order_answer(&call, cached, started)),
-        Either::Right(loading) => Either::Right(Box::pin(async move {
-            let loaded = call.app.in_time(loading).await?;
-            order_answer(&call, loaded, started)
-        })),
+        Either::Left(cached) => at_once(order_answer(&call, cached, Duration::ZERO)),
+        Either::Right(loading) => {
+            let started = Instant::now();
+            Either::Right(Box::pin(async move {
+                let loaded = call.app.in_time(loading).await?;
+                order_answer(&call, loaded, started.elapsed())
+            }))
+        }
     })
 }
 
-fn order_answer(call: &Call, fetched: Fetched, started: Instant) -> Result<Response, ApiError> {
+fn order_answer(call: &Call, fetched: Fetched, waited: Duration) -> Result<Response, ApiError> {
     let Fetched { order, source } = fetched;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
@@ -123,10 +125,10 @@ fn order_answer(call: &Call, fetched: Fetched, started: Instant) -> Result<Respo
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
     let timing = if let Source::Cache { proof_age } = source {
-        headers.insert(AGE, HeaderValue::from(proof_age.as_secs()));
+        headers.insert(AGE, whole_seconds(proof_age));
         HeaderValue::from_static("cache")
     } else {
-        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        let duration_ms = waited.as_secs_f64() * 1000.0;
         HeaderValue::try_from(format!("db;dur={duration_ms:.3}"))
             .expect("a number may stand in a header")
     };
@@ -145,6 +147,14 @@ fn demand(headers: &HeaderMap) -> Demand {
         Demand::Database
     } else {
         Demand::Proven
+    }
+}
+
+fn whole_seconds(age: Duration) -> HeaderValue {
+    match age.as_secs() {
+        // As a rule: a proof comes every second.
+        0 => HeaderValue::from_static("0"),
+        seconds => HeaderValue::from(seconds),
     }
 }
 

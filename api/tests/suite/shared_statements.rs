@@ -85,7 +85,7 @@ async fn orders_are_read_by_a_plan_that_is_made_once() {
     };
     let pool = pool(&database.settings(), "test", limits).unwrap();
     let repository = Repository::new(pool.clone(), pool.clone(), limit);
-    for uids in [&["a"][..], &["a", "b"], &["a"]].iter().cycle().take(8) {
+    for uids in [&["a"][..], &["a", "b"], &["a"]].iter().cycle().take(400) {
         repository.find_orders(uids).await.unwrap();
     }
 
@@ -94,12 +94,11 @@ async fn orders_are_read_by_a_plan_that_is_made_once() {
         #[diesel(sql_type = BigInt)]
         generic_plans: i64,
     }
-    let statistics =
-        "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%ANY%'";
+    let statistics = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'SELECT \"orders\"%'";
     let row: Row = diesel::sql_query(statistics)
         .get_result(&mut pool.get().await.unwrap())
         .await
         .unwrap();
-    // Five are planned by their values, to compare.
-    assert_eq!(row.generic_plans, 3);
+    // Some are planned by their values, to compare: more where statistics of the tables change meanwhile.
+    assert!(row.generic_plans > 200, "{}", row.generic_plans);
 }

@@ -44,7 +44,8 @@ impl Service {
             .envs(variables.iter().map(|(name, value)| (name, value)));
         // Standard error stays: a service that cannot start says why.
         command
-            .env("RUST_LOG", "warn")
+            // The spans of requests cost what they do at the default level; their lines would be among the figures.
+            .env("RUST_LOG", "warn,api::envelope=info")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let child = command

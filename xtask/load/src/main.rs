@@ -51,8 +51,8 @@ enum Command {
     /// Asks the api for orders, beside nginx, bare hyper and pgbench (see `cargo xtask bench read`)
     ///
     /// Needs wrk, nginx and pgbench. Measures in turn: one cached order over 64 connections, of the api, of nginx from a
-    /// file and of hyper from memory; orders that are not cached over 8, of the api and by pgbench; orders at random out of
-    /// a small and a large cache. Prints requests a second, p50, p99 and ratios, memory of an entry and the rate of
+    /// file and of hyper from memory; orders that are not cached over 8 and 64, of the api and by pgbench; orders at random
+    /// out of a small and a large cache. Prints requests a second, p50, p99 and ratios, memory of an entry and the rate of
     /// warm-up. Fails where the bytes differ, or where hits were misses or misses hits.
     BenchRead(bench::read::Options),
     /// Serves one answer by hyper alone, a rival of the api in `bench-read`

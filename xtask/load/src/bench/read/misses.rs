@@ -13,14 +13,15 @@ use shared::db::schema::orders;
 use super::api::FIRST_UID;
 use super::http::Load;
 
-/// As many as the api's pool has by default.
-pub(super) const CONNECTIONS: u32 = 8;
+/// Connections of the api's pool to the database, by default.
+pub(super) const POOL_SIZE: u32 = 8;
 
 /// Runs the statement for orders at random over prepared statements, for 4 seconds. `folder` takes its log.
 pub(super) fn pgbench(
     database: &DatabaseSettings,
     folder: &Path,
     orders: usize,
+    connections: u32,
 ) -> anyhow::Result<Load> {
     let script = folder.join("miss.sql");
     std::fs::write(&script, script_of_a_miss(orders)?)?;
@@ -39,7 +40,7 @@ pub(super) fn pgbench(
             "--log-prefix",
             &prefix,
         ])
-        .args(["-c", &CONNECTIONS.to_string(), "-f"])
+        .args(["-c", &connections.to_string(), "-f"])
         .arg(&script)
         .args([
             "-h",
