@@ -49,7 +49,8 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
     }
     let settings: &[_] = match benchmark {
         Benchmark::Ingest => &[STATEMENT_COUNTS],
-        Benchmark::Read | Benchmark::Freshness => &[],
+        Benchmark::Read => &[],
+        Benchmark::Freshness => &[COMMIT_TIMES],
     };
     // Durable: a COMMIT that waits for no disk would flatter both.
     let servers = Stack::start_with(folder.path(), true, settings)?;
@@ -57,7 +58,7 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
     let load = match benchmark {
         Benchmark::Ingest => ingest(load, &servers)?,
         Benchmark::Read => read(load, folder.path())?,
-        Benchmark::Freshness => freshness(load)?,
+        Benchmark::Freshness => freshness(load, &servers)?,
     };
     load.args(arguments).run()
 }
@@ -66,19 +67,29 @@ pub fn run(which: &str, arguments: &[String]) -> Result<()> {
 /// own (`postgresql-contrib`), without which the server says at its start that it cannot find it.
 const STATEMENT_COUNTS: (&str, &str) = ("shared_preload_libraries", "pg_stat_statements");
 
+/// When each transaction wrote its commit record.
+const COMMIT_TIMES: (&str, &str) = ("track_commit_timestamp", "on");
+
 fn ingest(load: Launch, servers: &Stack) -> Result<Launch> {
-    let mut load = load
+    let load = load
         .args(["bench-ingest", "--ingestor"])
         .arg(program("ingestor"));
     if let Some(postgres) = servers.postgres() {
         // One database shows the counts of all.
         postgres.psql_as_superuser("CREATE EXTENSION pg_stat_statements")?;
+    }
+    Ok(with_server_pids(load, servers))
+}
+
+/// CPU times are those of private servers alone.
+fn with_server_pids(mut load: Launch, servers: &Stack) -> Launch {
+    if let Some(postgres) = servers.postgres() {
         load = with_pid(load, "--postgres-pid", postgres.pid());
     }
     if let Broker::Private(kafka) = servers.broker() {
         load = with_pid(load, "--broker-pid", kafka.pid());
     }
-    Ok(load)
+    load
 }
 
 fn with_pid(load: Launch, option: &str, pid: Option<u32>) -> Launch {
@@ -102,14 +113,15 @@ fn read(load: Launch, folder: &Path) -> Result<Launch> {
         .args(ports))
 }
 
-fn freshness(load: Launch) -> Result<Launch> {
-    Ok(load
+fn freshness(load: Launch, servers: &Stack) -> Result<Launch> {
+    let load = load
         .args(["bench-freshness", "--ingestor"])
         .arg(program("ingestor"))
         .arg("--api")
         .arg(program("api"))
         .args(["--api-ports".to_owned(), ports::free_port()?.to_string()])
-        .args(["--api-ports".to_owned(), ports::free_port()?.to_string()]))
+        .args(["--api-ports".to_owned(), ports::free_port()?.to_string()]);
+    Ok(with_server_pids(load, servers))
 }
 
 fn program(name: &str) -> PathBuf {

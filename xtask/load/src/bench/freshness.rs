@@ -9,17 +9,24 @@
 //! The rival, the floor, is a session that only LISTENs: it notes when the same changes are notified to it. What lies
 //! before is Kafka, the ingestor and PostgreSQL; what lies behind is the cache, its load and HTTP.
 //!
-//! Only sampled orders are asked for, one of each kind at a time, over connections that are kept open: asking for every
-//! order would take the cores away from what is measured. Between two questions is a pause, the longer the later. A state
-//! counts from the arrival of the answer that shows it, and became readable after the answer before: that gap is the
-//! resolution, and is printed.
+//! Only sampled orders are asked for, one of each kind at a time, over connections that are kept open, and produced ones
+//! only once they were notified: asking all the time takes the cores away from what is measured. Between two
+//! questions is a pause, the longer the later. A state counts from the arrival of the answer that shows it, and became
+//! readable after the answer before: that gap is the resolution, and is printed.
+//!
+//! New orders are also told stage by stage ([`stages`]), each stage beside what the machine gives without our programs
+//! ([`floor`]).
 //!
 //! Every answer is checked: no version of an order is lower than one seen before from that api, and an order answered with
 //! the date of the message is that message.
 
 mod commits;
 mod connection;
+mod cores;
+mod floor;
+mod log;
 mod rival;
+mod stages;
 mod stream;
 mod table;
 mod watcher;
@@ -38,7 +45,10 @@ use super::topic::Topic;
 use super::{Service, print_load_average};
 use crate::producer::Target;
 use connection::Connection;
-use stream::Pace;
+use cores::Cores;
+use rival::Calls;
+use stages::Clock;
+use stream::{Pace, Sent};
 use watcher::Lane;
 
 /// Orders that the benchmark itself changes.
@@ -60,6 +70,12 @@ pub(crate) struct Options {
     api_ports: Vec<u16>,
     #[arg(long, env = "KAFKA_BROKERS")]
     brokers: String,
+    /// Process id of a private broker
+    #[arg(long)]
+    broker_pid: Option<u32>,
+    /// Process id of a private PostgreSQL
+    #[arg(long)]
+    postgres_pid: Option<u32>,
     /// How long samples are taken
     #[arg(long, default_value_t = 60, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
@@ -83,12 +99,24 @@ pub(crate) struct Options {
     linger_ms: u32,
 }
 
-/// Measures and prints a table.
+impl Options {
+    fn target(&self, topic: &Topic) -> Target {
+        Target {
+            brokers: self.brokers.clone(),
+            topic: topic.name.clone(),
+            settings: format!("linger.ms={}", self.linger_ms),
+        }
+    }
+}
+
+/// Measures and prints tables.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let database = TestDatabase::create();
     let own_uids = store_own_orders(&database)?;
+    let clock = Clock::now();
+    let floor = floor::measure(options, &database, &own_uids, clock)?;
     let topic = Topic::create(&options.brokers, options.partitions)?;
-    let _services = start_services(options, &database, &topic)?;
+    let services = start_services(options, &database, &topic)?;
     println!(
         "{} messages a second, {} % updates, {} partitions, linger {} ms; {} s, {} samples a second of each kind",
         options.rate,
@@ -99,11 +127,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         options.samples
     );
     print_load_average();
-    let target = Target {
-        brokers: options.brokers.clone(),
-        topic: topic.name.clone(),
-        settings: format!("linger.ms={}", options.linger_ms),
-    };
+    let target = options.target(&topic);
     let pace = Pace {
         messages_per_second: options.rate,
         update_percent: options.update_percent,
@@ -114,15 +138,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let settings = database.settings();
     let mut connection = database.connect();
     let stop = AtomicBool::new(false);
+    let calls = Calls::default();
+    let cores = Cores::count(options, &services)?;
     let (listening_tx, listening_rx) = mpsc::channel();
     let (stop_tx, stop_rx) = oneshot::channel();
-    let (rate, kinds, heard) = std::thread::scope(|scope| {
+    let (sent, kinds, heard) = std::thread::scope(|scope| {
         let pause = Duration::from_micros(options.pause_us);
-        let open = |pause| Lane::open(scope, &options.api_ports, pause);
-        let (mut new_orders, mut updates) = (open(pause)?, open(pause)?);
+        let open = |calls, pause| Lane::open(scope, &options.api_ports, calls, pause);
+        let mut new_orders = open(Some(&calls), pause)?;
+        let mut updates = open(Some(&calls), pause)?;
         // At first in a tight loop: it takes no longer than a load.
-        let mut commits = open(Duration::ZERO)?;
-        let rival = scope.spawn(move || rival::listen(&settings, &listening_tx, stop_rx));
+        let mut commits = open(None, Duration::ZERO)?;
+        let calls = &calls;
+        let rival = scope.spawn(move || rival::listen(&settings, &listening_tx, calls, stop_rx));
         // An error closes the channel; the thread tells which.
         let is_listening = listening_rx.recv().is_ok();
         let stop = &stop;
@@ -140,7 +168,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let sent = if is_listening {
             stream::send(&target, pace, &mut new_orders, &mut updates)
         } else {
-            Ok(0.0)
+            Ok(Sent::default())
         };
         stop.store(true, Ordering::Relaxed);
         let new_orders = new_orders.end()?;
@@ -152,7 +180,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let heard = joined.map_err(|_| anyhow::anyhow!("the listening session panicked"))??;
         anyhow::Ok((sent?, [new_orders, updates, commits], heard))
     })?;
+    let rate = f64::from(sent.messages) / sent.seconds;
     println!("sent {rate:.0} messages a second");
+    cores.print()?;
     print_load_average();
     table::print_head();
     let names = [
@@ -163,7 +193,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for (name, sightings) in names.into_iter().zip(&kinds) {
         table::print_kind(name, sightings, &heard)?;
     }
-    Ok(())
+    let log = log::read(&target, options.partitions, sent.messages as usize)?;
+    stages::print(
+        &mut database.connect(),
+        clock,
+        &kinds[0],
+        &log,
+        &heard,
+        &floor,
+    )
 }
 
 fn store_own_orders(database: &TestDatabase) -> anyhow::Result<Vec<String>> {

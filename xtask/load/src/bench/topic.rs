@@ -11,13 +11,14 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    /// Makes one under a random name.
+    /// Makes one under a random name, whose broker notes when it appended a message.
     pub(super) fn create(brokers: &str, partitions: i32) -> anyhow::Result<Self> {
         let name = format!("bench-{:016x}", fastrand::u64(..));
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .create()?;
-        let topics = [NewTopic::new(&name, partitions, TopicReplication::Fixed(1))];
+        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        let topics = [topic.set("message.timestamp.type", "LogAppendTime")];
         let made = wait(admin.create_topics(&topics, &AdminOptions::new()))?;
         for outcome in made? {
             outcome.map_err(|(name, code)| anyhow::anyhow!("cannot make topic {name}: {code}"))?;

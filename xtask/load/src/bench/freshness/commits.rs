@@ -35,12 +35,11 @@ pub(super) fn commit(
             lane.cancel();
             return Ok(());
         }
-        let begun_at = Instant::now();
-        let version = change(connection, uid)?;
+        let change = change(connection, uid)?;
         lane.start(&Start {
-            begun_at,
+            begun_at: change.begun_at,
             at: Instant::now(),
-            awaited: Awaited::Version(version),
+            awaited: Awaited::Version(change.version),
         });
         while !is_over(lane) && (Instant::now() < due_at || !lane.is_idle()) {
             thread::sleep(LOOK_INTERVAL);
@@ -49,9 +48,19 @@ pub(super) fn commit(
     Ok(())
 }
 
+/// A change that has committed.
+pub(super) struct Change {
+    version: i64,
+    /// When BEGIN was answered.
+    pub(super) begun_at: Instant,
+    /// When all but COMMIT was answered.
+    pub(super) written_at: Instant,
+}
+
 /// One transaction; it has committed when this returns.
-fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<i64> {
+pub(super) fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<Change> {
     connection.transaction(|connection| {
+        let begun_at = Instant::now();
         let version = diesel::update(orders::table.find(uid))
             .set((
                 orders::version.eq(next_version()),
@@ -63,6 +72,10 @@ fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<i64> {
             .bind::<Text, _>(events::CHANNEL)
             .bind::<Array<Text>, _>(events::encode(Operation::Upsert, [uid]))
             .execute(connection)?;
-        Ok(version)
+        Ok(Change {
+            version,
+            begun_at,
+            written_at: Instant::now(),
+        })
     })
 }

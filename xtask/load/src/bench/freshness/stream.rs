@@ -26,13 +26,20 @@ pub(super) struct Pace {
     pub duration: Duration,
 }
 
-/// Sends to the end; returns how many messages a second were handed over.
+/// What was handed over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent {
+    pub messages: u32,
+    pub seconds: f64,
+}
+
+/// Sends to the end.
 pub(super) fn send<'scope>(
     target: &Target,
     pace: Pace,
     new_orders: &mut Lane<'scope>,
     updates: &mut Lane<'scope>,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Sent> {
     let producer = producer::connect(target)?;
     let mut messages = Messages::new(Mix {
         invalid_percent: 0,
@@ -89,5 +96,8 @@ pub(super) fn send<'scope>(
         lane.cancel();
     }
     producer::finish(&producer)?;
-    Ok(f64::from(sent) / seconds)
+    Ok(Sent {
+        messages: sent,
+        seconds,
+    })
 }

@@ -8,11 +8,14 @@ use super::rival::Heard;
 use super::watcher::Sighting;
 
 /// Times in milliseconds, sorted.
-struct Times(Vec<f64>);
+pub(super) struct Times(Vec<f64>);
 
 impl Times {
-    fn new(durations: impl Iterator<Item = Duration>) -> Self {
-        let mut times: Vec<f64> = durations.map(|time| time.as_secs_f64() * 1e3).collect();
+    pub(super) fn new(durations: impl Iterator<Item = Duration>) -> Self {
+        Self::of_ms(durations.map(|time| time.as_secs_f64() * 1e3).collect())
+    }
+
+    pub(super) fn of_ms(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
         Self(times)
     }
@@ -23,18 +26,33 @@ impl Times {
         self.0.get(index).copied().unwrap_or(f64::NAN)
     }
 
-    fn print(&self, name: &str, rival: Option<&Self>) {
+    /// All but the end of the line.
+    fn print(&self, name: &str) {
         let shown = [50, 99, 100].map(|percent| self.percentile(percent));
         let [p50, p99, max] = shown;
         print!(
             "{name:<28} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2}",
             self.0.len()
         );
-        if let Some(rival) = rival {
-            let ratio = |percent| self.percentile(percent) / rival.percentile(percent);
-            print!("   {:>5.2} {:>5.2}", ratio(50), ratio(99));
-        }
-        println!();
+    }
+
+    fn print_beside(&self, name: &str, rival: &Self) {
+        self.print(name);
+        let ratio = |percent| self.percentile(percent) / rival.percentile(percent);
+        println!("   {:>5.2} {:>5.2}", ratio(50), ratio(99));
+    }
+}
+
+/// Prints a stage beside its floor.
+pub(super) fn print_stage(name: &str, times: &Times, floor: Option<&Times>) {
+    times.print(name);
+    match floor {
+        Some(floor) => println!(
+            " {:>8.2} {:>8.2}",
+            floor.percentile(50),
+            floor.percentile(99)
+        ),
+        None => println!(" {:>8} {:>8}", "-", "-"),
     }
 }
 
@@ -66,16 +84,18 @@ pub(super) fn print_kind(
         all.len()
     );
     let rival = Times::new(notified.into_iter());
-    rival.print("  bare LISTEN, notified", None);
+    rival.print("  bare LISTEN, notified");
+    println!();
     for (index, sightings) in sightings.iter().enumerate() {
         let seen = sightings
             .iter()
             .map(|sighting| since(sighting.seen_at, sighting.start));
-        Times::new(seen).print(&format!("  api {}, answered", index + 1), Some(&rival));
+        Times::new(seen).print_beside(&format!("  api {}, answered", index + 1), &rival);
     }
     let gaps = sightings.iter().flatten();
     let gaps = Times::new(gaps.map(|sighting| since(sighting.seen_at, sighting.unseen_at)));
-    gaps.print("  resolution of the api's", None);
+    gaps.print("  resolution of the api's");
+    println!();
     Ok(())
 }
 

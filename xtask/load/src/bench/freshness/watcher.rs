@@ -5,10 +5,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use shared::order::Order;
 
 use super::connection::{Answer, Connection};
+use super::rival::Calls;
 
 /// How long a state may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub(super) struct Sighting {
     pub begun_at: Instant,
     /// When the answer with the state was there.
     pub seen_at: Instant,
-    /// When the answer before, or the change, was there: the state became readable after that.
+    /// When the answer before was there, or the first question was asked.
     pub unseen_at: Instant,
 }
 
@@ -69,10 +70,12 @@ pub(super) struct Lane<'scope> {
 }
 
 impl<'scope> Lane<'scope> {
-    /// Connects to each api; `pause` at least lies between an answer and the next question.
+    /// Connects to each api. With `calls` the first question waits for the notification of the order; `pause` at least lies
+    /// between an answer and the next question.
     pub(super) fn open(
         scope: &'scope Scope<'scope, '_>,
         ports: &[u16],
+        calls: Option<&'scope Calls>,
         pause: Duration,
     ) -> anyhow::Result<Self> {
         let (events_tx, events) = channel();
@@ -88,6 +91,7 @@ impl<'scope> Lane<'scope> {
             let (task_tx, task_rx) = channel();
             let mut watcher = Watcher {
                 connection: Connection::open(*port)?,
+                calls,
                 pause,
                 versions: HashMap::new(),
             };
@@ -167,14 +171,15 @@ impl<'scope> Lane<'scope> {
     }
 }
 
-struct Watcher {
+struct Watcher<'a> {
     connection: Connection,
+    calls: Option<&'a Calls>,
     pause: Duration,
     /// The highest version seen of each order; 0 is an order that is not there. None may ever be lower again.
     versions: HashMap<String, i64>,
 }
 
-impl Watcher {
+impl Watcher<'_> {
     fn run(
         &mut self,
         tasks: &Receiver<Task>,
@@ -184,6 +189,8 @@ impl Watcher {
         for task in tasks {
             let path = format!("/order/{}", task.uid);
             let prepared = self.let_cache(&task, &path)?;
+            // Before the change is made: else its notification could be missed.
+            let named_rx = self.calls.map(|calls| calls.expect(&task.uid));
             if events.send(prepared).is_err() {
                 break;
             }
@@ -193,6 +200,10 @@ impl Watcher {
             let Ok(start) = task.start_rx.recv() else {
                 continue;
             };
+            if let Some(named_rx) = named_rx {
+                let named = named_rx.recv_timeout(PATIENCE);
+                named.with_context(|| format!("{} was not notified", task.uid))?;
+            }
             sightings.push(self.watch(&task.uid, &path, &start)?);
             if events.send(true).is_err() {
                 break;
@@ -213,7 +224,7 @@ impl Watcher {
     }
 
     fn watch(&mut self, uid: &str, path: &str, start: &Start) -> anyhow::Result<Sighting> {
-        let mut unseen_at = start.at;
+        let mut unseen_at = Instant::now();
         let mut known = self.versions.get(uid).copied();
         loop {
             let answer = self.connection.get(path)?;

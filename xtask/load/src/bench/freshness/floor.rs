@@ -1,0 +1,146 @@
+//! What the machine gives without ingestor and api: messages of the same rate to a consumer that does nothing with them, and
+//! transactions of one row that notify.
+
+use std::collections::HashMap;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use shared::testing::TestDatabase;
+use tokio::sync::oneshot;
+
+use super::commits::{self, Change};
+use super::rival::{self, Calls};
+use super::stages::Clock;
+use super::table::Times;
+use super::{Options, log};
+use crate::bench::topic::Topic;
+use crate::orders::{Messages, Mix};
+use crate::producer::{self, Target};
+
+/// How long it is measured.
+const DURATION: Duration = Duration::from_secs(8);
+/// What comes before does not count: connections, and code that Java has not compiled yet.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// Times of the stages that have a floor.
+pub(super) struct Floor {
+    appended: Times,
+    received: Times,
+    written: Times,
+    notified: Times,
+}
+
+impl Floor {
+    pub(super) fn stages(&self) -> [&Times; 4] {
+        [
+            &self.appended,
+            &self.received,
+            &self.written,
+            &self.notified,
+        ]
+    }
+}
+
+/// Measures it.
+pub(super) fn measure(
+    options: &Options,
+    database: &TestDatabase,
+    own_uids: &[String],
+    clock: Clock,
+) -> anyhow::Result<Floor> {
+    let topic = Topic::create(&options.brokers, options.partitions)?;
+    let target = options.target(&topic);
+    let count = f64::from(options.rate) * (SETTLING + DURATION).as_secs_f64();
+    let count = count as usize;
+    let (sent, received, changes, heard) = thread::scope(|scope| {
+        let receiving = scope.spawn(|| log::read(&target, options.partitions, count));
+        let committing = scope.spawn(|| commit(options, database, own_uids));
+        let sent = send(&target, options.rate, count)?;
+        let (changes, heard) = joined(committing.join())?;
+        anyhow::Ok((sent, joined(receiving.join())?, changes, heard))
+    })?;
+    let (mut appended, mut fetched) = (Vec::new(), Vec::new());
+    let counts_from = clock.ms(received.first().context("no message")?.received_at)
+        + SETTLING.as_secs_f64() * 1e3;
+    for message in &received {
+        let sent_at = sent.get(&message.key).context("an unknown message")?;
+        let (sent_ms, received_ms) = (clock.ms(*sent_at), clock.ms(message.received_at));
+        if sent_ms >= counts_from {
+            appended.push(message.appended_at_ms as f64 - sent_ms);
+            fetched.push(received_ms - message.appended_at_ms as f64);
+        }
+    }
+    let notified: Option<Vec<Duration>> = (changes.iter())
+        .map(|(uid, change)| {
+            let at = heard.first(uid, change.begun_at)?;
+            Some(at.saturating_duration_since(change.written_at))
+        })
+        .collect();
+    let written = changes
+        .iter()
+        .map(|(_, change)| change.written_at - change.begun_at);
+    Ok(Floor {
+        appended: Times::of_ms(appended),
+        received: Times::of_ms(fetched),
+        written: Times::new(written),
+        notified: Times::new(notified.context("a change was not notified")?.into_iter()),
+    })
+}
+
+fn send(target: &Target, rate: u32, count: usize) -> anyhow::Result<HashMap<String, Instant>> {
+    let producer = producer::connect(target)?;
+    let mut messages = Messages::new(Mix {
+        invalid_percent: 0,
+        update_percent: 0,
+        seed: None,
+    });
+    let mut sent = HashMap::with_capacity(count);
+    let started_at = Instant::now();
+    for number in 0..count {
+        let message = messages.next_message()?;
+        let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+        thread::sleep(due.saturating_sub(started_at.elapsed()));
+        let at = Instant::now();
+        producer::send(&producer, &target.topic, &message)?;
+        sent.insert(message.key, at);
+    }
+    producer::finish(&producer)?;
+    Ok(sent)
+}
+
+type Changes<'a> = Vec<(&'a str, Change)>;
+
+fn commit<'a>(
+    options: &Options,
+    database: &TestDatabase,
+    uids: &'a [String],
+) -> anyhow::Result<(Changes<'a>, rival::Heard)> {
+    let settings = database.settings();
+    let (listening_tx, listening_rx) = mpsc::channel();
+    let (stop_tx, stop_rx) = oneshot::channel();
+    let listening =
+        thread::spawn(move || rival::listen(&settings, &listening_tx, &Calls::default(), stop_rx));
+    let mut changes = Vec::new();
+    // An error closes the channel; the thread tells which.
+    if listening_rx.recv().is_ok() {
+        let mut connection = database.connect();
+        let interval = Duration::from_secs_f64(1.0 / f64::from(options.samples));
+        thread::sleep(SETTLING);
+        let started_at = Instant::now();
+        for uid in uids.iter().cycle() {
+            if started_at.elapsed() >= DURATION {
+                break;
+            }
+            changes.push((uid.as_str(), commits::change(&mut connection, uid)?));
+            thread::sleep(interval);
+        }
+    }
+    drop(stop_tx);
+    Ok((changes, joined(listening.join())?))
+}
+
+fn joined<T>(outcome: thread::Result<anyhow::Result<T>>) -> anyhow::Result<T> {
+    outcome.map_err(|_| anyhow::anyhow!("a thread panicked"))?
+}

@@ -1,0 +1,121 @@
+//! Where the time of new orders goes, between marks that cost nothing while orders stream: the broker writes down when it
+//! appended a message, PostgreSQL when a transaction began and when it wrote its commit record.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Text, Timestamptz};
+
+use super::floor::Floor;
+use super::log::Appended;
+use super::rival::Heard;
+use super::table::{self, Times};
+use super::watcher::Sighting;
+
+/// Of orders that no later message has changed: the transaction that wrote such a row is the one that inserted it.
+const MARKS: &str =
+    "SELECT order_uid, created_at AS begun_at, pg_xact_commit_timestamp(xmin) AS committed_at
+    FROM orders WHERE order_uid = ANY($1) AND updated_at = created_at";
+
+#[derive(QueryableByName)]
+struct Marks {
+    #[diesel(sql_type = Text)]
+    order_uid: String,
+    #[diesel(sql_type = Timestamptz)]
+    begun_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    committed_at: DateTime<Utc>,
+}
+
+/// Both clocks at one moment: the servers tell the time of day.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    instant: Instant,
+    time: DateTime<Utc>,
+}
+
+impl Clock {
+    pub(super) fn now() -> Self {
+        Self {
+            instant: Instant::now(),
+            time: Utc::now(),
+        }
+    }
+
+    /// The time of day of a later moment, in milliseconds since 1970.
+    pub(super) fn ms(&self, at: Instant) -> f64 {
+        let passed = at.saturating_duration_since(self.instant);
+        ms(self.time) + passed.as_secs_f64() * 1e3
+    }
+}
+
+fn ms(time: DateTime<Utc>) -> f64 {
+    (time - DateTime::UNIX_EPOCH).as_seconds_f64() * 1e3
+}
+
+/// Prints how long each stage took, beside the same without ingestor and api.
+pub(super) fn print(
+    connection: &mut PgConnection,
+    clock: Clock,
+    sightings: &[Vec<Sighting>],
+    log: &[Appended],
+    heard: &Heard,
+    floor: &Floor,
+) -> anyhow::Result<()> {
+    let all = sightings.first().map_or(&[][..], Vec::as_slice);
+    let uids: Vec<&str> = all.iter().map(|sighting| sighting.uid.as_str()).collect();
+    let marks: Vec<Marks> = diesel::sql_query(MARKS)
+        .bind::<Array<Text>, _>(uids)
+        .load(connection)
+        .context("the server must run with track_commit_timestamp = on")?;
+    let marks: HashMap<&str, &Marks> = (marks.iter())
+        .map(|marks| (marks.order_uid.as_str(), marks))
+        .collect();
+    // The first message of an order is the one that made it.
+    let mut appended: HashMap<&str, i64> = HashMap::new();
+    for message in log {
+        appended
+            .entry(&message.key)
+            .or_insert(message.appended_at_ms);
+    }
+    let mut stages: Vec<Vec<f64>> = vec![Vec::new(); 4 + sightings.len()];
+    for (index, sighting) in all.iter().enumerate() {
+        let Some(marks) = marks.get(sighting.uid.as_str()) else {
+            continue;
+        };
+        let heard_at = heard.first(&sighting.uid, sighting.begun_at);
+        let appended_at_ms = appended.get(sighting.uid.as_str());
+        let ends = [
+            clock.ms(sighting.start),
+            *appended_at_ms.context("a message is not in Kafka's log")? as f64,
+            ms(marks.begun_at),
+            ms(marks.committed_at),
+            clock.ms(heard_at.context("a change was not notified")?),
+        ];
+        for (stage, pair) in stages.iter_mut().zip(ends.windows(2)) {
+            stage.push(pair[1] - pair[0]);
+        }
+        for (stage, sightings) in stages[4..].iter_mut().zip(sightings) {
+            stage.push(clock.ms(sightings[index].seen_at) - ends[4]);
+        }
+    }
+    println!();
+    println!("                                                milliseconds         bare");
+    println!("new order, stage by stage    samples      p50      p99      max      p50      p99");
+    let floors = floor.stages().into_iter().map(Some).chain([None, None]);
+    let names = [
+        "  to Kafka's log",
+        "  to BEGIN of its batch",
+        "  to the commit record",
+        "  to the notification",
+    ];
+    let answers = (1..).map(|number| format!("  to the answer of api {number}"));
+    let names = names.map(str::to_owned).into_iter().chain(answers);
+    for ((name, times), floor) in names.zip(stages).zip(floors.chain(std::iter::repeat(None))) {
+        table::print_stage(&name, &Times::of_ms(times), floor);
+    }
+    Ok(())
+}
