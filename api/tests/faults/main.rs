@@ -4,7 +4,9 @@
 
 mod coherence;
 mod exports;
+mod frozen;
 mod hostile;
+mod ingestion;
 mod pooler;
 mod scene;
 

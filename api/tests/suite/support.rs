@@ -131,12 +131,7 @@ impl TestApi {
 
     /// Sends bytes and reads the answer until the server closes.
     pub async fn send_bytes(&self, bytes: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-        read.expect("no answer in time").unwrap();
-        Answer::parse(&answer)
+        send_bytes(self.port, bytes).await
     }
 
     pub async fn stop(mut self) {
@@ -149,6 +144,16 @@ impl Drop for TestApi {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// Sends bytes to a local port and reads the answer until the server closes.
+pub async fn send_bytes(port: u16, bytes: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    read.expect("no answer in time").unwrap();
+    Answer::parse(&answer)
 }
 
 pub struct Answer {

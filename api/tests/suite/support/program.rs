@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use shared::testing::{TestDatabase, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Answer, PATIENCE};
+use super::{Answer, PATIENCE, send_bytes};
 
 pub struct Program {
     pub process: Child,
@@ -60,12 +59,7 @@ impl Program {
 
     /// Sends a request that asks for the connection to be closed.
     pub async fn send(&self, request: &str) -> Answer {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-        read.expect("no answer in time").unwrap();
-        Answer::parse(&answer)
+        send_bytes(self.port, request.as_bytes()).await
     }
 
     pub async fn wait_until_logged(&self, text: &str) {
