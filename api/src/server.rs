@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -36,6 +37,9 @@ const MAX_BUFFER_BYTES: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Least time between two reports of failed accepts: at the limit they fail and succeed by turns.
 const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long what was sent may stay unacknowledged. The feed sends something every 15 s, so that a peer which has vanished is
+/// given up after 75 s; longer than a peer may take nothing of an answer (`Deadlines`).
+const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 /// How long requests are still taken after the signal, at most, so that a balancer can see /readyz say no first.
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
@@ -96,7 +100,7 @@ async fn accept(
         let service = service_fn(move |request| {
             envelope::answer(&for_requests, &*routes, peer.ip(), request)
         });
-        let (stream, timer) = deadlines::guard(without_delay(stream), limits.deadlines);
+        let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
         let connection = http1::Builder::new()
             .timer(timer.clone())
             .max_buf_size(MAX_BUFFER_BYTES)
@@ -144,10 +148,30 @@ async fn accept_one(
     }
 }
 
-/// An answer is one small write: it must not wait for the acknowledgement of the one before.
-fn without_delay(stream: TcpStream) -> TcpStream {
+/// An answer is one small write: it must not wait for the acknowledgement of the one before. And a peer that has vanished
+/// without a word must not keep its place on the feed for the quarter of an hour that TCP tries.
+fn with_options(stream: TcpStream) -> TcpStream {
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot set TCP_NODELAY: {error}");
     }
+    if let Err(error) = sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_TIMEOUT_MS) {
+        debug!("cannot set TCP_USER_TIMEOUT: {error}");
+    }
     stream
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_are_quick_and_give_up_peers_that_acknowledge_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (stream, _) = accept_one(&listener, &mut None).await;
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 0);
+        let stream = with_options(stream);
+        assert!(stream.nodelay().unwrap());
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 60_000);
+    }
 }
