@@ -60,3 +60,35 @@ async fn entries_and_connections_of_another_history_are_dropped() {
     })
     .await;
 }
+
+/// Servers before the minor releases of November 2025 may refuse LISTEN until the end of the queue of notifications has been
+/// moved on, which asking for its usage does. No such server is here: the test sees that each session asks before it listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn queue_is_moved_on_before_each_session_listens() {
+    let database = TestDatabase::create();
+    let note_asking = [
+        "CREATE SCHEMA noted; \
+         CREATE TABLE noted.asked (pid int, application text, channels bigint); \
+         CREATE FUNCTION noted.pg_notification_queue_usage() RETURNS double precision LANGUAGE sql AS \
+             'INSERT INTO noted.asked SELECT pg_backend_pid(), current_setting(''application_name''), \
+                                             (SELECT count(*) FROM pg_listening_channels()); \
+              SELECT pg_catalog.pg_notification_queue_usage()'; \
+         ALTER DATABASE ",
+        &database.settings().name,
+        " SET search_path = noted, pg_catalog, public",
+    ]
+    .concat();
+    database.execute(&note_asking);
+    let program = Program::start(&database, &[]).await;
+    for connects in 1..=2 {
+        program
+            .wait_until_logged_times("listener is live", connects)
+            .await;
+        let asked = database.texts(
+            "SELECT application || ' ' || channels AS value FROM noted.asked \
+             WHERE pid IN (SELECT pid FROM pg_stat_activity WHERE application_name = 'orders-api-listener')",
+        );
+        assert_eq!(asked, ["orders-api-listener 0"]);
+        terminate_listener(&database);
+    }
+}
