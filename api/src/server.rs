@@ -17,7 +17,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -39,6 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long what was sent may stay unacknowledged. The feed sends something every 15 s, so that a peer which has vanished is
 /// given up after 75 s; longer than a peer may take nothing of an answer (`Deadlines`).
+#[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 /// How long requests are still taken after the signal, at most, so that a balancer can see /readyz say no first.
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
@@ -154,14 +154,20 @@ fn with_options(stream: TcpStream) -> TcpStream {
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot set TCP_NODELAY: {error}");
     }
-    if let Err(error) = sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_TIMEOUT_MS) {
+    // Only Linux has it.
+    #[cfg(target_os = "linux")]
+    if let Err(error) =
+        rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_TIMEOUT_MS)
+    {
         debug!("cannot set TCP_USER_TIMEOUT: {error}");
     }
     stream
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use rustix::net::sockopt;
+
     use super::*;
 
     #[tokio::test]
