@@ -1,8 +1,8 @@
 //! The cache of orders: ready-made answers that the database's events keep true.
 //!
 //! - [`core`]: who may store what; pure. [`counters`]: what happened.
-//! - [`loader`]: readers; one load a key at a time. `batches`: loads that share a statement. [`warmup`]: loads that nobody asked for yet.
-//!   `revalidation`: what was cached before the listener was away.
+//! - [`loader`]: readers; one load a key at a time. `batches`: loads that share a statement. [`warmup`]: loads that nobody
+//!   asked for yet. `revalidation`: what was cached before the listener was away.
 //! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
 //!   [`audit`]: what no event told of.
 //!   `clock`: time that goes on while the machine sleeps.

@@ -84,19 +84,15 @@ pub fn answer(
     if request.version() < Version::HTTP_11 {
         request.extensions_mut().insert(OldProtocol);
     }
-    if let Some(outcome) = envelope.own_answer(app, &request) {
-        return at_once(Ok(envelope.close(app, outcome)));
-    }
-    // The state that a panic may leave half-changed is behind locks that hold no invariants across calls.
-    let waiting = match catch_unwind(AssertUnwindSafe(|| routes(request))) {
-        Ok(Either::Left(outcome)) => {
-            return at_once(Ok(envelope.close(app, outcome.into_inner())));
-        }
-        Ok(Either::Right(waiting)) => waiting,
-        Err(panic) => {
-            let outcome = envelope.panicked(&*panic);
-            return at_once(Ok(envelope.close(app, outcome)));
-        }
+    let answering = match envelope.own_answer(app, &request) {
+        Some(outcome) => at_once(outcome),
+        // The state that a panic may leave half-changed is behind locks that hold no invariants across calls.
+        None => catch_unwind(AssertUnwindSafe(|| routes(request)))
+            .unwrap_or_else(|panic| at_once(envelope.panicked(&*panic))),
+    };
+    let waiting = match answering {
+        Either::Left(outcome) => return at_once(Ok(envelope.close(app, outcome.into_inner()))),
+        Either::Right(waiting) => waiting,
     };
     let app = Arc::clone(app);
     let waiting = waiting.instrument(envelope.span());

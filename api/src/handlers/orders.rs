@@ -38,14 +38,11 @@ const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
 /// `/order/{uid}`: reads only.
 pub fn read_only_order(segment: &str, call: Call) -> Answering<Result<Response, ApiError>> {
-    let uid = match order_uid(segment) {
-        Ok(uid) => uid,
-        Err(error) => return at_once(Err(error)),
-    };
-    match call.verb() {
+    let answering = order_uid(segment).and_then(|uid| match call.verb() {
         Verb::Get => get_order(&uid, call),
-        _ => at_once(call.other_method("GET, HEAD, OPTIONS")),
-    }
+        _ => Ok(at_once(call.other_method("GET, HEAD, OPTIONS"))),
+    });
+    answering.unwrap_or_else(|error| at_once(Err(error)))
 }
 
 /// `/api/v1/orders/{uid}`.
@@ -56,7 +53,7 @@ pub async fn order<B: Buf>(
 ) -> Result<Response, ApiError> {
     let uid = order_uid(&segment)?;
     match call.verb() {
-        Verb::Get => get_order(&uid, call).await,
+        Verb::Get => get_order(&uid, call)?.await,
         Verb::Put => put_order(uid, &call, body).await,
         Verb::Delete => delete_order(uid, &call).await,
         _ => call.other_method("GET, HEAD, PUT, DELETE, OPTIONS"),
@@ -71,14 +68,7 @@ pub async fn order_list(call: Call) -> Result<Response, ApiError> {
     }
 }
 
-fn get_order(uid: &OrderUid, call: Call) -> Answering<Result<Response, ApiError>> {
-    match get_allowed_order(uid, call) {
-        Ok(answering) => answering,
-        Err(error) => at_once(Err(error)),
-    }
-}
-
-fn get_allowed_order(
+fn get_order(
     uid: &OrderUid,
     call: Call,
 ) -> Result<Answering<Result<Response, ApiError>>, ApiError> {
