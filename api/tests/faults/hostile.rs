@@ -1,10 +1,12 @@
 //! Clients that mean harm, each kind in turn, while others read.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use shared::testing::TestDatabase;
+use shared::testing::{TestDatabase, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -21,6 +23,10 @@ const READS: usize = 1_000;
 const MOST_P99: Duration = Duration::from_millis(100);
 /// Thousands of connections with a buffer each; no body and no header beyond its bound.
 const MOST_GROWTH_BYTES: u64 = 256 * 1024 * 1024;
+
+/// In which as many clients as there are must have been hung up on: the time for a header or a body, and the rest between
+/// two attempts.
+const HUNG_UP_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
@@ -113,14 +119,17 @@ async fn hostile_clients_slow_nobody_down_and_take_little_memory() {
         Harm::EndlessBody,
     ] {
         let (count, addresses) = harm.clients();
+        let hung_up = Arc::new(AtomicUsize::new(0));
         let mut clients = JoinSet::new();
         for number in 0..count {
             // Linux has all of 127.0.0.0/8.
             let source = Ipv4Addr::new(127, 0, 1, 1 + (number % addresses) as u8);
-            clients.spawn(do_harm(harm, source, program.port));
+            clients.spawn(do_harm(harm, source, program.port, Arc::clone(&hung_up)));
         }
-        // Longer than the time for a header: some have been hung up on by then, and have come again.
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        eventually("they have been hung up on", HUNG_UP_WITHIN, async || {
+            hung_up.load(Ordering::Relaxed) >= count
+        })
+        .await;
         let p99 = p99_of_reads(program.port).await;
         let growth = resident_bytes(&program).saturating_sub(before);
         eprintln!(
@@ -134,12 +143,13 @@ async fn hostile_clients_slow_nobody_down_and_take_little_memory() {
 }
 
 /// Again and again, with a short rest: what is to be seen is what it does to the server, not to the machine.
-async fn do_harm(harm: Harm, source: Ipv4Addr, port: u16) {
+async fn do_harm(harm: Harm, source: Ipv4Addr, port: u16, hung_up: Arc<AtomicUsize>) {
     loop {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((source, 0).into()).unwrap();
         if let Ok(stream) = socket.connect((Ipv4Addr::LOCALHOST, port).into()).await {
             harm.attempt(stream).await.ok();
+            hung_up.fetch_add(1, Ordering::Relaxed);
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
