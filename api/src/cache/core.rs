@@ -200,7 +200,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
                 && entry.epoch == gate.epoch
             {
                 self.counters.hits.add(1);
-                return Lookup::Hit(entry.value);
+                return Lookup::Hit(entry.value.clone());
             }
             if shard.missing.get(uid).is_some() {
                 self.counters.negative_hits.add(1);

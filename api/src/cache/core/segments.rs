@@ -1,90 +1,121 @@
 //! Which entry goes when room is needed: a segmented LRU (Karedla, Love and Wherry, "Caching Strategies to Improve Disk
-//! System Performance", 1994).
+//! System Performance", 1994) that promotes lazily (Yang, Qiu, Zhang, Yue and Rashmi, "FIFO Can Be Better than LRU: the
+//! Power of Lazy Promotion and Quick Demotion", 2023).
 //!
 //! A new entry is on probation; one that is asked for again is protected. Room is made among those on probation, so that
 //! whoever walks once over all orders pushes out nothing that others ask for again and again.
+//!
+//! A hit only marks its entry. The mark is looked at when the entry's turn to go has come, and moves it then: to move it at
+//! each hit would touch its neighbours in the list too, and in a large cache the processor waits for each of them.
 
 use compact_str::CompactString;
 use lru::LruCache;
 
+/// Most entries that are moved for one that goes: a few tenths of a millisecond under the lock.
+const MAX_MOVES: usize = 1000;
+
 /// The entries of one shard by uid.
 #[derive(Debug)]
 pub(super) struct SegmentedLru<T> {
-    protected: LruCache<CompactString, T>,
-    probation: LruCache<CompactString, T>,
+    protected: LruCache<CompactString, Marked<T>>,
+    probation: LruCache<CompactString, Marked<T>>,
     max_protected: usize,
 }
 
-impl<T: Clone> SegmentedLru<T> {
+#[derive(Debug)]
+struct Marked<T> {
+    entry: T,
+    /// Since it came to its place.
+    is_used: bool,
+}
+
+impl<T> Marked<T> {
+    fn new(entry: T) -> Self {
+        Self {
+            entry,
+            is_used: false,
+        }
+    }
+}
+
+impl<T> SegmentedLru<T> {
     /// Makes an empty one for about `capacity` entries; the bound is the caller's to keep.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             protected: LruCache::unbounded(),
             probation: LruCache::unbounded(),
             // Four fifths, as Caffeine has it.
-            max_protected: capacity * 4 / 5,
+            max_protected: (capacity * 4 / 5).max(1),
         }
     }
 
     /// A reader asks for it: it counts as used.
-    pub(super) fn get(&mut self, uid: &str) -> Option<T> {
-        if let Some(entry) = self.protected.get(uid) {
-            return Some(entry.clone());
-        }
-        if self.max_protected == 0 {
-            return self.probation.get(uid).cloned();
-        }
-        let (uid, entry) = self.probation.pop_entry(uid)?;
-        self.protected.put(uid, entry.clone());
-        if self.protected.len() > self.max_protected
-            && let Some((uid, oldest)) = self.protected.pop_lru()
-        {
-            self.probation.put(uid, oldest);
-        }
-        Some(entry)
+    pub(super) fn get(&mut self, uid: &str) -> Option<&T> {
+        let marked = self.marked(uid)?;
+        marked.is_used = true;
+        Some(&marked.entry)
     }
 
     /// Looks at it; this is no use of it.
     pub(super) fn peek(&self, uid: &str) -> Option<&T> {
-        self.protected
-            .peek(uid)
-            .or_else(|| self.probation.peek(uid))
+        let marked = self.protected.peek(uid);
+        let marked = marked.or_else(|| self.probation.peek(uid))?;
+        Some(&marked.entry)
     }
 
     /// As [`Self::peek`].
     pub(super) fn peek_mut(&mut self, uid: &str) -> Option<&mut T> {
+        Some(&mut self.marked(uid)?.entry)
+    }
+
+    fn marked(&mut self, uid: &str) -> Option<&mut Marked<T>> {
         match self.protected.peek_mut(uid) {
-            Some(entry) => Some(entry),
+            Some(marked) => Some(marked),
             None => self.probation.peek_mut(uid),
         }
     }
 
     /// Takes in what is not there yet, as the newest on probation.
     pub(super) fn insert(&mut self, uid: CompactString, entry: T) {
-        self.probation.put(uid, entry);
+        self.probation.put(uid, Marked::new(entry));
     }
 
     /// Takes in what is not there yet, as the first to go.
     pub(super) fn insert_oldest(&mut self, uid: CompactString, entry: T) {
         let key = uid.clone();
-        self.probation.put(uid, entry);
+        self.probation.put(uid, Marked::new(entry));
         self.probation.demote(&key);
     }
 
     pub(super) fn remove(&mut self, uid: &str) -> Option<T> {
-        self.protected.pop(uid).or_else(|| self.probation.pop(uid))
+        let marked = self.protected.pop(uid);
+        let marked = marked.or_else(|| self.probation.pop(uid))?;
+        Some(marked.entry)
     }
 
-    /// Removes the oldest on probation, but not what has just come.
+    /// Removes the oldest on probation that nobody has used, but not what has just come; where all were used, the one that
+    /// has been protected for longest.
     pub(super) fn remove_oldest(&mut self) -> Option<T> {
-        let oldest = match self.probation.len() {
-            0 | 1 => self
-                .protected
-                .pop_lru()
-                .or_else(|| self.probation.pop_lru()),
-            _ => self.probation.pop_lru(),
-        };
-        oldest.map(|(_, entry)| entry)
+        for _ in 1..self.probation.len().min(MAX_MOVES) {
+            let (uid, oldest) = self.probation.pop_lru()?;
+            if !oldest.is_used {
+                return Some(oldest.entry);
+            }
+            self.protect(uid, oldest.entry);
+        }
+        let oldest = self.protected.pop_lru();
+        let (_, oldest) = oldest.or_else(|| self.probation.pop_lru())?;
+        Some(oldest.entry)
+    }
+
+    /// Where it takes the place of another, that one gets another turn on probation, and keeps its mark there.
+    fn protect(&mut self, uid: CompactString, entry: T) {
+        self.protected.put(uid, Marked::new(entry));
+        if self.protected.len() > self.max_protected
+            && let Some((uid, oldest)) = self.protected.pop_lru()
+        {
+            self.probation.put(uid, oldest);
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -98,6 +129,56 @@ impl<T: Clone> SegmentedLru<T> {
 
     /// The entries, those that go last first.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&CompactString, &T)> {
-        self.protected.iter().chain(self.probation.iter())
+        let marked = self.protected.iter().chain(self.probation.iter());
+        marked.map(|(uid, marked)| (uid, &marked.entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(capacity: usize) -> SegmentedLru<usize> {
+        let mut entries = SegmentedLru::new(capacity);
+        for number in 0..capacity {
+            entries.insert(number.to_string().into(), number);
+        }
+        entries
+    }
+
+    #[test]
+    fn used_entry_stays_when_its_turn_comes_and_goes_when_it_comes_again_without_use() {
+        let mut entries = filled(5);
+        assert_eq!(entries.get("0"), Some(&0));
+        assert_eq!(entries.remove_oldest(), Some(1));
+        let rest: Vec<_> = (0..4).filter_map(|_| entries.remove_oldest()).collect();
+        assert_eq!(rest, [2, 3, 0, 4], "the newest last");
+        assert_eq!(entries.remove_oldest(), None);
+    }
+
+    #[test]
+    fn where_all_are_used_one_goes_but_not_what_has_just_come() {
+        for capacity in [1, 2, 5, 100] {
+            let mut entries = filled(capacity);
+            for newest in capacity..capacity * 3 {
+                for number in 0..newest {
+                    entries.get(&number.to_string());
+                }
+                entries.insert(newest.to_string().into(), newest);
+                assert!(entries.remove_oldest().is_some());
+                assert_eq!(entries.len(), capacity);
+                assert_eq!(entries.peek(&newest.to_string()), Some(&newest));
+            }
+        }
+    }
+
+    #[test]
+    fn no_eviction_moves_more_than_its_bound() {
+        let mut entries = filled(10 * MAX_MOVES);
+        for number in 0..10 * MAX_MOVES {
+            entries.get(&number.to_string());
+        }
+        assert_eq!(entries.remove_oldest(), Some(0));
+        assert_eq!(entries.protected.len(), MAX_MOVES - 2);
     }
 }
