@@ -97,6 +97,15 @@ impl Drop for Service {
     }
 }
 
+/// A load generator, in a session of its own. Linux shares the cores between sessions first (autogroup), as between a service
+/// manager's services, and between threads then: in one session with a server of two busy threads, a generator of one gets a
+/// third of two cores and is what is measured.
+fn generator(program: &str) -> Command {
+    let mut command = Command::new("setsid");
+    command.args(["--wait", program]);
+    command
+}
+
 /// Measures both in turn; who goes first changes with every round, so that neither always finds what the other left.
 fn in_turn<A, B>(
     round: usize,

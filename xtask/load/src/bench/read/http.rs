@@ -2,9 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
+
+use crate::bench::generator;
 
 /// Head, in lower case, and body.
 pub(super) fn get(port: u16, path: &str) -> anyhow::Result<(String, String)> {
@@ -53,7 +54,7 @@ pub(super) fn load_by_script(port: u16, script: &str, connections: u32) -> anyho
 
 fn wrk(script: &[&str], url: &str, connections: u32) -> anyhow::Result<Load> {
     let connections = format!("-c{connections}");
-    let output = Command::new("wrk")
+    let output = generator("wrk")
         .args(["-t1", &connections, "-d4s", "--latency"])
         .args(script)
         .arg(url)

@@ -1,7 +1,6 @@
 //! Misses, beside pgbench running the statement that a miss runs.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use diesel::pg::Pg;
@@ -12,6 +11,7 @@ use shared::db::schema::orders;
 
 use super::api::FIRST_UID;
 use super::http::Load;
+use crate::bench::generator;
 
 /// Connections of the api's pool to the database, by default.
 pub(super) const POOL_SIZE: u32 = 8;
@@ -27,7 +27,7 @@ pub(super) fn pgbench(
     std::fs::write(&script, script_of_a_miss(orders)?)?;
     let log = folder.join("pgbench");
     let prefix = log.display().to_string();
-    let output = Command::new("pgbench")
+    let output = generator("pgbench")
         .args([
             "-n",
             "-M",
