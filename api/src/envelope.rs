@@ -23,7 +23,8 @@ use crate::problem::ApiError;
 use crate::rate_limit::Quota;
 use crate::request::OldProtocol;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Names a request: in its answer, in the log.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// What comes at once, out of memory, or has to be waited for; the latter in a box, so that the former moves little.

@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::envelope::{Answering, Outcome, at_once, reply};
 use crate::handlers::{cache, events, health, orders, web};
 use crate::problem::ApiError;
-use crate::request::{Call, OldProtocol};
+use crate::request::{Call, OldProtocol, order_uid};
 
 /// Each path and the methods that it knows, as its `Allow` says: what `openapi.json` describes and the tests ask.
 pub const ROUTES: [(&str, &str); 18] = [
@@ -149,9 +149,9 @@ pub fn router(
     move |request| {
         // The hot route before warp's filters: they are cloned for each request, as its header is, and give nothing at once.
         if let Some(segment) = segment_below("/order/", request.uri().path()) {
-            let segment = segment.to_owned();
+            let uid = order_uid(segment);
             let call = Call::new(Arc::clone(&app), request.into_parts().0);
-            return name_route("order", orders::read_only_order(&segment, call));
+            return name_route("order", orders::read_only_order(uid, call));
         }
         let replying = routes.call(request);
         Either::Right(Box::pin(replying.map(|reply| match reply {

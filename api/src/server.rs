@@ -103,6 +103,7 @@ async fn accept(
         let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
         let connection = http1::Builder::new()
             .timer(timer.clone())
+            .header_read_timeout(limits.deadlines.idle)
             .max_buf_size(MAX_BUFFER_BYTES)
             // Head and body in one piece: for a kilobyte copying it is cheaper than telling the kernel of two.
             .writev(false)

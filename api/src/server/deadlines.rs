@@ -46,8 +46,11 @@ impl Default for Deadlines {
 /// A connection's wait for headers: hyper's timer, which it asks for a sleep when it begins to wait for a header, and all of
 /// these sleeps. One task uses it; behind a lock only because hyper wants timers that may be shared.
 #[derive(Clone, Debug)]
-pub(super) struct HeaderTimer {
-    wait: Arc<Mutex<HeaderWait>>,
+pub(super) struct HeaderTimer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    wait: Mutex<HeaderWait>,
     deadlines: Deadlines,
 }
 
@@ -71,25 +74,26 @@ enum Header {
 
 impl HeaderTimer {
     fn wait(&self) -> MutexGuard<'_, HeaderWait> {
-        self.wait.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.wait.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Timer for HeaderTimer {
-    fn sleep(&self, _: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.sleep_until(Instant::now() + duration)
+    }
+
+    /// `idle_until` is where a header must have begun.
+    fn sleep_until(&self, idle_until: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
         let mut wait = self.wait();
         if wait.header == Header::First {
             wait.header = Header::Timed;
         } else {
             wait.header = Header::NotBegun;
-            let deadline = tokio::time::Instant::now() + self.deadlines.idle;
-            wait.alarm.as_mut().reset(deadline);
+            wait.alarm.as_mut().reset(idle_until.into());
         }
+        drop(wait);
         Box::pin(self.clone())
-    }
-
-    fn sleep_until(&self, _: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        self.sleep(Duration::ZERO)
     }
 }
 
@@ -102,7 +106,7 @@ impl Future for HeaderTimer {
         let mut wait = self.wait();
         if wait.header == Header::Begun {
             wait.header = Header::Timed;
-            let deadline = tokio::time::Instant::now() + self.deadlines.header;
+            let deadline = tokio::time::Instant::now() + self.0.deadlines.header;
             wait.alarm.as_mut().reset(deadline);
         }
         wait.alarm.as_mut().poll(context)
@@ -123,10 +127,10 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, H
         header: Header::First,
         alarm: Box::pin(tokio::time::sleep(deadlines.header)),
     };
-    let timer = HeaderTimer {
-        wait: Arc::new(Mutex::new(wait)),
+    let timer = HeaderTimer(Arc::new(Shared {
+        wait: Mutex::new(wait),
         deadlines,
-    };
+    }));
     let stream = ClientStream {
         stream,
         timer: timer.clone(),
@@ -157,7 +161,7 @@ impl ClientStream {
             self.write_alarm = None;
             return written;
         }
-        let limit = self.timer.deadlines.write;
+        let limit = self.timer.0.deadlines.write;
         let new_alarm = || Box::pin(tokio::time::sleep(limit));
         let alarm = self.write_alarm.get_or_insert_with(new_alarm);
         ready!(alarm.as_mut().poll(context));
