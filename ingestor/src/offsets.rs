@@ -26,6 +26,24 @@ mod incidents;
 mod lock;
 pub mod operators;
 
+diesel::define_sql_function! {
+    /// The migrations' own.
+    #[expect(clippy::too_many_arguments, reason = "as the database has it")]
+    fn advance_consumer_offset(
+        group_id: Text,
+        topic: Text,
+        partition: Integer,
+        epoch: BigInt,
+        owner: SqlUuid,
+        old_next_offset: BigInt,
+        new_next_offset: BigInt,
+        last_offset: Nullable<BigInt>,
+        last_timestamp: Nullable<BigInt>,
+        consecutive_bad: BigInt,
+        halted: Bool,
+    ) -> BigInt;
+}
+
 /// Name of the constraint under which `advance_consumer_offset` refuses: diesel hides the SQLSTATE.
 const FENCE_CONSTRAINT: &str = "consumer_offsets_fence";
 
@@ -328,20 +346,19 @@ pub fn advance(
     batch: &Batch,
     halts: bool,
 ) -> QueryResult<()> {
-    diesel::sql_query(
-        "SELECT advance_consumer_offset($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-    )
-    .bind::<Text, _>(&consumer.group_id)
-    .bind::<Text, _>(&consumer.topic)
-    .bind::<Integer, _>(batch.reading.partition)
-    .bind::<BigInt, _>(claim.epoch)
-    .bind::<SqlUuid, _>(consumer.owner)
-    .bind::<BigInt, _>(batch.old_next_offset)
-    .bind::<BigInt, _>(batch.new_next_offset)
-    .bind::<Nullable<BigInt>, _>(batch.last_record.map(|record| record.offset))
-    .bind::<Nullable<BigInt>, _>(batch.last_record.and_then(|record| record.timestamp_ms))
-    .bind::<BigInt, _>(batch.bad_run(claim.consecutive_bad).trailing)
-    .bind::<Bool, _>(halts)
+    diesel::select(advance_consumer_offset(
+        &consumer.group_id,
+        &consumer.topic,
+        batch.reading.partition,
+        claim.epoch,
+        consumer.owner,
+        batch.old_next_offset,
+        batch.new_next_offset,
+        batch.last_record.map(|record| record.offset),
+        batch.last_record.and_then(|record| record.timestamp_ms),
+        batch.bad_run(claim.consecutive_bad).trailing,
+        halts,
+    ))
     .execute(connection)
     .map(|_| ())
 }

@@ -216,11 +216,12 @@ impl Poller {
             Report::Stored {
                 reading,
                 next_offset,
+                at,
                 size_bytes,
             } => {
                 self.budget.free(size_bytes);
                 if let Some(partition) = self.partition_of(reading) {
-                    partition.stored(next_offset);
+                    partition.stored(next_offset, at);
                 }
             }
             Report::Dropped { size_bytes } => self.budget.free(size_bytes),
@@ -379,11 +380,12 @@ impl Poller {
             if let Report::Stored {
                 reading,
                 next_offset,
+                at,
                 ..
             } = report
                 && let Some(partition) = self.partition_of(reading)
             {
-                partition.stored(next_offset);
+                partition.stored(next_offset, at);
             }
         }
         self.commit_mirror(CommitMode::Sync);

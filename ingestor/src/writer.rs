@@ -69,6 +69,8 @@ pub enum Report {
         reading: Reading,
         /// What the database now says.
         next_offset: i64,
+        /// When the database had it: the poll thread may hear of it later.
+        at: Instant,
         /// Memory that came free.
         size_bytes: usize,
     },
@@ -86,6 +88,8 @@ pub enum Report {
 
 /// An idle owner looks at its rows so often, so that a rewind or a failover reaches it.
 const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a batch is tried again at once after another writer was quicker with one of its new orders; more is trouble.
+const MAX_COLLISIONS: u32 = 5;
 /// How often trouble with the database is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Most time for a statement; a batch takes milliseconds. And everything is found by a key: in a database that nobody has
@@ -166,6 +170,7 @@ impl Writer {
     fn store_until_settled(&mut self, batch: &mut Batch) -> Result<(), GivenUp> {
         let mut backoff = Backoff::for_database();
         let mut outcome_unknown = false;
+        let mut collisions = 0;
         loop {
             let owned = self
                 .session
@@ -204,6 +209,11 @@ impl Writer {
                     self.lose(batch.reading);
                     return Err(GivenUp::NotCurrent);
                 }
+                // Somebody has inserted one of its orders since we looked: now it is there to be locked.
+                Err(Trouble::Query(DieselError::DatabaseError(
+                    DatabaseErrorKind::UniqueViolation,
+                    _,
+                ))) if collisions < MAX_COLLISIONS => collisions += 1,
                 Err(trouble) => {
                     self.trouble(&trouble, "store a batch");
                     // The answer to a COMMIT may be what was lost.
@@ -275,6 +285,7 @@ impl Writer {
         self.report(Report::Stored {
             reading,
             next_offset: batch.new_next_offset,
+            at: Instant::now(),
             size_bytes: batch.size_bytes,
         });
         if halts {

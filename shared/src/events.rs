@@ -4,6 +4,7 @@
 //! database does (migration `emit_events_of_foreign_writers`). The payload is a hint: a receiver may only evict and look
 //! again, never trust it as a value.
 
+use diesel::sql_types::{Array, Text};
 use serde::{Deserialize, Serialize};
 
 /// The channel that writers notify and caches listen to.
@@ -49,6 +50,24 @@ pub enum UnknownEvent {
     /// Written by a later program.
     #[error("the payload has format {0}, this program knows {FORMAT_VERSION}")]
     Version(u32),
+}
+
+diesel::define_sql_function! {
+    /// PostgreSQL's own; the notification leaves with the COMMIT.
+    fn pg_notify(channel: Text, payload: Text);
+}
+
+diesel::define_sql_function! {
+    /// PostgreSQL's own: a row for each.
+    fn unnest(elements: Array<Text>) -> Text;
+}
+
+/// What [`notify`] makes.
+pub type Notify = diesel::dsl::select<pg_notify<&'static str, unnest<Vec<String>>>>;
+
+/// The statement that tells the caches, to be run in the transaction that changes the orders. Of no orders it tells nothing.
+pub fn notify<'a>(operation: Operation, uids: impl IntoIterator<Item = &'a str>) -> Notify {
+    diesel::select(pg_notify(CHANNEL, unnest(encode(operation, uids))))
 }
 
 /// Packs orders into as few payloads as possible.
@@ -98,7 +117,17 @@ pub fn parse(payload: &str) -> Result<OrderEvent, UnknownEvent> {
 
 #[cfg(test)]
 mod tests {
+    use diesel::pg::Pg;
+    use diesel::query_builder::QueryFragment;
+
     use super::*;
+
+    #[test]
+    fn notifying_is_prepared_once() {
+        let notification = notify(Operation::Upsert, ["a"]);
+        let may_be_kept = QueryFragment::<Pg>::is_safe_to_cache_prepared(&notification, &Pg);
+        assert_eq!(may_be_kept, Ok(true));
+    }
 
     #[test]
     fn payloads_hold_every_uid_once_and_stay_within_the_bound() {

@@ -5,7 +5,6 @@
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use diesel::sql_types::Text;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use shared::db::models::{NewOrder, NewOrderItem};
 use shared::db::orders::next_version;
@@ -14,11 +13,6 @@ use shared::events::{self, Operation};
 use shared::order::Order;
 
 use super::{Repository, StoreError, within};
-
-diesel::define_sql_function! {
-    /// PostgreSQL's own; the notification leaves with the commit.
-    fn pg_notify(channel: Text, payload: Text);
-}
 
 /// A set of versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +98,9 @@ impl Repository {
                 .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
                 .execute(connection)
                 .await?;
-            notify(connection, Operation::Upsert, uid).await?;
+            events::notify(Operation::Upsert, [uid])
+                .execute(connection)
+                .await?;
             Ok(version)
         });
         let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
@@ -126,7 +122,9 @@ impl Repository {
             diesel::delete(orders::table.find(uid))
                 .execute(connection)
                 .await?;
-            notify(connection, Operation::Delete, uid).await?;
+            events::notify(Operation::Delete, [uid])
+                .execute(connection)
+                .await?;
             Ok(version)
         });
         let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
@@ -155,19 +153,6 @@ async fn lock_order(
     } else {
         Err(WriteError::VersionMismatch { current })
     }
-}
-
-async fn notify(
-    connection: &mut AsyncPgConnection,
-    operation: Operation,
-    uid: &str,
-) -> QueryResult<()> {
-    for payload in events::encode(operation, [uid]) {
-        diesel::select(pg_notify(events::CHANNEL, payload))
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
 }
 
 async fn settle<T>(

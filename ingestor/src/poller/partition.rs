@@ -131,9 +131,9 @@ impl Partition {
         freed
     }
 
-    pub(super) fn stored(&mut self, next_offset: i64) {
+    pub(super) fn stored(&mut self, next_offset: i64, at: Instant) {
         self.handed_over = self.handed_over.saturating_sub(1);
-        self.last_took = Some(self.handed_over_at.elapsed());
+        self.last_took = Some(at.saturating_duration_since(self.handed_over_at));
         self.unmirrored = Some(next_offset);
     }
 
@@ -178,8 +178,10 @@ mod tests {
         assert!(partition.take_any().is_some());
         partition.batch_mut().unwrap().reach(2);
         assert_eq!(partition.age_left(Duration::ZERO), None);
-        partition.stored(1);
-        assert!(partition.last_took.is_some());
+        let at = partition.handed_over_at + MAX_AGE / 2;
+        partition.stored(1, at);
+        assert_eq!(partition.last_took, Some(MAX_AGE / 2));
+        partition.last_took = Some(Duration::ZERO);
         assert_eq!(partition.age_left(Duration::ZERO), Some(Duration::ZERO));
     }
 }

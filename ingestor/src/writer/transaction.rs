@@ -5,8 +5,6 @@ use std::collections::HashMap;
 use diesel::connection::DefaultLoadingMode;
 use diesel::dsl::now;
 use diesel::prelude::*;
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel::sql_types::{Array, Text};
 use diesel::upsert::excluded;
 use shared::db::models::{NewOrder, NewOrderItem};
 use shared::db::orders::next_version;
@@ -115,31 +113,16 @@ pub(super) fn store_orders<'a>(
     if latest.is_empty() {
         return Ok(latest);
     }
-    // A nested transaction is a savepoint.
-    let stored = connection.transaction(|connection| {
-        let existing = lock_existing(connection, &latest)?;
-        let mut to_write = latest.clone();
-        to_write.retain(|order| {
-            let row = existing.get(order.uid());
-            row.is_none_or(|row| guard.allows(partition, order, row))
-        });
-        write(connection, partition, &to_write, |uid| {
-            existing.contains_key(uid)
-        })?;
-        Ok(to_write)
+    let existing = lock_existing(connection, &latest)?;
+    let mut to_write = latest;
+    to_write.retain(|order| {
+        let row = existing.get(order.uid());
+        row.is_none_or(|row| guard.allows(partition, order, row))
     });
-    match stored {
-        // Somebody has inserted one of them since we looked: take all for existing. The savepoint has given the locks
-        // back: one that is still held would be out of the order of uids, and could close a circle with another writer.
-        // Where the guard must look again, the batch is tried anew.
-        Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
-            if !latest.iter().any(|order| guard.covers(order)) =>
-        {
-            write(connection, partition, &latest, |_| true)?;
-            Ok(latest)
-        }
-        outcome => outcome,
-    }
+    write(connection, partition, &to_write, |uid| {
+        existing.contains_key(uid)
+    })?;
+    Ok(to_write)
 }
 
 /// Which message wrote an order last; none after a PUT.
@@ -256,13 +239,10 @@ fn upsert(connection: &mut PgConnection, rows: &[NewOrder<'_>]) -> QueryResult<(
 }
 
 fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryResult<()> {
-    let payloads = events::encode(Operation::Upsert, written.iter().map(SourcedOrder::uid));
-    if payloads.is_empty() {
+    if written.is_empty() {
         return Ok(());
     }
-    diesel::sql_query("SELECT pg_notify($1, payload) FROM unnest($2) AS payload")
-        .bind::<Text, _>(events::CHANNEL)
-        .bind::<Array<Text>, _>(payloads)
+    events::notify(Operation::Upsert, written.iter().map(SourcedOrder::uid))
         .execute(connection)
         .map(|_| ())
 }

@@ -176,7 +176,7 @@ fn a_table_that_is_locked() {
 }
 
 /// Sessions of the ingestor in this database that wait for a lock.
-const WAITING: &str = "SELECT count(*) AS value FROM pg_stat_activity
+pub const WAITING: &str = "SELECT count(*) AS value FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'orders-ingestor' AND wait_event_type = 'Lock'";
 
 #[test]

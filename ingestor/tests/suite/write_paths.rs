@@ -4,9 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use diesel::prelude::*;
+use shared::db::models::NewOrder;
+use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
+use crate::sick_database::WAITING;
 use crate::support::{Api, PATIENCE, Scene};
 
 /// Everything of every order but what the database itself draws.
@@ -109,6 +113,34 @@ fn orders_are_found_by_their_keys_in_a_database_that_nobody_has_analysed() {
 }
 
 /// An order whose items tell which header they belong to.
+#[test]
+fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
+    let mut scene = Scene::new(1);
+    let daemon = scene.start_daemon();
+    let (theirs, ours) = (scene.later("contended"), scene.later("contended"));
+    let mut other = scene.database.connect();
+    let outcome = other.transaction(|other| {
+        diesel::insert_into(orders::table)
+            .values(NewOrder::new(&theirs, None))
+            .execute(other)?;
+        // The daemon sees no row that it could lock, and then cannot insert one.
+        scene.produce(std::slice::from_ref(&ours));
+        wait_until("the daemon waits for the other's COMMIT", PATIENCE, || {
+            scene.database.integer(WAITING) > 0
+        });
+        QueryResult::Ok(())
+    });
+    outcome.unwrap();
+    scene.wait_until_settled(1);
+    let of_the_message = "SELECT count(*) AS value FROM orders JOIN order_items USING (order_uid) WHERE source_offset = 0";
+    assert_eq!(
+        scene.database.integer(of_the_message),
+        i64::try_from(ours.items.len()).unwrap()
+    );
+    assert_eq!(daemon.metric("orders_ingestor_retries_total"), 0.0);
+    assert_eq!(daemon.metric("orders_ingestor_orders_stored_total"), 1.0);
+}
+
 fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
     let mut order = generator.order_with_uid(uid);
     let mark = i64::try_from(mark).unwrap();

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Text};
 use shared::db::orders::next_version;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
@@ -68,10 +67,7 @@ pub(super) fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<Ch
             ))
             .returning(orders::version)
             .get_result(connection)?;
-        diesel::sql_query("SELECT pg_notify($1, payload) FROM unnest($2) AS payload")
-            .bind::<Text, _>(events::CHANNEL)
-            .bind::<Array<Text>, _>(events::encode(Operation::Upsert, [uid]))
-            .execute(connection)?;
+        events::notify(Operation::Upsert, [uid]).execute(connection)?;
         Ok(Change {
             version,
             begun_at,
