@@ -103,7 +103,9 @@ impl Guard {
 
 /// Writes orders that are sorted by uid and named once each; answers those that it wrote.
 ///
-/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items.
+/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items. One that
+/// somebody inserts in between is a unique violation: the transaction is to be tried again, which gives its locks back; one
+/// that is still held would be out of the order of uids, and could close a circle with another writer.
 pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
     partition: i32,
