@@ -14,8 +14,8 @@ use super::{Scene, uid};
 use crate::support::coherence::{Committed, Moment, Write};
 
 /// Sent at once, each a transaction of its own: without waiting for answers a session commits thousands a second.
-const BATCH: i64 = 25;
-const INTERVAL: Duration = Duration::from_millis(5);
+const BATCH: i64 = 100;
+const INTERVAL: Duration = Duration::from_millis(20);
 /// One statement for both tables is right here, because nobody else writes this order.
 const UPDATE: &str = "WITH header AS (UPDATE orders SET payment_amount = $2, version = nextval('order_version_seq') \
                                       WHERE order_uid = $1 RETURNING version), \
