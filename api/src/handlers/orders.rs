@@ -32,9 +32,9 @@ use crate::{conditional, export};
 
 /// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-/// The headers of a hit, to be cloned: that takes half the time of inserting each. What differs is put in its place; the
-/// envelope's stand here as well, so that nothing has to grow. Those that other answers lack come last: taking one out puts
-/// the last in its place.
+/// The headers of a hit, to be cloned: inserting means hashing each name. What differs is put in its place; the envelope's
+/// stand here as well, so that nothing has to grow. Those that other answers lack come last: taking one out puts the last in
+/// its place.
 static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (ETAG, HeaderValue::from_static("")),

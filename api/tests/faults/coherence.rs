@@ -34,6 +34,8 @@ const LOADS: &str = "(SELECT count(*) FROM pg_stat_activity WHERE datname = curr
 const LIST: &str = "GET /api/v1/orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 /// Between two questions of one of a thousand readers: with none they leave the writer no core.
 const READERS_PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks at the loads under way: a look costs the server half of a millisecond.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long one order is hot.
 const HEAT: Duration = Duration::from_secs(20);
 const QUEUE_PPM: &str = "SELECT (pg_notification_queue_usage() * 1000000)::bigint AS value";
@@ -275,7 +277,7 @@ async fn one_hot_order() {
             .unwrap();
         looks += 1;
         most_loads = most_loads.max(loads);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
     let writes = writer.finish().await;
     let duration = started.elapsed();
