@@ -85,19 +85,15 @@ impl Guard {
         Self::Below(claim.replay_until.unwrap_or(0))
     }
 
-    fn covers(self, order: &SourcedOrder<'_>) -> bool {
-        match self {
-            Self::Below(end) => order.offset < end,
-            Self::AbsentOnly => true,
-        }
-    }
-
     fn allows(self, partition: i32, order: &SourcedOrder<'_>, row: &RowSource) -> bool {
         let is_earlier = || {
             row.partition == Some(partition)
                 && row.offset.is_some_and(|offset| offset < order.offset)
         };
-        !self.covers(order) || (self != Self::AbsentOnly && is_earlier())
+        match self {
+            Self::Below(end) => order.offset >= end || is_earlier(),
+            Self::AbsentOnly => false,
+        }
     }
 }
 

@@ -165,19 +165,13 @@ fn a_table_that_is_locked() {
         .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         .unwrap();
     patient.send(5_000);
-    wait_until("the daemon waits for the lock", PATIENCE, || {
-        patient.scene.database.integer(WAITING) > 0
-    });
+    patient.scene.wait_until_a_lock_is_awaited();
     let watch = Watch::start(&patient.daemon);
     std::thread::sleep(Duration::from_secs(8));
     watch.assert_calm();
     holder.batch_execute("COMMIT").unwrap();
     patient.assert_recovers();
 }
-
-/// Sessions of the ingestor in this database that wait for a lock.
-pub const WAITING: &str = "SELECT count(*) AS value FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'orders-ingestor' AND wait_event_type = 'Lock'";
 
 #[test]
 fn a_deadlock_of_which_the_ingestor_is_the_victim() {
@@ -199,9 +193,7 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
             patient.scene.send(Some("one key"), Some(&message));
         }
         patient.scene.flush();
-        wait_until("the daemon waits for the second", PATIENCE, || {
-            patient.scene.database.integer(WAITING) > 0
-        });
+        patient.scene.wait_until_a_lock_is_awaited();
         // Who has waited for a second looks for a deadlock: that is the ingestor, because it waits for longer.
         other.batch_execute(&lock(&uids[0])).unwrap();
         wait_until("the ingestor is the victim", PATIENCE, || {

@@ -266,6 +266,15 @@ impl Scene {
         });
     }
 
+    pub fn wait_until_a_lock_is_awaited(&self) {
+        let waiting =
+            "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database()
+            AND application_name = 'orders-ingestor' AND wait_event_type = 'Lock'";
+        wait_until("the daemon waits for a lock", PATIENCE, || {
+            self.database.integer(waiting) > 0
+        });
+    }
+
     /// Every order is there, whole, and was written once.
     pub fn assert_each_stored_once(&self, orders: &[Order]) {
         let count = i64::try_from(orders.len()).unwrap();

@@ -10,7 +10,6 @@ use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
-use crate::sick_database::WAITING;
 use crate::support::{Api, PATIENCE, Scene};
 
 /// Everything of every order but what the database itself draws.
@@ -112,7 +111,6 @@ fn orders_are_found_by_their_keys_in_a_database_that_nobody_has_analysed() {
     assert_eq!(scene.database.integer(WALKED), 0);
 }
 
-/// An order whose items tell which header they belong to.
 #[test]
 fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
     let mut scene = Scene::new(1);
@@ -125,9 +123,7 @@ fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
             .execute(other)?;
         // The daemon sees no row that it could lock, and then cannot insert one.
         scene.produce(std::slice::from_ref(&ours));
-        wait_until("the daemon waits for the other's COMMIT", PATIENCE, || {
-            scene.database.integer(WAITING) > 0
-        });
+        scene.wait_until_a_lock_is_awaited();
         QueryResult::Ok(())
     });
     outcome.unwrap();
@@ -141,6 +137,7 @@ fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
     assert_eq!(daemon.metric("orders_ingestor_orders_stored_total"), 1.0);
 }
 
+/// An order whose items tell which header they belong to.
 fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
     let mut order = generator.order_with_uid(uid);
     let mark = i64::try_from(mark).unwrap();
