@@ -106,6 +106,17 @@ fn generator(program: &str) -> Command {
     command
 }
 
+/// Runs it to its end; what it printed. It is setsid that starts, and tells of a program which is missing.
+fn output_of(generator: &mut Command) -> anyhow::Result<String> {
+    let output = generator.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {text}{error}", output.status);
+    }
+    Ok(text)
+}
+
 /// Measures both in turn; who goes first changes with every round, so that neither always finds what the other left.
 fn in_turn<A, B>(
     round: usize,
@@ -132,4 +143,15 @@ fn print_load_average() {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generator_that_is_missing_is_named() {
+        let error = output_of(&mut generator("no-such-generator")).unwrap_err();
+        assert!(error.to_string().contains("no-such-generator"), "{error}");
+    }
 }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::bench::generator;
+use crate::bench::{generator, output_of};
 
 /// Head, in lower case, and body.
 pub(super) fn get(port: u16, path: &str) -> anyhow::Result<(String, String)> {
@@ -54,13 +54,11 @@ pub(super) fn load_by_script(port: u16, script: &str, connections: u32) -> anyho
 
 fn wrk(script: &[&str], url: &str, connections: u32) -> anyhow::Result<Load> {
     let connections = format!("-c{connections}");
-    let output = generator("wrk")
-        .args(["-t1", &connections, "-d4s", "--latency"])
+    let mut wrk = generator("wrk");
+    wrk.args(["-t1", &connections, "-d4s", "--latency"])
         .args(script)
-        .arg(url)
-        .output();
-    let output = output.context("cannot run wrk, install it (Debian: apt-get install wrk)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+        .arg(url);
+    let text = output_of(&mut wrk).context("cannot run wrk (Debian: apt-get install wrk)")?;
     if text.contains("Non-2xx") || text.contains("Socket errors") {
         bail!("not every request was answered well:\n{text}");
     }

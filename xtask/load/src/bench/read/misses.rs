@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use shared::config::DatabaseSettings;
@@ -11,7 +11,7 @@ use shared::db::schema::orders;
 
 use super::api::FIRST_UID;
 use super::http::Load;
-use crate::bench::generator;
+use crate::bench::{generator, output_of};
 
 /// Connections of the api's pool to the database, by default.
 pub(super) const POOL_SIZE: u32 = 8;
@@ -27,7 +27,8 @@ pub(super) fn pgbench(
     std::fs::write(&script, script_of_a_miss(orders)?)?;
     let log = folder.join("pgbench");
     let prefix = log.display().to_string();
-    let output = generator("pgbench")
+    let mut pgbench = generator("pgbench");
+    pgbench
         .args([
             "-n",
             "-M",
@@ -51,17 +52,12 @@ pub(super) fn pgbench(
             &database.user,
             &database.name,
         ])
-        .env("PGPASSWORD", database.password.expose())
-        .output()
+        .env("PGPASSWORD", database.password.expose());
+    let text = output_of(&mut pgbench)
         .context("cannot run pgbench (Debian: it comes with postgresql-15)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
     let rate = text.lines().find_map(|line| line.strip_prefix("tps = "));
-    let Some(rate) = rate.and_then(|rate| rate.split(' ').next()) else {
-        bail!(
-            "pgbench said: {text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
+    let rate = rate.and_then(|rate| rate.split(' ').next());
+    let rate = rate.with_context(|| format!("pgbench said: {text}"))?;
     let mut times = logged_microseconds(folder)?;
     times.sort_unstable();
     let percentile = |percent: usize| {
