@@ -282,10 +282,7 @@ pub fn store(database: &TestDatabase, order: &Order) {
             diesel::insert_into(order_items::table)
                 .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
                 .execute(connection)?;
-            notify(
-                connection,
-                &events::encode(Operation::Upsert, [order.order_uid.as_str()])[0],
-            )
+            events::notify(Operation::Upsert, [order.order_uid.as_str()]).execute(connection)
         })
         .unwrap();
 }
