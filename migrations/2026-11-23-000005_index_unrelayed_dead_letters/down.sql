@@ -1,1 +1,0 @@
-DROP INDEX dead_letters_unrelayed_idx;
