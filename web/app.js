@@ -67,21 +67,10 @@ function announce(text) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Values
 
-const knownCurrencies = new Set(Intl.supportedValuesOf?.("currency") ?? []);
-
-/**
- * Money from integer minor units. Written as a decimal string, because a division would lose the cents of the largest
- * amounts; a code that the browser does not know has an unknown number of decimals, so nothing is guessed.
- */
+/** The integer as the producer sent it, and the currency's code: amounts have no unit, so nothing is divided. */
 function money(amount, currency) {
   if (!Number.isSafeInteger(amount)) return shown(amount);
-  if (!knownCurrencies.has(currency)) return `${integer(amount)} ${currency ?? ""} (minor units)`;
-  const format = new Intl.NumberFormat(LOCALE, { style: "currency", currency });
-  const decimals = format.resolvedOptions().maximumFractionDigits;
-  const digits = String(Math.abs(amount)).padStart(decimals + 1, "0");
-  const whole = digits.slice(0, digits.length - decimals);
-  const fraction = decimals > 0 ? `.${digits.slice(-decimals)}` : "";
-  return format.format(`${amount < 0 ? "-" : ""}${whole}${fraction}`);
+  return `${integer(amount)} ${currency ?? ""}`.trimEnd();
 }
 
 function integer(value) {
