@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use compact_str::CompactString;
 use deadpool_types::{Object, PoolError, TimeoutType};
 use diesel::dsl::{AsExprOf, sql};
 use diesel::expression::{SqlLiteral, UncheckedBind};
@@ -23,10 +24,9 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Bool, Text, Timestamptz};
 use diesel_async::pooled_connection::PoolableConnection;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use shared::db::AsyncPool;
-use shared::db::models::VersionedOrder;
-use shared::db::orders::{OrderWithItems, select_order};
+use shared::db::models::{OrderRow, VersionedOrder};
 use shared::db::schema::orders;
+use shared::db::{AsyncPool, IS_FORMER_SCHEMA};
 use tracing::{error, warn};
 
 use outage::OutageLog;
@@ -46,6 +46,9 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 /// (`estimate_array_length` of its planner), so that a plan for fewer would look cheaper than the one that it keeps, and
 /// every statement would be planned anew, which costs as much as running it.
 const MIN_ARRAY: usize = 10;
+
+/// Finds the orders whose items a writer has broken that bypassed the triggers: constraints do not look into the items.
+const FIND_BROKEN_ITEMS: &str = "SELECT order_uid, order_items_fault(items) FROM orders WHERE order_items_fault(items) IS NOT NULL";
 
 /// A place in the list of orders, newest first.
 pub type Position = (DateTime<Utc>, String);
@@ -111,16 +114,17 @@ impl Repository {
         Object::metrics(connection).created >= *lock(&self.trusted_since)
     }
 
-    /// Reads one order, header and items in one snapshot.
+    /// Reads one order.
     ///
     /// # Errors
     /// [`StoreError`] as said there.
     pub async fn find_order(&self, uid: &str) -> Result<Option<VersionedOrder>, StoreError> {
         let mut session = self.session().await?;
-        let query = orders::table.find(uid).select(select_order());
+        session.order_uid = Some(uid.into());
+        let query = orders::table.find(uid).select(OrderRow::as_select());
         let outcome = within(
             session.limit(),
-            query.first::<OrderWithItems>(&mut session.connection),
+            query.first::<OrderRow>(&mut session.connection),
         )
         .await;
         let row = session
@@ -135,15 +139,18 @@ impl Repository {
     /// [`StoreError`] as said there.
     pub async fn find_orders(&self, uids: &[&str]) -> Result<Vec<VersionedOrder>, StoreError> {
         let mut session = self.session().await?;
+        if let [uid] = uids {
+            session.order_uid = Some((*uid).into());
+        }
         let padding = uids.first().copied().unwrap_or_default();
         let mut padded = uids.to_vec();
         padded.resize(uids.len().max(MIN_ARRAY), padding);
         let query = orders::table
             .filter(orders::order_uid.eq_any(padded))
-            .select(select_order());
+            .select(OrderRow::as_select());
         let outcome = within(
             session.limit(),
-            query.load::<OrderWithItems>(&mut session.connection),
+            query.load::<OrderRow>(&mut session.connection),
         )
         .await;
         let rows = session.settle(outcome).await?;
@@ -201,14 +208,22 @@ impl Repository {
         self.select_bool("true").await.map(|_| ())
     }
 
-    /// Whether the tables that this process needs are there.
+    /// Whether the table and the sequence that this process needs are there.
     ///
     /// # Errors
     /// [`StoreError`] as said there.
     pub async fn has_schema(&self) -> Result<bool, StoreError> {
-        let present = "to_regclass('orders') IS NOT NULL AND to_regclass('order_items') IS NOT NULL \
+        let present = "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('orders') AND attname = 'items') \
                        AND to_regclass('order_version_seq') IS NOT NULL";
         self.select_bool(present).await
+    }
+
+    /// Whether the database holds the schema of before the first release.
+    ///
+    /// # Errors
+    /// [`StoreError`] as said there.
+    pub async fn has_former_schema(&self) -> Result<bool, StoreError> {
+        self.select_bool(IS_FORMER_SCHEMA).await
     }
 
     async fn select_bool(&self, expression: &'static str) -> Result<bool, StoreError> {
@@ -239,6 +254,7 @@ impl Repository {
         match got {
             Ok(connection) => Ok(Session {
                 connection,
+                order_uid: None,
                 started: Instant::now(),
                 statement_timeout: self.statement_timeout,
             }),
@@ -282,6 +298,8 @@ async fn within<T>(limit: Duration, query: impl Future<Output = T>) -> Option<T>
 /// A connection in use.
 struct Session {
     connection: Object<AsyncPgConnection>,
+    /// The order that is asked for, where it is a single one; for the log.
+    order_uid: Option<CompactString>,
     started: Instant,
     statement_timeout: Duration,
 }
@@ -338,8 +356,17 @@ impl Session {
             },
             _ => StoreError::Internal,
         };
-        match meaning {
-            StoreError::Internal => error!("query failed: {error}"),
+        let order_uid = self.order_uid.as_deref();
+        match (meaning, &error) {
+            (_, DieselError::DeserializationError(cause)) => {
+                // diesel's own text names the field only.
+                let cause = cause.source().unwrap_or(cause.as_ref());
+                error!(
+                    order.id = order_uid,
+                    "an order cannot be read: {error}: {cause}; to find all such orders: {FIND_BROKEN_ITEMS}"
+                );
+            }
+            (StoreError::Internal, _) => error!(order.id = order_uid, "query failed: {error}"),
             _ => warn!(duration_ms = elapsed.as_millis(), "{meaning}: {error}"),
         }
         Err(meaning)

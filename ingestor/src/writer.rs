@@ -21,7 +21,8 @@ use shared::db;
 use tracing::{error, info, warn};
 
 pub use isolation::is_refusal;
-pub use transaction::{Guard, store_replayed};
+use transaction::Origin;
+pub use transaction::store_replayed;
 
 use crate::APPLICATION_NAME;
 use crate::batch::{Batch, Reading, Refusal};
@@ -92,8 +93,8 @@ const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_COLLISIONS: u32 = 5;
 /// How often trouble with the database is reported while it lasts.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// Most time for a statement; a batch takes milliseconds. And everything is found by a key: in a database that nobody has
-/// analysed yet the planner takes an order's items for a large part of the table, and reads the whole of it every batch.
+/// Most time for a statement; a batch takes milliseconds. Everything is found by a key: without statistics, in a database that
+/// nobody has analysed yet, the planner may still choose to read the whole table for every batch.
 const SESSION: &str = "SET statement_timeout = '60s'; SET enable_seqscan = off";
 
 /// What a writer needs.
@@ -238,7 +239,8 @@ impl Writer {
             }
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if isolation::is_refusal(&error) => {
-                let refused = isolation::find_refused(self.connection()?, batch, Guard::of(claim))?;
+                let refused =
+                    isolation::find_refused(self.connection()?, batch, Origin::of(claim, batch))?;
                 if refused.is_empty() {
                     // Refused and then not: no order is to blame.
                     return Err(error.into());

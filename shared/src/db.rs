@@ -12,7 +12,7 @@ mod tls;
 use std::io;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::pg::PgConnection;
@@ -50,7 +50,7 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// must notice a client that is gone.
 ///
 /// `orders.emits` is a promise: whoever changes orders in this session emits the events itself. For everyone else the
-/// database does (migration `emit_events_of_foreign_writers`).
+/// database does (trigger function `emit_foreign_writes`).
 const SESSION_OPTIONS: &str = "-c idle_in_transaction_session_timeout=30s -c tcp_keepalives_idle=30 \
                                -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s \
                                -c orders.emits=on";
@@ -62,6 +62,15 @@ const EMITS_AGAIN: &str = "RESET orders.emits";
 /// What is wrong with a server that takes no writes, and what to do.
 pub const NOT_A_PRIMARY: &str = "the server takes no writes: it is a standby, whose rows lag behind, or set to read-only; \
                                  point DB_HOST and DB_PORT at the primary";
+
+/// Whether the database holds the schema of before the first release, in SQL. Items had a table then; its name is that of a
+/// view now.
+pub const IS_FORMER_SCHEMA: &str =
+    "EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('order_items') AND relkind = 'r')";
+
+/// What is wrong with such a database, and what to do.
+pub const FORMER_SCHEMA: &str = "the database holds the schema of before the first release, which cannot be migrated: create an \
+                                 empty database, name it in DB_NAME, and let the ingestor read the topic again";
 
 /// The pool of asynchronous connections.
 pub type AsyncPool = Pool<AsyncPgConnection>;
@@ -245,9 +254,11 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 /// Brings the schema up to date, one process at a time; says which migrations ran.
 ///
 /// # Errors
-/// Fails where the database refuses a statement; each migration is a transaction of its own.
+/// Fails where the database refuses a statement, or holds the schema of before the first release. Each migration is a
+/// transaction of its own.
 pub fn migrate(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     with_migration_lock(connection, |connection| {
+        refuse_former_schema(connection)?;
         connection
             .run_pending_migrations(MIGRATIONS)
             .map(|versions| versions.iter().map(ToString::to_string).collect())
@@ -257,8 +268,9 @@ pub fn migrate(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
 /// Names the migrations that have not run yet.
 ///
 /// # Errors
-/// Fails where the database cannot be asked.
+/// Fails where the database cannot be asked, or holds the schema of before the first release.
 pub fn pending_migrations(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
+    refuse_former_schema(connection)?;
     let pending = connection
         .pending_migrations(MIGRATIONS)
         .map_err(|error| anyhow::anyhow!("cannot read the list of migrations: {error}"))?;
@@ -266,6 +278,17 @@ pub fn pending_migrations(connection: &mut PgConnection) -> anyhow::Result<Vec<S
         .iter()
         .map(|migration| migration.name().to_string())
         .collect())
+}
+
+/// No migration leads from the schema of before the first release.
+fn refuse_former_schema(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let is_former: bool = diesel::select(sql::<Bool>(IS_FORMER_SCHEMA))
+        .get_result(connection)
+        .context("cannot look at the schema")?;
+    if is_former {
+        bail!(FORMER_SCHEMA);
+    }
+    Ok(())
 }
 
 fn with_migration_lock<T>(

@@ -1,7 +1,7 @@
 //! The contract between writers and caches: what a NOTIFY on [`CHANNEL`] says.
 //!
 //! Writers emit in the transaction that changes the orders; for those that do not, by hand in psql for example, the
-//! database does (migration `emit_events_of_foreign_writers`). The payload is a hint: a receiver may only evict and look
+//! database does (trigger function `emit_foreign_writes`). The payload is a hint: a receiver may only evict and look
 //! again, never trust it as a value.
 
 use diesel::sql_types::{Array, Text};

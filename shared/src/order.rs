@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use compact_str::CompactString;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 pub use validation::{Fault, MAX_ITEMS};
 
@@ -73,7 +73,7 @@ pub struct Delivery {
     pub email: CompactString,
 }
 
-/// How an order was paid. Amounts are minor units of `currency`, 0..=2^53-1.
+/// How an order was paid. Amounts have no unit: 0..=2^53-1, as the producer sent them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Payment {
     /// The payment's id at the provider.
@@ -98,8 +98,11 @@ pub struct Payment {
     pub custom_fee: i64,
 }
 
-/// One line of an order. Prices are minor units of the payment's currency, 0..=2^53-1.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One line of an order. Prices have no unit: 0..=2^53-1, as the producer sent them.
+///
+/// The database stores items as this JSON, see `orders.items`. Reading them back checks nothing: what the database holds was
+/// checked before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
     /// The article's id in the shop.
     pub chrt_id: i64,

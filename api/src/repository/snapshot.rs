@@ -10,8 +10,7 @@ use std::time::Instant;
 use diesel::prelude::*;
 use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection};
 use futures_util::TryStreamExt;
-use shared::db::models::VersionedOrder;
-use shared::db::orders::OrderWithItems;
+use shared::db::models::{OrderRow, VersionedOrder};
 use shared::order::Order;
 
 use super::deadpool_types::Object;
@@ -65,7 +64,7 @@ impl Snapshot {
         let limit = session.limit();
         let read = async {
             let mut rows = query
-                .load_stream::<OrderWithItems>(&mut session.connection)
+                .load_stream::<OrderRow>(&mut session.connection)
                 .await?;
             let (mut last, mut count, mut has_enough) = (None, 0, false);
             while !has_enough && let Some(row) = rows.try_next().await? {

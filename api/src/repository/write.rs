@@ -1,14 +1,14 @@
 //! The writes of this process: replace an order, delete one.
 //!
-//! Each is one transaction. It locks the row of `orders` first, as every writer does, then looks at the version, then
+//! Each is one transaction about one row. It locks the row first, as every writer does, then looks at the version, then
 //! writes, and tells the caches in the same transaction.
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::orders::next_version;
-use shared::db::schema::{order_items, orders};
+use shared::db::models::NewOrder;
+use shared::db::orders::UpsertOrders;
+use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 
@@ -82,32 +82,19 @@ impl Repository {
         let transaction = session.connection.transaction(async |connection| {
             let uid = order.order_uid.as_str();
             lock_order(connection, uid, precondition).await?;
-            let version = diesel::update(orders::table.find(uid))
-                .set((
-                    NewOrder::new(order, None),
-                    orders::version.eq(next_version()),
-                    orders::updated_at.eq(diesel::dsl::now),
-                ))
-                .returning(orders::version)
+            let version = UpsertOrders::new(&[NewOrder::new(order, None)])
                 .get_result(connection)
-                .await?;
-            diesel::delete(order_items::table.filter(order_items::order_uid.eq(uid)))
-                .execute(connection)
-                .await?;
-            diesel::insert_into(order_items::table)
-                .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
-                .execute(connection)
                 .await?;
             events::notify(Operation::Upsert, [uid])
                 .execute(connection)
                 .await?;
             Ok(version)
         });
-        let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
+        let outcome = within(WAITING_STATEMENTS * session.statement_timeout, transaction).await;
         settle(session, outcome).await
     }
 
-    /// Deletes an order with its items; gives the version that it had.
+    /// Deletes an order; gives the version that it had.
     ///
     /// # Errors
     /// [`WriteError`] as said there, never `Query`.
@@ -127,13 +114,14 @@ impl Repository {
                 .await?;
             Ok(version)
         });
-        let outcome = within(WRITE_STATEMENTS * session.statement_timeout, transaction).await;
+        let outcome = within(WAITING_STATEMENTS * session.statement_timeout, transaction).await;
         settle(session, outcome).await
     }
 }
 
-/// A write waits at most for this many statements at their limit; only the first can wait for others.
-const WRITE_STATEMENTS: u32 = 2;
+/// The statements of a write that wait for others, each for no longer than its time-out: the first one for the row, and
+/// COMMIT for the server's lock on the queue of notifications.
+const WAITING_STATEMENTS: u32 = 2;
 
 async fn lock_order(
     connection: &mut AsyncPgConnection,

@@ -31,7 +31,7 @@ const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
                          WHERE datname = current_database() AND application_name = 'orders-api-listener'";
 /// What loads the processes have under way.
 const LOADS: &str = "(SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                      AND application_name = 'orders-api' AND state = 'active' AND query LIKE '%order_items%')";
+                      AND application_name = 'orders-api' AND state = 'active' AND query LIKE '%\"orders\".\"items\"%')";
 const LIST: &str = "GET /api/v1/orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 /// Between two questions of one of a thousand readers: with none they leave the writer no core.
 const READERS_PAUSE: Duration = Duration::from_millis(500);
@@ -98,7 +98,7 @@ async fn listener_as_slow_as_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_emptied_by_truncate() {
+async fn table_emptied_by_truncate() {
     let scene = Scene::start().await;
     let (writers, readers) = (Writers::start(&scene, PAUSE), Readers::start(&scene));
     let mut truncations = Vec::new();
@@ -302,7 +302,8 @@ async fn one_hot_order() {
         assert!(loads <= commits + 1);
         assert!(shared > loads, "nothing was hot");
     }
-    assert!(looks > 100 && most_loads <= 2, "of two processes");
+    assert!(looks > 100);
+    assert!((1..=2).contains(&most_loads), "of two processes");
     history.writes.extend(writes);
     assert_kept(&history);
 }

@@ -56,11 +56,8 @@ impl Scene {
 
     async fn start_on(database: TestDatabase) -> Self {
         store(&database, &model());
-        database.execute(
-            "CREATE TABLE template_orders AS SELECT * FROM orders; \
-             CREATE TABLE template_items AS SELECT * FROM order_items; \
-             DELETE FROM orders",
-        );
+        database
+            .execute("CREATE TABLE template_orders AS SELECT * FROM orders; DELETE FROM orders");
         let DatabaseSettings { host, port, .. } = database.settings();
         let link = TcpProxy::start(&host, port).await;
         let writers_link = TcpProxy::start(&host, port).await;
@@ -146,7 +143,7 @@ impl Scene {
     pub fn rows(&self) -> BTreeMap<usize, Seen> {
         let rows = self.database.texts(
             "SELECT concat_ws(' ', substr(order_uid, 7), version, payment_amount, price) AS value \
-             FROM orders JOIN order_items USING (order_uid)",
+             FROM orders JOIN order_items USING (order_uid) WHERE position = 0",
         );
         let rows = rows.iter().map(|row| {
             let numbers: Vec<i64> = row.split(' ').map(|part| part.parse().unwrap()).collect();

@@ -166,8 +166,7 @@ async fn newest_orders_are_warm_from_the_start_and_on_demand() {
 async fn readiness_tells_how_far_a_warm_up_is() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    // Which orders are the newest can still be read, but not what is in them.
-    let lock = TableLock::take(&api.database, "order_items");
+    let lock = TableLock::take(&api.database, "orders");
     let warmup = api.send("POST", "/api/v1/cache/warmup?limit=7", &[], b"");
     let unlock = async {
         eventually("the warm-up runs", PATIENCE, async || {

@@ -1,5 +1,6 @@
 //! The database away, slow, crowded, or without its schema.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,42 @@ async fn missing_schema_is_waited_for_and_named() {
         api.get(MODEL).await.problem(),
         (404, "order_not_found".into())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_of_before_the_first_release_is_never_ready_and_the_log_tells_what_to_do() {
+    let database = TestDatabase::create_empty();
+    database.execute(
+        "CREATE SEQUENCE order_version_seq; \
+         CREATE TABLE orders (order_uid text PRIMARY KEY, version bigint NOT NULL DEFAULT nextval('order_version_seq')); \
+         CREATE TABLE order_items (order_uid text REFERENCES orders, position integer, PRIMARY KEY (order_uid, position)); \
+         INSERT INTO orders VALUES ('b563feb7b2b84b6test')",
+    );
+    let command = Command::new(env!("CARGO_BIN_EXE_api"));
+    let program = Program::start_unready(command, &database, &[]).await;
+    program
+        .wait_until_logged("the schema of before the first release")
+        .await;
+    let log = program.read_log();
+    assert!(
+        log.contains("create an empty database, name it in DB_NAME"),
+        "{log}"
+    );
+    let ready = program.get("/readyz").await;
+    assert_eq!(
+        (ready.status, &ready.json()["detail"]),
+        (503, &"waiting for the schema".into())
+    );
+    for path in [MODEL, "/api/v1/orders"] {
+        let answer = program.get(path).await;
+        assert_eq!(answer.problem(), (503, "database_unavailable".into()));
+    }
+
+    // Or empty this one.
+    database.execute("DROP TABLE order_items, orders; DROP SEQUENCE order_version_seq");
+    shared::db::migrate(&mut database.connect()).unwrap();
+    program.wait_until_ready().await;
+    assert_eq!(program.get(MODEL).await.status, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]

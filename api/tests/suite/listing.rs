@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use diesel::prelude::*;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::download::Download;
 use crate::support::{TestApi, generator, store};
 
 fn uids(page: &serde_json::Value) -> Vec<String> {
@@ -57,6 +58,41 @@ async fn pages_hold_every_order_once_newest_first_though_orders_arrive_meanwhile
         .filter(|uid| expected.contains(uid))
         .collect();
     assert_eq!(seen, newest_first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_are_read_as_whole_as_one_is() {
+    let api = TestApi::start().await;
+    let mut orders = generator();
+    let mut newest_first = Vec::new();
+    for copies in [1, 2, 300] {
+        for _ in 0..4 {
+            let mut order = orders.next_order();
+            order.items = std::iter::repeat_n(order.items, copies).flatten().collect();
+            store(&api.database, &order);
+            newest_first.insert(0, order);
+        }
+    }
+    let expected: Vec<_> = newest_first
+        .iter()
+        .map(|order| serde_json::to_string(order).unwrap())
+        .collect();
+
+    let list = api.get("/api/v1/orders").await;
+    // Differences would be shown in full.
+    let whole = serde_json::to_value(&newest_first).unwrap();
+    assert!(list.json()["orders"] == whole, "not in the list");
+    let exported = Download::start_wide(api.port, "/api/v1/orders").await;
+    assert!(exported.lines().await.unwrap() == expected, "not exported");
+    let warmed = api
+        .send("POST", "/api/v1/cache/warmup?limit=100", &[], b"")
+        .await;
+    assert_eq!(warmed.json()["loaded"], expected.len());
+    for (order, expected) in newest_first.iter().zip(expected) {
+        let answer = api.get(&format!("/order/{}", order.order_uid)).await;
+        assert_eq!(answer.header("cache-status"), Some("orders; hit"));
+        assert!(answer.body == expected + "\n", "not warmed up");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

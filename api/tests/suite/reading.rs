@@ -1,8 +1,10 @@
 //! Reading one order.
 
-use shared::testing::model_json;
+use diesel::connection::SimpleConnection;
+use shared::testing::{eventually, model_json};
 
-use crate::support::{TestApi, model};
+use crate::support::download::Download;
+use crate::support::{PATIENCE, TestApi, model};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
 
@@ -30,6 +32,64 @@ async fn stored_order_is_answered_equal_to_what_was_sent() {
         assert_eq!(answer.header("age").is_some(), cache_status.contains("hit"));
         assert!(answer.body.ends_with("}\n"));
     }
+}
+
+/// Every way to read the only order there is answers it by these bytes.
+async fn assert_is_read_everywhere(api: &TestApi, expected: &str) {
+    let line = format!("{expected}\n");
+    let database = [("Cache-Control", "no-cache")];
+    assert_eq!(api.send("GET", MODEL, &database, b"").await.body, line);
+    let hit = api.get(MODEL).await;
+    assert_eq!(hit.header("cache-status"), Some("orders; hit"));
+    assert_eq!(hit.body, line);
+    let list = api.get("/api/v1/orders").await.body;
+    assert_eq!(
+        list.trim_end(),
+        format!("{{\"orders\":[{expected}],\"next_cursor\":null}}")
+    );
+    let exported = Download::start(api.port, "/api/v1/orders").await;
+    assert_eq!(exported.lines().await.unwrap(), [expected]);
+    api.send("DELETE", "/api/v1/cache", &[], b"").await;
+    api.send("POST", "/api/v1/cache/warmup?limit=1", &[], b"")
+        .await;
+    let warm = api.get(MODEL).await;
+    assert_eq!(warm.header("cache-status"), Some("orders; hit"));
+    assert_eq!(warm.body, line);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_stand_as_in_the_sample_whoever_wrote_them() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    // jsonb sorts the fields of an item in its own way.
+    let sample: String = model_json().lines().map(str::trim).collect();
+    let sample = sample.replace("\": ", "\":");
+    assert_is_read_everywhere(&api, &sample).await;
+
+    // By name, so in yet another order.
+    let mut order: serde_json::Value = serde_json::from_str(model_json()).unwrap();
+    order["items"][0]["price"] = 454.into();
+    let path = "/api/v1/orders/b563feb7b2b84b6test";
+    let headers = [("Content-Type", "application/json")];
+    let sent = order.to_string();
+    assert!(
+        sent.contains("\"brand\":\"Vivienne Sabo\",\"chrt_id\""),
+        "{sent}"
+    );
+    let put = api.send("PUT", path, &headers, sent.as_bytes()).await;
+    let expected = sample.replace("\"price\":453", "\"price\":454");
+    assert_eq!((put.status, put.body.trim_end()), (200, &*expected));
+    assert_is_read_everywhere(&api, &expected).await;
+
+    let mut psql = api.database.connect_foreign();
+    psql.batch_execute("UPDATE orders SET items[0]['price'] = '455'")
+        .unwrap();
+    let expected = sample.replace("\"price\":453", "\"price\":455");
+    eventually("the event has come", PATIENCE, async || {
+        api.get(MODEL).await.json()["items"][0]["price"] == 455
+    })
+    .await;
+    assert_is_read_everywhere(&api, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

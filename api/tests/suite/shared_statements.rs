@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use api::repository::Repository;
+use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
-use diesel_async::RunQueryDsl;
 use futures_util::future::join_all;
+use serde_json::Value;
 use shared::db::{PoolLimits, pool};
+use shared::events::{self, Operation};
 use shared::testing::{TestDatabase, eventually};
 
-use crate::support::{PATIENCE, TableLock, TestApi, generator};
+use crate::support::program::Program;
+use crate::support::{PATIENCE, TableLock, TestApi, generator, store};
 
 async fn with_orders(count: usize) -> (TestApi, Vec<String>) {
     let api = TestApi::start().await;
@@ -58,12 +61,7 @@ async fn many_readers_who_miss_take_few_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn order_that_cannot_be_read_costs_the_others_nothing() {
     let (api, uids) = with_orders(4).await;
-    // What no check lets in.
-    TestDatabase::execute(
-        &api.database,
-        "ALTER TABLE order_items ALTER COLUMN name DROP NOT NULL;
-         UPDATE order_items SET name = NULL WHERE order_uid = 'uid-2'",
-    );
+    api.database.execute(&break_items_of("uid-2"));
     let warmed = api.send("POST", "/api/v1/cache/warmup?limit=4", &[], b"");
     let warmed = warmed.await;
     assert_eq!((warmed.status, &warmed.json()["loaded"]), (200, &3.into()));
@@ -72,6 +70,75 @@ async fn order_that_cannot_be_read_costs_the_others_nothing() {
         let answer = api.get(&format!("/order/{uid}")).await;
         assert_eq!(answer.status, expected, "{uid}");
     }
+}
+
+/// An item without a name, by a session that says that it checks what it writes: the triggers let it pass.
+fn break_items_of(uid: &str) -> String {
+    format!("UPDATE orders SET items = items #- '{{0,name}}' WHERE order_uid = '{uid}'")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_that_cannot_be_read_is_named_in_the_log() {
+    let database = TestDatabase::create();
+    let mut orders = generator();
+    for uid in ["uid-1", "uid-2", "uid-3"] {
+        store(&database, &orders.order_with_uid(uid));
+    }
+    let program = Program::start(&database, &[("LOG_FORMAT", "json")]).await;
+    // The warm-up at the start is over: what is read from now on is read alone.
+    program.wait_until_logged("cache warmed up").await;
+    let notify = events::encode(Operation::Upsert, ["uid-2"]).remove(0);
+    database.execute(&format!(
+        "{}; SELECT pg_notify('{}', '{notify}')",
+        break_items_of("uid-2"),
+        events::CHANNEL
+    ));
+    eventually("the event has come", PATIENCE, async || {
+        program.get("/order/uid-2").await.status != 200
+    })
+    .await;
+    for uid in ["uid-1", "uid-2", "uid-3"] {
+        let answer = program.get(&format!("/order/{uid}")).await;
+        match uid {
+            "uid-2" => assert_eq!(answer.problem(), (500, "internal".into())),
+            _ => assert_eq!(answer.json()["order_uid"], uid),
+        }
+    }
+    // A list without it would be a wrong one.
+    let list = program.get("/api/v1/orders").await;
+    assert_eq!(list.problem(), (500, "internal".into()));
+
+    let log = program.read_log();
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &Value| line["level"] == "ERROR" && line["target"] == "api::repository")
+        .collect();
+    let message = lines[0]["message"].as_str().unwrap();
+    assert_eq!(lines[0]["order.id"], "uid-2", "{log}");
+    assert!(message.contains("missing field `name`"), "{message}");
+    let (of_list, of_order): (Vec<&Value>, Vec<&Value>) =
+        lines.iter().partition(|line| line["order.id"].is_null());
+    assert!(of_list.len() == 1 && of_order.len() >= 2, "{log}");
+    // Which one of the list it was is not known; what the log says finds it.
+    let (_, find) = of_list[0]["message"]
+        .as_str()
+        .unwrap()
+        .split_once("to find all such orders: ")
+        .unwrap();
+    let found = format!(
+        "SELECT concat_ws(': ', order_uid, order_items_fault) AS value FROM ({find}) AS found"
+    );
+    let expected = "uid-2: items[0].name must be a text of 1 to 256 characters";
+    assert_eq!(database.texts(&found), [expected]);
+
+    let mend = "UPDATE orders SET items[0]['name'] = '\"Comb\"' WHERE order_uid = 'uid-2'";
+    database.connect_foreign().batch_execute(mend).unwrap();
+    eventually("it can be read again", PATIENCE, async || {
+        program.get("/order/uid-2").await.status == 200
+    })
+    .await;
+    assert_eq!(program.get("/api/v1/orders").await.status, 200);
 }
 
 #[tokio::test]
@@ -95,8 +162,9 @@ async fn orders_are_read_by_a_plan_that_is_made_once() {
         generic_plans: i64,
     }
     let statistics = "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'SELECT \"orders\"%'";
-    let row: Row = diesel::sql_query(statistics)
-        .get_result(&mut pool.get().await.unwrap())
+    let query = diesel::sql_query(statistics);
+    let mut connection = pool.get().await.unwrap();
+    let row: Row = diesel_async::RunQueryDsl::get_result(query, &mut connection)
         .await
         .unwrap();
     // Some are planned by their values, to compare: more where statistics of the tables change meanwhile.

@@ -11,14 +11,12 @@ use std::time::Duration;
 
 use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
 use api::server::deadlines::Deadlines;
-use chrono::Utc;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;
 use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::orders::next_version;
-use shared::db::schema::{order_items, orders};
+use shared::db::models::{NewOrder, Source};
+use shared::db::orders::UpsertOrders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json};
@@ -261,27 +259,15 @@ pub fn generator() -> OrderGenerator {
 
 /// Writes an order as another process would, event included.
 pub fn store(database: &TestDatabase, order: &Order) {
+    let source = Source {
+        partition: 0,
+        incarnation: 0,
+        offset: 1,
+    };
     database
         .connect()
         .transaction(|connection| {
-            diesel::delete(
-                order_items::table.filter(order_items::order_uid.eq(order.order_uid.as_str())),
-            )
-            .execute(connection)?;
-            let row = NewOrder::new(order, Some((0, 1)));
-            diesel::insert_into(orders::table)
-                .values(row)
-                .on_conflict(orders::order_uid)
-                .do_update()
-                .set((
-                    row,
-                    orders::version.eq(next_version()),
-                    orders::updated_at.eq(Utc::now()),
-                ))
-                .execute(connection)?;
-            diesel::insert_into(order_items::table)
-                .values(NewOrderItem::all_of(order).collect::<Vec<_>>())
-                .execute(connection)?;
+            UpsertOrders::new(&[NewOrder::new(order, Some(source))]).execute(connection)?;
             events::notify(Operation::Upsert, [order.order_uid.as_str()]).execute(connection)
         })
         .unwrap();

@@ -1,5 +1,6 @@
 //! PUT and DELETE.
 
+use shared::order::{Item, Order};
 use shared::testing::{TestDatabase, eventually};
 
 use crate::support::{PATIENCE, TestApi, generator, model};
@@ -60,6 +61,62 @@ async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
         other.get(path).await.status == 404
     })
     .await;
+}
+
+/// The model with so many items, each with its own number.
+fn with_items(count: i64) -> Order {
+    let mut order = model();
+    order.items = (0..count)
+        .map(|number| Item {
+            chrt_id: number,
+            ..order.items[0].clone()
+        })
+        .collect();
+    order
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_of_a_thousand_items_is_written_as_one_row() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    api.store(&generator().order_with_uid("other")).await;
+    let other =
+        "SELECT concat_ws(' ', version, xmin) AS value FROM orders WHERE order_uid = 'other'";
+    let untouched = api.database.texts(other);
+    let rows = || api.database.integer("SELECT count(*) AS value FROM orders");
+    let items = || {
+        api.database.integer(
+            "SELECT count(*) AS value FROM order_items WHERE order_uid <> 'other' AND position = chrt_id",
+        )
+    };
+
+    let large = with_items(1000);
+    let expected = serde_json::to_string(&large).unwrap() + "\n";
+    let put = api.put(&large, &[]).await;
+    assert_eq!(put.status, 200);
+    // A difference would be shown in full.
+    assert!(put.body == expected, "answered otherwise than sent");
+    for cache_status in ["orders; fwd=miss; stored", "orders; hit"] {
+        let read = api.get("/order/b563feb7b2b84b6test").await;
+        assert_eq!(read.header("cache-status"), Some(cache_status));
+        assert!(read.body == expected, "read otherwise than sent");
+        assert_eq!(read.header("etag"), put.header("etag"));
+    }
+    assert_eq!((rows(), items()), (2, 1000));
+
+    let refused = api.put(&with_items(1001), &[]).await;
+    assert_eq!(refused.problem(), (422, "invalid_order".into()));
+    assert_eq!((rows(), items()), (2, 1000));
+
+    let small = with_items(2);
+    assert_eq!(api.put(&small, &[]).await.status, 200);
+    let read = api.get("/order/b563feb7b2b84b6test").await;
+    assert_eq!(read.json(), serde_json::to_value(&small).unwrap());
+    assert_eq!((rows(), items()), (2, 2));
+
+    assert_eq!(api.send("DELETE", MODEL, &[], b"").await.status, 204);
+    assert_eq!((rows(), items()), (1, 0));
+    assert_eq!(api.database.texts(other), untouched);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,12 +3,13 @@
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use shared::db::schema::{consumer_offsets, dead_letters};
+use shared::db::models::Source;
+use shared::db::schema::dead_letters;
 
 use super::stored::{LetterState, StoredLetter};
-use crate::batch::{self, SourcedOrder};
+use crate::batch;
 use crate::offsets::Consumer;
-use crate::writer::{Guard, is_refusal, store_replayed};
+use crate::writer::{is_refusal, store_replayed};
 
 /// What came of a letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +51,7 @@ impl From<DieselError> for Undone {
 
 /// Stores the letter's order, if it is valid by now and nothing newer is there; `dry_run` changes nothing.
 ///
-/// An order that was deleted comes back. A letter of a topic that was made anew since brings back only what is not
-/// there: its offset says nothing beside those of the new topic.
+/// An order that was deleted comes back. What a message of a later incarnation wrote is newer than the letter.
 ///
 /// # Errors
 /// [`DecideError`]; nothing is changed then.
@@ -73,17 +73,12 @@ pub fn replay(
         }
         let order = batch::decode(letter.payload.as_deref())
             .map_err(|refusal| kept(format!("{}: {}", refusal.reason, refusal.detail)))?;
-        let sourced = SourcedOrder {
-            order: &order,
+        let source = Source {
+            partition: letter.summary.partition,
+            incarnation: letter.summary.incarnation,
             offset: letter.summary.offset,
         };
-        let guard = if is_of_former_topic(connection, consumer, &letter)? {
-            Guard::AbsentOnly
-        } else {
-            Guard::Below(i64::MAX)
-        };
-        let partition = letter.summary.partition;
-        let written = store_replayed(connection, partition, sourced, guard).map_err(|error| {
+        let written = store_replayed(connection, &order, source).map_err(|error| {
             if is_refusal(&error) {
                 kept(format!("the database refuses it: {error}"))
             } else {
@@ -167,21 +162,4 @@ fn set_state(connection: &mut PgConnection, id: i64, state: LetterState) -> Quer
         .set(dead_letters::state.eq(state.as_str()))
         .execute(connection)
         .map(|_| ())
-}
-
-fn is_of_former_topic(
-    connection: &mut PgConnection,
-    consumer: &Consumer,
-    letter: &StoredLetter,
-) -> QueryResult<bool> {
-    let row = consumer_offsets::table.find((
-        &consumer.group_id,
-        &consumer.topic,
-        letter.summary.partition,
-    ));
-    let current: Option<i32> = row
-        .select(consumer_offsets::incarnation)
-        .first(connection)
-        .optional()?;
-    Ok(current.is_some_and(|current| current != letter.summary.incarnation))
 }

@@ -7,7 +7,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
-use super::transaction::{Guard, store_orders};
+use super::transaction::{Origin, store_orders};
 use crate::batch::{Batch, REFUSED_BY_DATABASE, Refusal, SourcedOrder};
 
 /// Whether an error says that a row can never be stored. Every other one is trouble of the database's own.
@@ -33,17 +33,13 @@ pub fn is_refusal(error: &DieselError) -> bool {
 pub(super) fn find_refused(
     connection: &mut PgConnection,
     batch: &Batch,
-    guard: Guard,
+    origin: Origin,
 ) -> QueryResult<Vec<(i64, Refusal)>> {
     let mut refused: Vec<(i64, Refusal)> = Vec::new();
     let outcome = connection.transaction(|connection| {
         // A deferred constraint would speak up only at the COMMIT.
         connection.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
-        let mut tries = Tries {
-            connection,
-            partition: batch.reading.partition,
-            guard,
-        };
+        let mut tries = Tries { connection, origin };
         loop {
             let left_out: Vec<i64> = refused.iter().map(|(offset, _)| *offset).collect();
             let remaining = batch.folded_without(&left_out);
@@ -65,16 +61,15 @@ type Information = Box<dyn DatabaseErrorInformation + Send + Sync>;
 
 struct Tries<'a> {
     connection: &'a mut PgConnection,
-    partition: i32,
-    guard: Guard,
+    origin: Origin,
 }
 
 impl Tries<'_> {
     /// Writes these orders in a savepoint that is rolled back; answers the constraint's refusal, if there is one.
     fn refusal_of(&mut self, orders: &[SourcedOrder<'_>]) -> QueryResult<Option<Information>> {
-        let (partition, guard) = (self.partition, self.guard);
+        let origin = self.origin;
         let tried = self.connection.transaction(|connection| {
-            store_orders(connection, partition, orders.to_vec(), guard)?;
+            store_orders(connection, origin, orders.to_vec())?;
             Err::<(), _>(DieselError::RollbackTransaction)
         });
         match tried {
@@ -117,7 +112,7 @@ impl Tries<'_> {
 }
 
 /// The order of the row that the server's detail shows: `Failing row contains (uid, ...` or `Key (order_uid)=(uid) ...`.
-/// Both tables begin with the order's id, and no id has a comma or a parenthesis.
+/// The table begins with the order's id, and no id has a comma or a parenthesis.
 fn named_uid(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<&str> {
     let detail = information.details()?;
     let values = match detail.split_once("(order_uid)=(") {

@@ -1,23 +1,19 @@
-//! One batch, one transaction: offset, orders, items, dead letters, events.
+//! One batch, one transaction: offset, orders, dead letters, events.
 
 use std::collections::HashMap;
 
 use diesel::connection::DefaultLoadingMode;
-use diesel::dsl::now;
 use diesel::prelude::*;
-use diesel::upsert::excluded;
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::orders::next_version;
-use shared::db::schema::{order_items, orders};
+use shared::db::models::{NewOrder, Source};
+use shared::db::orders::UpsertOrders;
+use shared::db::schema::orders;
 use shared::events::{self, Operation};
+use shared::order::Order;
 
 use crate::batch::{Batch, SourcedOrder};
-use crate::dead_letters::{self, Source};
+use crate::dead_letters;
 use crate::failpoints::{self, Phase};
 use crate::offsets::{self, Claim, Consumer};
-
-/// Rows of one upsert: 30 columns each stay below the 65,535 binds of a statement.
-const ROWS_PER_UPSERT: usize = 1_000;
 
 /// Stores a batch whole or not at all; answers how many orders it wrote. `halts` stops the partition behind it.
 ///
@@ -35,15 +31,15 @@ pub(super) fn store(
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
         offsets::advance(connection, consumer, claim, batch, halts)?;
         failpoints::commit_offset(connection)?;
-        let partition = batch.reading.partition;
+        let origin = Origin::of(claim, batch);
         let written = failpoints::skip_on_error(connection, |connection| {
-            store_orders(connection, partition, batch.folded(), Guard::of(claim))
+            store_orders(connection, origin, batch.folded())
         })?;
-        let source = Source {
+        let source = dead_letters::Source {
             group_id: &consumer.group_id,
             topic: &consumer.topic,
-            incarnation: claim.incarnation,
-            partition,
+            incarnation: origin.incarnation,
+            partition: origin.partition,
         };
         let letters = failpoints::unless_swallowed(&batch.dead_letters);
         dead_letters::insert(connection, source, letters)?;
@@ -60,180 +56,132 @@ pub(super) fn store(
 /// Fails as the database does.
 pub fn store_replayed(
     connection: &mut PgConnection,
-    partition: i32,
-    order: SourcedOrder<'_>,
-    guard: Guard,
+    order: &Order,
+    source: Source,
 ) -> QueryResult<bool> {
-    let written = store_orders(connection, partition, vec![order], guard)?;
+    let origin = Origin {
+        partition: source.partition,
+        incarnation: source.incarnation,
+        replay_until: i64::MAX,
+    };
+    let sourced = SourcedOrder {
+        order,
+        offset: source.offset,
+    };
+    let written = store_orders(connection, origin, vec![sourced])?;
     notify(connection, &written)?;
     Ok(!written.is_empty())
 }
 
-/// Which messages must not replace what is newer. Every other one replaces what is there.
+/// Where the messages of a batch come from, and which of them may have been read before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guard {
-    /// Those below this offset were read before: they replace only what an earlier message of their partition wrote,
-    /// not what a later one or a PUT has made.
-    Below(i64),
-    /// All of them, and their offsets are of a former topic: they write only what is not there.
-    AbsentOnly,
+pub(super) struct Origin {
+    partition: i32,
+    incarnation: i32,
+    /// Messages below this offset are a replay.
+    replay_until: i64,
 }
 
-impl Guard {
-    /// The guard of a partition that may have been rewound.
-    pub(super) fn of(claim: &Claim) -> Self {
-        Self::Below(claim.replay_until.unwrap_or(0))
+impl Origin {
+    /// The origin of a batch that was read under a claim.
+    pub(super) fn of(claim: &Claim, batch: &Batch) -> Self {
+        Self {
+            partition: batch.reading.partition,
+            incarnation: claim.incarnation,
+            replay_until: claim.replay_until.unwrap_or(0),
+        }
     }
 
-    fn allows(self, partition: i32, order: &SourcedOrder<'_>, row: &RowSource) -> bool {
-        let is_earlier = || {
-            row.partition == Some(partition)
-                && row.offset.is_some_and(|offset| offset < order.offset)
-        };
-        match self {
-            Self::Below(end) => order.offset >= end || is_earlier(),
-            Self::AbsentOnly => false,
+    fn source(self, offset: i64) -> Source {
+        Source {
+            partition: self.partition,
+            incarnation: self.incarnation,
+            offset,
         }
+    }
+
+    /// The guard: a replay replaces only what an earlier message of its partition wrote, neither what a later one wrote
+    /// nor what the api did.
+    fn may_replace(self, offset: i64, written_by: Option<Source>) -> bool {
+        let is_earlier = |row: Source| {
+            row.partition == self.partition
+                && (row.incarnation, row.offset) < (self.incarnation, offset)
+        };
+        offset >= self.replay_until || written_by.is_some_and(is_earlier)
     }
 }
 
 /// Writes orders that are sorted by uid and named once each; answers those that it wrote.
 ///
-/// New orders are copied; those that exist are locked first, so that nobody sees a new header with old items. One that
-/// somebody inserts in between is a unique violation: the transaction is to be tried again, which gives its locks back; one
-/// that is still held would be out of the order of uids, and could close a circle with another writer.
+/// Orders that exist are locked first, in the order of their uids, and replaced by one statement; new ones are copied. If
+/// another writer inserts one of these in between, that is a unique violation: the whole transaction must be tried again.
+/// A second look within it would lock rows out of the order of uids, which can deadlock with another writer.
 pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
-    partition: i32,
+    origin: Origin,
     latest: Vec<SourcedOrder<'a>>,
-    guard: Guard,
 ) -> QueryResult<Vec<SourcedOrder<'a>>> {
     if latest.is_empty() {
         return Ok(latest);
     }
     let existing = lock_existing(connection, &latest)?;
-    let mut to_write = latest;
-    to_write.retain(|order| {
+    let mut written = latest;
+    written.retain(|order| {
         let row = existing.get(order.uid());
-        row.is_none_or(|row| guard.allows(partition, order, row))
+        row.is_none_or(|written_by| origin.may_replace(order.offset, *written_by))
     });
-    write(connection, partition, &to_write, |uid| {
-        existing.contains_key(uid)
-    })?;
-    Ok(to_write)
+    let (mut to_replace, mut to_copy) = (Vec::new(), Vec::with_capacity(written.len()));
+    for order in &written {
+        let rows = if existing.contains_key(order.uid()) {
+            &mut to_replace
+        } else {
+            &mut to_copy
+        };
+        let source = origin.source(order.offset);
+        rows.push(NewOrder::new(order.order, Some(source)));
+    }
+    if !to_copy.is_empty() {
+        diesel::copy_from(orders::table)
+            .from_insertable(&to_copy)
+            .execute(connection)?;
+    }
+    if !to_replace.is_empty() {
+        UpsertOrders::new(&to_replace).execute(connection)?;
+    }
+    Ok(written)
 }
 
-/// Which message wrote an order last; none after a PUT.
-struct RowSource {
-    partition: Option<i32>,
-    offset: Option<i64>,
-}
-
+/// Locks those of the orders that exist; gives the message that wrote each last, `None` after a write by the api.
 fn lock_existing(
     connection: &mut PgConnection,
     orders: &[SourcedOrder<'_>],
-) -> QueryResult<HashMap<String, RowSource>> {
+) -> QueryResult<HashMap<String, Option<Source>>> {
     let uids: Vec<&str> = orders.iter().map(SourcedOrder::uid).collect();
     let rows = orders::table
         .filter(orders::order_uid.eq_any(uids))
         .select((
             orders::order_uid,
             orders::source_partition,
+            orders::source_incarnation,
             orders::source_offset,
         ))
         .order(orders::order_uid)
         .for_update()
-        .load_iter::<(String, Option<i32>, Option<i64>), DefaultLoadingMode>(connection)?;
-    rows.map(|row| row.map(|(uid, partition, offset)| (uid, RowSource { partition, offset })))
-        .collect()
-}
-
-fn write(
-    connection: &mut PgConnection,
-    partition: i32,
-    latest: &[SourcedOrder<'_>],
-    exists: impl Fn(&str) -> bool,
-) -> QueryResult<()> {
-    let (to_upsert, to_copy): (Vec<_>, Vec<_>) =
-        latest.iter().partition(|order| exists(order.uid()));
-    if !to_copy.is_empty() {
-        diesel::copy_from(orders::table)
-            .from_insertable(&new_rows(partition, &to_copy))
-            .execute(connection)?;
-    }
-    if !to_upsert.is_empty() {
-        for chunk in to_upsert.chunks(ROWS_PER_UPSERT) {
-            upsert(connection, &new_rows(partition, chunk))?;
-        }
-        let uids: Vec<&str> = to_upsert.iter().map(|order| order.uid()).collect();
-        diesel::delete(order_items::table.filter(order_items::order_uid.eq_any(uids)))
-            .execute(connection)?;
-    }
-    let items_count = latest.iter().map(|order| order.order.items.len()).sum();
-    let mut items: Vec<NewOrderItem<'_>> = Vec::with_capacity(items_count);
-    items.extend(
-        latest
-            .iter()
-            .flat_map(|order| NewOrderItem::all_of(order.order)),
-    );
-    if !items.is_empty() {
-        diesel::copy_from(order_items::table)
-            .from_insertable(&items)
-            .execute(connection)?;
-    }
-    Ok(())
-}
-
-fn new_rows<'a>(partition: i32, orders: &[&SourcedOrder<'a>]) -> Vec<NewOrder<'a>> {
-    let row =
-        |order: &&SourcedOrder<'a>| NewOrder::new(order.order, Some((partition, order.offset)));
-    orders.iter().map(row).collect()
-}
-
-/// Replaces rows, or inserts those that were deleted meanwhile.
-fn upsert(connection: &mut PgConnection, rows: &[NewOrder<'_>]) -> QueryResult<()> {
-    macro_rules! replaced {
-        ($($column:ident),+ $(,)?) => {
-            ($(orders::$column.eq(excluded(orders::$column)),)+ orders::version.eq(next_version()), orders::updated_at.eq(now))
+        .load_iter::<(String, Option<i32>, Option<i32>, Option<i64>), DefaultLoadingMode>(
+            connection,
+        )?;
+    rows.map(|row| {
+        let (uid, partition, incarnation, offset) = row?;
+        let source = || {
+            Some(Source {
+                partition: partition?,
+                incarnation: incarnation?,
+                offset: offset?,
+            })
         };
-    }
-    diesel::insert_into(orders::table)
-        .values(rows)
-        .on_conflict(orders::order_uid)
-        .do_update()
-        .set(replaced!(
-            track_number,
-            entry,
-            delivery_name,
-            delivery_phone,
-            delivery_zip,
-            delivery_city,
-            delivery_address,
-            delivery_region,
-            delivery_email,
-            payment_transaction,
-            payment_request_id,
-            payment_currency,
-            payment_provider,
-            payment_amount,
-            payment_dt,
-            payment_bank,
-            payment_delivery_cost,
-            payment_goods_total,
-            payment_custom_fee,
-            locale,
-            internal_signature,
-            customer_id,
-            delivery_service,
-            shardkey,
-            sm_id,
-            date_created,
-            oof_shard,
-            source_partition,
-            source_offset,
-        ))
-        .execute(connection)
-        .map(|_| ())
+        Ok((uid, source()))
+    })
+    .collect()
 }
 
 fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryResult<()> {
@@ -243,4 +191,41 @@ fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryR
     events::notify(Operation::Upsert, written.iter().map(SourcedOrder::uid))
         .execute(connection)
         .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_replaces_only_what_an_earlier_message_of_its_partition_wrote() {
+        let origin = Origin {
+            partition: 0,
+            incarnation: 1,
+            replay_until: 10,
+        };
+        let row = |partition, incarnation, offset| {
+            Some(Source {
+                partition,
+                incarnation,
+                offset,
+            })
+        };
+        for (written_by, is_replaced) in [
+            (row(0, 1, 4), true),
+            (row(0, 1, 5), false),
+            (row(0, 1, 6), false),
+            (row(0, 0, 100), true),
+            (row(0, 2, 0), false),
+            (row(1, 0, 0), false),
+            (None, false),
+        ] {
+            assert_eq!(
+                origin.may_replace(5, written_by),
+                is_replaced,
+                "{written_by:?}"
+            );
+            assert!(origin.may_replace(10, written_by), "{written_by:?}");
+        }
+    }
 }

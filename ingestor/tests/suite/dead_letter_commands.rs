@@ -240,9 +240,9 @@ fn a_replay_never_writes_over_something_newer() {
     scene.wait_until_settled(5);
     scene.database.execute(
         "CREATE TEMP TABLE copy AS SELECT * FROM orders;
-         UPDATE copy SET order_uid = 'put', source_partition = NULL, source_offset = NULL;
+         UPDATE copy SET order_uid = 'put', source_partition = NULL, source_offset = NULL, source_incarnation = NULL;
          INSERT INTO orders SELECT * FROM copy;
-         UPDATE copy SET order_uid = 'earlier', source_partition = 0, source_offset = 2;
+         UPDATE copy SET order_uid = 'earlier', source_partition = 0, source_offset = 2, source_incarnation = 0;
          INSERT INTO orders SELECT * FROM copy;",
     );
     let done = printed(&scene, &["replay", "--all", "--yes"]);
@@ -264,25 +264,55 @@ fn a_replay_never_writes_over_something_newer() {
 }
 
 #[test]
-fn a_letter_of_a_former_topic_brings_back_only_what_is_not_there() {
-    let (mut scene, _) = scene_with_refused(&["there", "gone"]);
-    let there = scene.later("there");
-    scene.produce(std::slice::from_ref(&there));
+fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
+    let mut scene = Scene::new(1);
+    scene.database.execute(CHECK);
+    // Apart, so that they are not folded into one message.
+    let older = scene.later("older");
+    scene.produce(&[older]);
     let daemon = scene.start_daemon();
-    scene.wait_until_settled(3);
+    scene.wait_until_settled(1);
+    for uid in ["older", "gone", "rewritten", "put"] {
+        let evil = evil(&mut scene, uid);
+        scene.send_order(&evil);
+    }
+    scene.flush();
+    scene.wait_until_settled(5);
+    scene.database.execute(NO_CHECK);
     assert!(daemon.stop().success());
-    // As after a topic made anew: the letters' offsets are higher, and mean nothing.
+
+    // The letters' offsets are higher than those of the new topic, which says nothing.
+    scene.recreate_topic(1);
+    let rewritten = [scene.later("rewritten"), scene.later("put")];
+    scene.produce(&rewritten);
+    let daemon = scene.start_daemon();
+    scene.wait_for_incidents(1);
+    scene.run_well(&["offsets", "accept-gap", "--partition", "0", "--yes"]);
+    scene.wait_until_at(2, 1);
+    assert!(daemon.stop().success());
+    // As a PUT does.
     scene.database.execute(
-        "UPDATE consumer_offsets SET incarnation = incarnation + 1;
-         UPDATE orders SET source_offset = 0;
-         UPDATE dead_letters SET \"offset\" = \"offset\" + 100",
+        "UPDATE orders SET source_partition = NULL, source_offset = NULL, source_incarnation = NULL WHERE order_uid = 'put'",
     );
     let done = printed(&scene, &["replay", "--all", "--yes"]);
-    assert!(done.contains("1 replayed, 1 superseded"), "{done}");
-    let evil = scene
-        .database
-        .texts("SELECT order_uid AS value FROM orders WHERE entry = 'EVIL'");
-    assert_eq!(evil, ["gone"]);
+    assert!(done.contains("2 replayed, 2 superseded"), "{done}");
+    assert_eq!(
+        states(&scene),
+        ["replayed", "replayed", "superseded", "superseded"]
+    );
+    let rows = scene.database.texts(
+        "SELECT concat_ws(' ', order_uid, entry, source_partition, source_incarnation, source_offset) AS value
+           FROM orders ORDER BY order_uid",
+    );
+    assert_eq!(
+        rows,
+        [
+            "gone EVIL 0 0 2",
+            "older EVIL 0 0 1",
+            "put WBIL",
+            "rewritten WBIL 0 1 0"
+        ]
+    );
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn an_order_is_refused_for_its_items_too() {
     let mut scene = Scene::new(1);
     scene
         .database
-        .execute("ALTER TABLE order_items ADD CONSTRAINT no_brand CHECK (brand <> 'EVIL')");
+        .execute(r#"ALTER TABLE orders ADD CONSTRAINT no_brand CHECK (NOT items @? '$[*] ? (@.brand == "EVIL")')"#);
     let mut orders: Vec<Order> = (0..50)
         .map(|number| scene.later(&format!("order-{number}")))
         .collect();

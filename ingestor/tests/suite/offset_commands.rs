@@ -341,7 +341,7 @@ fn a_rewind_keeps_newer_state_and_brings_deleted_orders_back() {
     // As PUT and DELETE do.
     let (put, deleted) = (orders[1].order_uid.as_str(), orders[2].order_uid.as_str());
     scene.database.execute(&format!(
-        "UPDATE orders SET customer_id = 'put', source_partition = NULL, source_offset = NULL,
+        "UPDATE orders SET customer_id = 'put', source_partition = NULL, source_offset = NULL, source_incarnation = NULL,
                            version = nextval('order_version_seq') WHERE order_uid = '{put}';
          DELETE FROM orders WHERE order_uid = '{deleted}'",
     ));

@@ -94,7 +94,7 @@ fn a_rewind_reaches_a_running_owner_and_replaces_nothing_newer() {
     scene.produce(std::slice::from_ref(&later));
     scene.wait_until_settled(41);
     let change = format!(
-        "UPDATE orders SET source_partition = NULL, source_offset = NULL, track_number = 'PUT' WHERE order_uid = '{}';
+        "UPDATE orders SET source_partition = NULL, source_offset = NULL, source_incarnation = NULL, track_number = 'PUT' WHERE order_uid = '{}';
          DELETE FROM orders WHERE order_uid = '{}'",
         uid(0),
         uid(2)

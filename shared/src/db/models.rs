@@ -2,13 +2,20 @@
 
 use chrono::{DateTime, Utc};
 use compact_str::CompactString;
+use std::io::Write;
+
 use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::expression::AsExpression;
 use diesel::pg::{Pg, PgValue};
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::serialize::{self, IsNull, Output, ToSql};
+use diesel::sql_types::{Jsonb, Text};
 
-use super::schema::{order_items, orders};
+use super::schema::orders;
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
+
+/// First byte of a jsonb value on the wire; the JSON text follows (PostgreSQL's `jsonb_recv` and `jsonb_send`).
+const JSONB_VERSION: u8 = 1;
 
 /// A text as [`Order`] has it: diesel's own way leads through an allocation for each.
 #[derive(Debug, FromSqlRow)]
@@ -27,6 +34,33 @@ impl From<ShortText> for CompactString {
     }
 }
 
+/// The items of an order as they are read: the JSON text of the column, straight into items.
+#[derive(Debug, FromSqlRow)]
+#[diesel(sql_type = Jsonb)]
+pub struct StoredItems(Vec<Item>);
+
+impl FromSql<Jsonb, Pg> for StoredItems {
+    fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
+        match value.as_bytes() {
+            [JSONB_VERSION, json @ ..] => Ok(Self(serde_json::from_slice(json)?)),
+            _ => Err("the server sent jsonb in a format that this program does not know".into()),
+        }
+    }
+}
+
+/// The items of an order as they are written: serialised straight into the statement's buffer.
+#[derive(Clone, Copy, Debug, AsExpression)]
+#[diesel(sql_type = Jsonb)]
+pub struct ItemsToStore<'a>(&'a [Item]);
+
+impl ToSql<Jsonb, Pg> for ItemsToStore<'_> {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
+        out.write_all(&[JSONB_VERSION])?;
+        serde_json::to_writer(out, self.0)?;
+        Ok(IsNull::No)
+    }
+}
+
 /// A row of `orders`, without the columns that only operators look at.
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
@@ -38,6 +72,7 @@ pub struct OrderRow {
     delivery: DeliveryColumns,
     #[diesel(embed)]
     payment: PaymentColumns,
+    items: StoredItems,
     locale: ShortText,
     internal_signature: ShortText,
     customer_id: ShortText,
@@ -78,22 +113,6 @@ pub struct PaymentColumns {
     payment_custom_fee: i64,
 }
 
-/// An item as a composite value of an order's array of items; the fields are those of
-/// [`ItemRecord`](super::orders::ItemRecord), in its order.
-pub type ItemRow = (
-    i64,
-    ShortText,
-    i64,
-    ShortText,
-    ShortText,
-    i32,
-    ShortText,
-    i64,
-    i64,
-    ShortText,
-    i64,
-);
-
 /// An order with the version under which it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionedOrder {
@@ -103,8 +122,8 @@ pub struct VersionedOrder {
     pub version: i64,
 }
 
-impl From<(OrderRow, Vec<ItemRow>)> for VersionedOrder {
-    fn from((row, items): (OrderRow, Vec<ItemRow>)) -> Self {
+impl From<OrderRow> for VersionedOrder {
+    fn from(row: OrderRow) -> Self {
         let OrderRow {
             delivery, payment, ..
         } = row;
@@ -133,7 +152,7 @@ impl From<(OrderRow, Vec<ItemRow>)> for VersionedOrder {
                 goods_total: payment.payment_goods_total,
                 custom_fee: payment.payment_custom_fee,
             },
-            items: items.into_iter().map(Item::from).collect(),
+            items: row.items.0,
             locale: row.locale.into(),
             internal_signature: row.internal_signature.into(),
             customer_id: row.customer_id.into(),
@@ -150,79 +169,60 @@ impl From<(OrderRow, Vec<ItemRow>)> for VersionedOrder {
     }
 }
 
-impl From<ItemRow> for Item {
-    fn from(row: ItemRow) -> Self {
-        let (
-            chrt_id,
-            track_number,
-            price,
-            rid,
-            name,
-            sale,
-            size,
-            total_price,
-            nm_id,
-            brand,
-            status,
-        ) = row;
-        Self {
-            chrt_id,
-            track_number: track_number.into(),
-            price,
-            rid: rid.into(),
-            name: name.into(),
-            sale,
-            size: size.into(),
-            total_price,
-            nm_id,
-            brand: brand.into(),
-            status,
-        }
-    }
+/// The message that wrote an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its partition.
+    pub partition: i32,
+    /// The incarnation of the partition: offsets of different ones say nothing about each other.
+    pub incarnation: i32,
+    /// Its offset.
+    pub offset: i64,
 }
 
 /// An order to be written. The columns left out are drawn by the database.
 ///
-/// Flat and complete (no default for `None`), as diesel's typed COPY wants it; as a changeset it replaces every column
-/// but the key.
-#[derive(Clone, Copy, Debug, Insertable, AsChangeset)]
-#[diesel(table_name = orders, primary_key(order_uid), treat_none_as_default_value = false, treat_none_as_null = true)]
+/// Flat and complete (no default for `None`), as diesel's typed COPY wants it.
+#[derive(Clone, Copy, Debug, Insertable)]
+#[diesel(table_name = orders, treat_none_as_default_value = false)]
 pub struct NewOrder<'a> {
-    order_uid: &'a str,
-    track_number: &'a str,
-    entry: &'a str,
-    delivery_name: &'a str,
-    delivery_phone: &'a str,
-    delivery_zip: &'a str,
-    delivery_city: &'a str,
-    delivery_address: &'a str,
-    delivery_region: &'a str,
-    delivery_email: &'a str,
-    payment_transaction: &'a str,
-    payment_request_id: &'a str,
-    payment_currency: &'a str,
-    payment_provider: &'a str,
-    payment_amount: i64,
-    payment_dt: i64,
-    payment_bank: &'a str,
-    payment_delivery_cost: i64,
-    payment_goods_total: i64,
-    payment_custom_fee: i64,
-    locale: &'a str,
-    internal_signature: &'a str,
-    customer_id: &'a str,
-    delivery_service: &'a str,
-    shardkey: &'a str,
-    sm_id: i64,
-    date_created: DateTime<Utc>,
-    oof_shard: &'a str,
-    source_partition: Option<i32>,
-    source_offset: Option<i64>,
+    pub(super) order_uid: &'a str,
+    pub(super) track_number: &'a str,
+    pub(super) entry: &'a str,
+    pub(super) delivery_name: &'a str,
+    pub(super) delivery_phone: &'a str,
+    pub(super) delivery_zip: &'a str,
+    pub(super) delivery_city: &'a str,
+    pub(super) delivery_address: &'a str,
+    pub(super) delivery_region: &'a str,
+    pub(super) delivery_email: &'a str,
+    pub(super) payment_transaction: &'a str,
+    pub(super) payment_request_id: &'a str,
+    pub(super) payment_currency: &'a str,
+    pub(super) payment_provider: &'a str,
+    pub(super) payment_amount: i64,
+    pub(super) payment_dt: i64,
+    pub(super) payment_bank: &'a str,
+    pub(super) payment_delivery_cost: i64,
+    pub(super) payment_goods_total: i64,
+    pub(super) payment_custom_fee: i64,
+    pub(super) items: ItemsToStore<'a>,
+    pub(super) locale: &'a str,
+    pub(super) internal_signature: &'a str,
+    pub(super) customer_id: &'a str,
+    pub(super) delivery_service: &'a str,
+    pub(super) shardkey: &'a str,
+    pub(super) sm_id: i64,
+    pub(super) date_created: DateTime<Utc>,
+    pub(super) oof_shard: &'a str,
+    pub(super) source_partition: Option<i32>,
+    pub(super) source_offset: Option<i64>,
+    pub(super) source_incarnation: Option<i32>,
 }
 
 impl<'a> NewOrder<'a> {
-    /// Takes an order over; `source` is the partition and the offset of its message, `None` for a PUT.
-    pub fn new(order: &'a Order, source: Option<(i32, i64)>) -> Self {
+    /// Takes an order over; `source` is its message, `None` for a write by the api.
+    pub fn new(order: &'a Order, source: Option<Source>) -> Self {
         let Order {
             delivery, payment, ..
         } = order;
@@ -247,6 +247,7 @@ impl<'a> NewOrder<'a> {
             payment_delivery_cost: payment.delivery_cost,
             payment_goods_total: payment.goods_total,
             payment_custom_fee: payment.custom_fee,
+            items: ItemsToStore(&order.items),
             locale: &order.locale,
             internal_signature: &order.internal_signature,
             customer_id: &order.customer_id,
@@ -255,48 +256,9 @@ impl<'a> NewOrder<'a> {
             sm_id: order.sm_id,
             date_created: order.date_created,
             oof_shard: &order.oof_shard,
-            source_partition: source.map(|(partition, _)| partition),
-            source_offset: source.map(|(_, offset)| offset),
+            source_partition: source.map(|source| source.partition),
+            source_offset: source.map(|source| source.offset),
+            source_incarnation: source.map(|source| source.incarnation),
         }
-    }
-}
-
-/// An item to be written.
-#[derive(Clone, Copy, Debug, Insertable)]
-#[diesel(table_name = order_items, treat_none_as_default_value = false)]
-pub struct NewOrderItem<'a> {
-    order_uid: &'a str,
-    position: i32,
-    chrt_id: i64,
-    track_number: &'a str,
-    price: i64,
-    rid: &'a str,
-    name: &'a str,
-    sale: i32,
-    size: &'a str,
-    total_price: i64,
-    nm_id: i64,
-    brand: &'a str,
-    status: i64,
-}
-
-impl<'a> NewOrderItem<'a> {
-    /// The items of an order, in its order.
-    pub fn all_of(order: &'a Order) -> impl Iterator<Item = Self> {
-        order.items.iter().zip(0..).map(|(item, position)| Self {
-            order_uid: order.order_uid.as_str(),
-            position,
-            chrt_id: item.chrt_id,
-            track_number: &item.track_number,
-            price: item.price,
-            rid: &item.rid,
-            name: &item.name,
-            sale: item.sale,
-            size: &item.size,
-            total_price: item.total_price,
-            nm_id: item.nm_id,
-            brand: &item.brand,
-            status: item.status,
-        })
     }
 }

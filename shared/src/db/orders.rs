@@ -1,82 +1,117 @@
-//! The queries on orders that both processes use.
+//! The statement by which both processes replace orders.
 //!
-//! Every read is one statement, so header and items come from one snapshot. Every writer locks the `orders` rows
-//! first, sorted by uid, then touches items in further statements.
+//! One order is one row, so one statement writes it whole. Every writer first locks the rows that it changes, in the order
+//! of their uids.
 
-use diesel::dsl::sql;
-use diesel::expression::{SqlLiteral, ValidGrouping};
+use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Integer, Record, Text};
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::{Array, BigInt, Integer, Jsonb, Nullable, Text, Timestamptz};
 
-use super::models::{ItemRow, OrderRow};
-use super::schema::orders;
+use super::models::{ItemsToStore, NewOrder};
 
-/// An item as a composite value.
-pub type ItemRecord = Record<(
-    BigInt,
-    Text,
-    BigInt,
-    Text,
-    Text,
-    Integer,
-    Text,
-    BigInt,
-    BigInt,
-    Text,
-    BigInt,
-)>;
+/// Defines [`UpsertOrders`] for the columns of [`NewOrder`], with their Rust and SQL types.
+macro_rules! upsert_orders {
+    ($($column:ident: $value:ty => $sql_type:ty),+ $(,)?) => {
+        /// Replaces orders, or inserts those that do not exist; answers the new version of each.
+        ///
+        /// The rows travel as one array per column, so the text of the statement does not depend on their number and the
+        /// server plans it once per session. diesel's own upsert is planned anew each time.
+        ///
+        /// The version is drawn by `SET`, while the row is locked. A value from `EXCLUDED` or from a subquery is drawn
+        /// before the lock, and was seen to go backwards.
+        #[derive(Debug)]
+        pub struct UpsertOrders<'a> {
+            $($column: Vec<$value>),+
+        }
 
-/// An order's row with its items as one array; load it as [`OrderWithItems`].
-pub type SelectOrder = (diesel::dsl::AsSelect<OrderRow, Pg>, ItemsOfOrder);
+        impl<'a> UpsertOrders<'a> {
+            /// Takes rows with a different uid each.
+            pub fn new(rows: &[NewOrder<'a>]) -> Self {
+                Self { $($column: rows.iter().map(|row| row.$column).collect()),+ }
+            }
+        }
 
-/// What [`select_order`] loads; turns into a [`VersionedOrder`](super::models::VersionedOrder).
-pub type OrderWithItems = (OrderRow, Vec<ItemRow>);
-
-/// What to select from `orders` to read whole orders.
-pub fn select_order() -> SelectOrder {
-    (OrderRow::as_select(), ItemsOfOrder)
+        impl QueryFragment<Pg> for UpsertOrders<'_> {
+            fn walk_ast<'b>(&'b self, mut pass: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+                let columns = [$(stringify!($column)),+];
+                pass.push_sql("INSERT INTO orders (");
+                pass.push_sql(&columns.join(", "));
+                pass.push_sql(") SELECT * FROM unnest(");
+                $(
+                    if stringify!($column) != columns[0] {
+                        pass.push_sql(", ");
+                    }
+                    pass.push_bind_param::<Array<$sql_type>, _>(&self.$column)?;
+                )+
+                pass.push_sql(") ON CONFLICT (order_uid) DO UPDATE SET ");
+                for column in columns {
+                    pass.push_sql(column);
+                    pass.push_sql(" = excluded.");
+                    pass.push_sql(column);
+                    pass.push_sql(", ");
+                }
+                pass.push_sql("version = nextval('order_version_seq'), updated_at = now() RETURNING version");
+                Ok(())
+            }
+        }
+    };
 }
 
-/// The items of an order of `orders`, in their order. No `sql()`: diesel prepares a query with such a part anew each
-/// time.
-#[derive(Clone, Copy, Debug, QueryId, ValidGrouping)]
-pub struct ItemsOfOrder;
-
-impl Expression for ItemsOfOrder {
-    type SqlType = Array<ItemRecord>;
+upsert_orders! {
+    order_uid: &'a str => Text,
+    track_number: &'a str => Text,
+    entry: &'a str => Text,
+    delivery_name: &'a str => Text,
+    delivery_phone: &'a str => Text,
+    delivery_zip: &'a str => Text,
+    delivery_city: &'a str => Text,
+    delivery_address: &'a str => Text,
+    delivery_region: &'a str => Text,
+    delivery_email: &'a str => Text,
+    payment_transaction: &'a str => Text,
+    payment_request_id: &'a str => Text,
+    payment_currency: &'a str => Text,
+    payment_provider: &'a str => Text,
+    payment_amount: i64 => BigInt,
+    payment_dt: i64 => BigInt,
+    payment_bank: &'a str => Text,
+    payment_delivery_cost: i64 => BigInt,
+    payment_goods_total: i64 => BigInt,
+    payment_custom_fee: i64 => BigInt,
+    items: ItemsToStore<'a> => Jsonb,
+    locale: &'a str => Text,
+    internal_signature: &'a str => Text,
+    customer_id: &'a str => Text,
+    delivery_service: &'a str => Text,
+    shardkey: &'a str => Text,
+    sm_id: i64 => BigInt,
+    date_created: DateTime<Utc> => Timestamptz,
+    oof_shard: &'a str => Text,
+    source_partition: Option<i32> => Nullable<Integer>,
+    source_offset: Option<i64> => Nullable<BigInt>,
+    source_incarnation: Option<i32> => Nullable<Integer>,
 }
 
-impl AppearsOnTable<orders::table> for ItemsOfOrder {}
-impl SelectableExpression<orders::table> for ItemsOfOrder {}
-
-impl QueryFragment<Pg> for ItemsOfOrder {
-    fn walk_ast<'b>(&'b self, mut pass: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        pass.push_sql(
-            "ARRAY(SELECT (chrt_id, track_number, price, rid, name, sale, size, total_price, nm_id, brand, status) \
-             FROM order_items WHERE order_items.order_uid = orders.order_uid ORDER BY position)",
-        );
-        Ok(())
-    }
+impl QueryId for UpsertOrders<'_> {
+    type QueryId = UpsertOrders<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-/// The next version of an order, for `SET version = ...`.
-///
-/// Drawn while the row is locked: a value from EXCLUDED or from a subquery is drawn before the lock and was seen to go
-/// backwards.
-pub fn next_version() -> SqlLiteral<BigInt> {
-    sql("nextval('order_version_seq')")
+impl Query for UpsertOrders<'_> {
+    type SqlType = BigInt;
 }
+
+impl RunQueryDsl<PgConnection> for UpsertOrders<'_> {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn reading_an_order_is_prepared_once() {
-        let query = orders::table.find("a").select(select_order());
-        let may_be_kept = QueryFragment::<Pg>::is_safe_to_cache_prepared(&query, &Pg);
+    fn upserts_are_planned_once_per_session() {
+        let may_be_kept = UpsertOrders::new(&[]).is_safe_to_cache_prepared(&Pg);
         assert_eq!(may_be_kept, Ok(true));
     }
 }

@@ -6,7 +6,7 @@
 )]
 
 diesel::table! {
-    /// One row an order.
+    /// One row per order.
     orders (order_uid) {
         order_uid -> Text,
         track_number -> Text,
@@ -28,6 +28,7 @@ diesel::table! {
         payment_delivery_cost -> Int8,
         payment_goods_total -> Int8,
         payment_custom_fee -> Int8,
+        items -> Jsonb,
         locale -> Text,
         internal_signature -> Text,
         customer_id -> Text,
@@ -41,25 +42,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         source_partition -> Nullable<Int4>,
         source_offset -> Nullable<Int8>,
-    }
-}
-
-diesel::table! {
-    /// The items of the orders.
-    order_items (order_uid, position) {
-        order_uid -> Text,
-        position -> Int4,
-        chrt_id -> Int8,
-        track_number -> Text,
-        price -> Int8,
-        rid -> Text,
-        name -> Text,
-        sale -> Int4,
-        size -> Text,
-        total_price -> Int8,
-        nm_id -> Int8,
-        brand -> Text,
-        status -> Int8,
+        source_incarnation -> Nullable<Int4>,
     }
 }
 
@@ -75,10 +58,10 @@ diesel::table! {
         incarnation -> Int4,
         last_offset -> Nullable<Int8>,
         last_timestamp -> Nullable<Int8>,
+        replay_until -> Nullable<Int8>,
         consecutive_bad -> Int8,
         halted -> Bool,
         updated_at -> Timestamptz,
-        replay_until -> Nullable<Int8>,
     }
 }
 
@@ -94,11 +77,11 @@ diesel::table! {
         next_offset -> Int8,
         low_watermark -> Int8,
         high_watermark -> Int8,
+        resume_offset -> Int8,
+        resume_incarnation -> Int4,
         detail -> Text,
         detected_at -> Timestamptz,
         resolved_at -> Nullable<Timestamptz>,
-        resume_offset -> Int8,
-        resume_incarnation -> Int4,
     }
 }
 
@@ -124,6 +107,3 @@ diesel::table! {
         relayed_at -> Nullable<Timestamptz>,
     }
 }
-
-diesel::joinable!(order_items -> orders (order_uid));
-diesel::allow_tables_to_appear_in_same_query!(orders, order_items);

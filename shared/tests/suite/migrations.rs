@@ -1,13 +1,17 @@
 //! The migrations, down and up, and what the schema promises.
 
-use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::pg::Pg;
+use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_migrations::MigrationHarness;
+use serde_json::{Value, json};
+use shared::db::models::NewOrder;
+use shared::db::schema::orders;
 use shared::db::{self, MIGRATIONS};
-use shared::testing::TestDatabase;
+use shared::order::Order;
+use shared::testing::{TestDatabase, model_json};
 
 /// Everything that migrations make: columns, constraints, indexes, functions, views, comments.
 fn schema_of(database: &TestDatabase) -> Vec<String> {
@@ -84,7 +88,6 @@ fn schema_matches_the_database() {
     for line in include_str!("../../src/db/schema.rs")
         .lines()
         .map(str::trim)
-        .take_while(|line| !line.starts_with("diesel::joinable!"))
     {
         if line.ends_with(") {") {
             tables.push(vec![line.split(' ').next().unwrap().to_owned()]);
@@ -103,74 +106,226 @@ fn schema_matches_the_database() {
     assert_eq!(of_code, of_database);
 }
 
-#[test]
-fn constraints_refuse_what_validation_would() {
-    let database = TestDatabase::create();
-    let mut connection = database.connect();
-    let columns = "track_number, entry, delivery_name, delivery_phone, delivery_zip, delivery_city, delivery_address,
-        delivery_region, delivery_email, payment_transaction, payment_request_id, payment_currency, payment_provider,
-        payment_amount, payment_dt, payment_bank, payment_delivery_cost, payment_goods_total, payment_custom_fee, locale,
-        internal_signature, customer_id, delivery_service, shardkey, sm_id, date_created, oof_shard";
-    let values = "'t', '', 'n', '12345', '', 'c', 'a', 'r', 'e@e.example', 'x', '', 'USD', 'p', 1, 0, '', 0, 0, 0, '', '', 'c',
-        '', '', 0, '2026-01-01Z', ''";
-    let insert = [
-        "INSERT INTO orders (order_uid, ",
-        columns,
-        ") VALUES ('a', ",
-        values,
-        ")",
-    ]
-    .concat();
-    connection.batch_execute(&insert).unwrap();
-    for statement in [
-        "UPDATE orders SET payment_amount = -1",
-        "UPDATE orders SET payment_amount = 9007199254740992",
-        "UPDATE orders SET payment_currency = 'US'",
-        "UPDATE orders SET delivery_name = ''",
-        "UPDATE orders SET delivery_address = repeat('a', 513)",
-        "UPDATE orders SET date_created = '2101-01-01Z'",
-        "UPDATE orders SET order_uid = repeat('a', 65)",
-        "INSERT INTO order_items VALUES ('a', 1000, 1, '', 1, '', 'n', 0, '', 1, 0, 'b', 0)",
-        "INSERT INTO order_items VALUES ('a', 0, 1, '', 1, '', 'n', 101, '', 1, 0, 'b', 0)",
-    ] {
-        let refused = connection
-            .transaction(|connection| connection.batch_execute(statement))
-            .unwrap_err();
-        assert!(
-            matches!(
-                refused,
-                Error::DatabaseError(DatabaseErrorKind::CheckViolation, _)
-            ),
-            "{statement}: {refused}"
-        );
+/// Whether the only order can be changed like this; it stays as it was.
+#[track_caller]
+fn accepts(connection: &mut PgConnection, change: &str) -> bool {
+    let update = ["UPDATE orders SET ", change].concat();
+    let outcome = connection.transaction(|connection| {
+        connection.batch_execute(&update)?;
+        Err::<(), _>(Error::RollbackTransaction)
+    });
+    match outcome {
+        Err(Error::RollbackTransaction) => true,
+        Err(Error::DatabaseError(DatabaseErrorKind::CheckViolation, _)) => false,
+        other => panic!("{change}: {other:?}"),
     }
-    connection
-        .batch_execute(
-            "INSERT INTO order_items VALUES ('a', 0, 1, '', 1, '', 'n', 0, '', 1, 0, 'b', 0)",
-        )
+}
+
+/// A database with the model order, and one session of ours and one of a foreign writer.
+fn model_order() -> (TestDatabase, Order, [PgConnection; 2]) {
+    let database = TestDatabase::create();
+    let order = Order::decode(model_json().as_bytes()).unwrap();
+    let mut ours = database.connect();
+    diesel::insert_into(orders::table)
+        .values(NewOrder::new(&order, None))
+        .execute(&mut ours)
         .unwrap();
-    assert_eq!(
-        database.texts("SELECT name || city || address AS value FROM deliveries"),
-        ["nca"]
+    let foreign = database.connect_foreign();
+    (database, order, [ours, foreign])
+}
+
+fn columns(database: &TestDatabase, condition: &str) -> Vec<String> {
+    let query = [
+        "SELECT column_name::text AS value FROM information_schema.columns WHERE table_name = 'orders' AND ",
+        condition,
+        " ORDER BY 1",
+    ];
+    database.texts(&query.concat())
+}
+
+#[test]
+fn texts_and_integers_are_held_to_the_bounds_of_lenient_rules() {
+    let (database, _, connections) = model_order();
+    let texts = columns(&database, "data_type = 'text'");
+    let integers = columns(
+        &database,
+        "data_type = 'bigint' AND column_name NOT IN ('version', 'source_offset')",
     );
+    assert_eq!((texts.len(), integers.len()), (21, 6));
+    for mut connection in connections {
+        for column in &texts {
+            let (least, most) = match column.as_str() {
+                "order_uid" => (1, 64),
+                "track_number"
+                | "customer_id"
+                | "payment_transaction"
+                | "payment_currency"
+                | "payment_provider" => (1, 256),
+                "delivery_address" => (0, 512),
+                _ => (0, 256),
+            };
+            let mut accepts = |length: usize| {
+                let change = format!("{column} = repeat('𝄞', {length})");
+                accepts(&mut connection, &change)
+            };
+            assert!(accepts(least) && accepts(most), "{column}");
+            assert!(!accepts(most + 1) && accepts(0) == (least == 0), "{column}");
+        }
+        for column in &integers {
+            let most: i64 = match column.as_str() {
+                "payment_dt" => 4_102_444_800,
+                _ => 9_007_199_254_740_991,
+            };
+            let mut accepts = |value: i64| accepts(&mut connection, &format!("{column} = {value}"));
+            assert!(accepts(0) && accepts(most), "{column}");
+            assert!(!accepts(-1) && !accepts(most + 1), "{column}");
+        }
+    }
+}
+
+#[test]
+fn an_order_is_dated_from_the_year_1_to_9999_in_utc() {
+    let (_database, _, connections) = model_order();
+    for mut connection in connections {
+        // What counts is not the session's time zone.
+        connection
+            .batch_execute("SET timezone = 'Pacific/Kiritimati'")
+            .unwrap();
+        for (time, is_accepted) in [
+            ("0001-01-01T00:00:00Z", true),
+            ("0001-12-31 23:59:59.999999Z BC", false),
+            ("0001-01-01T00:00:00+00:01", false),
+            ("9999-12-31T23:59:59.999999Z", true),
+            ("10000-01-01T00:00:00+14:00", true),
+            ("9999-12-31T23:59:59-00:01", false),
+            ("10000-01-01T00:00:00Z", false),
+            ("infinity", false),
+            ("-infinity", false),
+        ] {
+            let change = format!("date_created = '{time}'");
+            assert_eq!(accepts(&mut connection, &change), is_accepted, "{time}");
+        }
+    }
+}
+
+#[test]
+fn items_are_an_array_of_one_to_a_thousand() {
+    let (_database, _, connections) = model_order();
+    let repeated = |count: usize| {
+        format!(
+            "(SELECT jsonb_agg(items -> (number - number)) FROM generate_series(1, {count}) AS number)"
+        )
+    };
+    for mut connection in connections {
+        for (items, is_accepted) in [
+            (repeated(1), true),
+            (repeated(1_000), true),
+            (repeated(1_001), false),
+            ("items -> 0".to_owned(), false),
+            ("'[]'".to_owned(), false),
+            ("'{}'".to_owned(), false),
+            ("'null'".to_owned(), false),
+            ("'7'".to_owned(), false),
+            ("'\"text\"'".to_owned(), false),
+            ("'true'".to_owned(), false),
+        ] {
+            let change = ["items = ", &items].concat();
+            assert_eq!(accepts(&mut connection, &change), is_accepted, "{items}");
+        }
+        let null = connection.batch_execute("UPDATE orders SET items = NULL");
+        assert!(matches!(
+            null,
+            Err(Error::DatabaseError(DatabaseErrorKind::NotNullViolation, _))
+        ));
+    }
+}
+
+#[test]
+fn what_is_searched_and_locked_by_sorts_as_in_rust() {
+    let database = TestDatabase::create();
     assert_eq!(
-        database.texts("SELECT currency || amount AS value FROM payments"),
-        ["USD1"]
-    );
-    connection.batch_execute("DELETE FROM orders").unwrap();
-    assert_eq!(
-        database.integer("SELECT count(*) AS value FROM order_items"),
-        0
+        columns(&database, "collation_name = 'C'"),
+        ["customer_id", "order_uid", "track_number"]
     );
 }
 
 #[test]
-fn versions_rise_and_every_table_is_described() {
+fn every_entity_has_a_view() {
+    let (database, mut order, [mut ours, _]) = model_order();
+    order.order_uid = "two-items".parse().unwrap();
+    let mut second = order.items[0].clone();
+    (second.chrt_id, second.name) = (0, "second".into());
+    order.items.push(second);
+    diesel::insert_into(orders::table)
+        .values(NewOrder::new(&order, None))
+        .execute(&mut ours)
+        .unwrap();
+    let rows = |view: &str| -> Vec<Value> {
+        let query = [
+            "SELECT (to_jsonb(entity) - 'order_uid')::text AS value FROM ",
+            view,
+            " AS entity WHERE order_uid = 'two-items'",
+        ];
+        let rows = database.texts(&query.concat());
+        let parse = |row: &String| serde_json::from_str(row).unwrap();
+        rows.iter().map(parse).collect()
+    };
+    assert_eq!(rows("deliveries"), [json!(order.delivery)]);
+    assert_eq!(rows("payments"), [json!(order.payment)]);
+    let mut items: Vec<Value> = order.items.iter().map(|item| json!(item)).collect();
+    (items[0]["position"], items[1]["position"]) = (json!(0), json!(1));
+    assert_eq!(rows("order_items"), items);
+    assert_eq!(
+        database.integer("SELECT count(*) AS value FROM order_items"),
+        3
+    );
+    for statement in [
+        "UPDATE order_items SET price = 7",
+        "DELETE FROM order_items",
+    ] {
+        assert!(ours.batch_execute(statement).is_err(), "{statement}");
+    }
+}
+
+#[test]
+fn a_database_of_before_the_first_release_is_refused_and_left_as_it_is() {
+    let database = TestDatabase::create_empty();
+    database.execute(
+        "CREATE TABLE orders (order_uid text PRIMARY KEY);
+         CREATE TABLE order_items (order_uid text REFERENCES orders);",
+    );
+    let relations = || {
+        database.texts("SELECT relname::text AS value FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+    };
+    let before = (relations(), schema_of(&database));
+    // The first session stays: it holds nothing that the second one would wait for.
+    let mut connections = [database.connect(), database.connect()];
+    for connection in &mut connections {
+        let refusals = [
+            db::migrate(connection).unwrap_err(),
+            db::pending_migrations(connection).unwrap_err(),
+        ];
+        for refusal in refusals {
+            let message = format!("{refusal:#}");
+            for part in [
+                "before the first release",
+                "create an empty database",
+                "DB_NAME",
+            ] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+    }
+    assert_eq!((relations(), schema_of(&database)), before);
+}
+
+#[test]
+fn versions_rise_and_every_table_and_view_is_described() {
     let database = TestDatabase::create();
     assert_eq!(database.integer("SELECT seqcache AS value FROM pg_sequence WHERE seqrelid = 'order_version_seq'::regclass"), 1);
     let silent = database.texts(
         "SELECT relname::text AS value FROM pg_class
-          WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> '__diesel_schema_migrations'
+          WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND relname <> '__diesel_schema_migrations'
             AND obj_description(oid) IS NULL",
     );
     assert!(silent.is_empty(), "without a COMMENT: {silent:?}");

@@ -8,6 +8,7 @@
 //! compile meanwhile, figures of single rounds mean little. Nothing here asserts a time; what is asserted is that both
 //! sides did the whole work.
 
+mod beside;
 pub(crate) mod freshness;
 pub(crate) mod ingest;
 pub(crate) mod read;

@@ -16,11 +16,9 @@ use crate::support::coherence::{Committed, Moment, Write};
 /// Sent at once, each a transaction of its own: without waiting for answers a session commits thousands a second.
 const BATCH: i64 = 100;
 const INTERVAL: Duration = Duration::from_millis(20);
-/// One statement for both tables is right here, because nobody else writes this order.
-const UPDATE: &str = "WITH header AS (UPDATE orders SET payment_amount = $2, version = nextval('order_version_seq') \
-                                      WHERE order_uid = $1 RETURNING version), \
-                           item AS (UPDATE order_items SET price = $2 WHERE order_uid = $1) \
-                      SELECT version, pg_notify($3, $4) FROM header";
+const UPDATE: &str = "UPDATE orders SET payment_amount = $2, items[0]['price'] = to_jsonb($2::bigint), \
+                                        version = nextval('order_version_seq') \
+                       WHERE order_uid = $1 RETURNING version, pg_notify($3, $4)";
 
 pub struct HotWriter {
     stop: CancellationToken,

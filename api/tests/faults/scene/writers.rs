@@ -21,11 +21,32 @@ const WRITERS: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two tries to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How people change the items of the order `$1` by hand: statements that leave `$2` as the price of the first one.
+const CHANGES_OF_ITEMS: [&[&str]; 5] = [
+    &["UPDATE orders SET items[0]['price'] = to_jsonb($2::bigint) WHERE order_uid = $1"],
+    &[
+        "UPDATE orders SET items = jsonb_set(items, '{0,price}', to_jsonb($2::bigint)) WHERE order_uid = $1",
+    ],
+    // One more at the end.
+    &[
+        "UPDATE orders SET items = items || jsonb_set(items[0], '{price}', to_jsonb($2::bigint)) WHERE order_uid = $1",
+        "UPDATE orders SET items[0] = items[-1] WHERE order_uid = $1",
+    ],
+    // The first one removed, with the new one behind it.
+    &[
+        "UPDATE orders SET items = jsonb_insert(items, '{1}', items[0] || jsonb_build_object('price', $2::bigint)) \
+          WHERE order_uid = $1",
+        "UPDATE orders SET items = items - 0 WHERE order_uid = $1",
+    ],
+    &[
+        "UPDATE orders SET items = jsonb_build_array(items[0] || jsonb_build_object('price', $2::bigint)) WHERE order_uid = $1",
+    ],
+];
 
 /// How an order is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Rows and event in one transaction, by a session that says it emits.
+    /// Row and event in one transaction, by a session that says it emits.
     AsIngestor,
     /// PUT to the process of this number.
     Put(usize),
@@ -81,14 +102,13 @@ pub async fn reissue(scene: &Scene, order: usize, version: i64, sequence: i64) {
     assert_eq!(written.unwrap(), Some(version));
 }
 
-/// Empties both tables, by a session that says it emits or by one that does not.
+/// Empties the table, by a session that says it emits or by one that does not.
 pub async fn truncate(scene: &Scene, emits: bool) -> Vec<Write> {
     let mut writer = Writer::new(scene, 1);
     let sent = scene.now();
     let session = writer.session(emits).await.unwrap();
     let transaction = session.transaction().await.unwrap();
-    let truncate = "TRUNCATE orders, order_items";
-    transaction.execute(truncate, &[]).await.unwrap();
+    transaction.execute("TRUNCATE orders", &[]).await.unwrap();
     let draw = "SELECT nextval('order_version_seq')";
     let version = transaction.query_one(draw, &[]).await.unwrap().get(0);
     transaction.commit().await.unwrap();
@@ -285,26 +305,20 @@ async fn store_and_emit(
     uid: &str,
     sequence: i64,
 ) -> Result<i64, tokio_postgres::Error> {
-    let update = "UPDATE orders SET payment_amount = $2, version = nextval('order_version_seq') \
-                  WHERE order_uid = $1 RETURNING version";
+    let update = "UPDATE orders SET payment_amount = $2, items = jsonb_set(template_items, '{0,price}', to_jsonb($2::bigint)), \
+                         version = nextval('order_version_seq') \
+                    FROM (SELECT items AS template_items FROM template_orders) AS template \
+                   WHERE order_uid = $1 RETURNING version";
     let updated = transaction.query_opt(update, &[&uid, &sequence]).await?;
     let row = match updated {
-        Some(row) => {
-            let update = "UPDATE order_items SET price = $2 WHERE order_uid = $1";
-            transaction.execute(update, &[&uid, &sequence]).await?;
-            row
-        }
+        Some(row) => row,
         None => {
             let insert = "INSERT INTO orders SELECT copied.* FROM template_orders, \
                           LATERAL jsonb_populate_record(template_orders, jsonb_build_object( \
                               'order_uid', $1::text, 'payment_amount', $2::bigint, \
+                              'items', jsonb_set(items, '{0,price}', to_jsonb($2::bigint)), \
                               'version', nextval('order_version_seq'))) copied RETURNING version";
-            let row = transaction.query_one(insert, &[&uid, &sequence]).await?;
-            let insert = "INSERT INTO order_items SELECT copied.* FROM template_items, \
-                          LATERAL jsonb_populate_record(template_items, \
-                              jsonb_build_object('order_uid', $1::text, 'price', $2::bigint)) copied";
-            transaction.execute(insert, &[&uid, &sequence]).await?;
-            row
+            transaction.query_one(insert, &[&uid, &sequence]).await?
         }
     };
     let notify = "SELECT pg_notify($1, $2)";
@@ -321,11 +335,12 @@ async fn update_by_hand(
     uid: &str,
     sequence: i64,
 ) -> Result<Option<i64>, tokio_postgres::Error> {
-    for update in [
-        "UPDATE orders SET payment_amount = $2 WHERE order_uid = $1",
-        "UPDATE order_items SET price = $2 WHERE order_uid = $1",
-    ] {
-        transaction.execute(update, &[&uid, &sequence]).await?;
+    let update = "UPDATE orders SET payment_amount = $2 WHERE order_uid = $1";
+    let changes = CHANGES_OF_ITEMS[fastrand::usize(0..CHANGES_OF_ITEMS.len())];
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&uid, &sequence];
+    for statement in [&[update], changes].concat() {
+        let used = if statement.contains("$2") { 2 } else { 1 };
+        transaction.execute(statement, &parameters[..used]).await?;
     }
     let version = "SELECT version FROM orders WHERE order_uid = $1";
     let row = transaction.query_opt(version, &[&uid]).await?;

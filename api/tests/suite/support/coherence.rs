@@ -44,9 +44,9 @@ pub struct Observation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub version: i64,
-    /// The sequence number of the order's row.
+    /// The sequence number in the order's payment.
     pub sequence: i64,
-    /// The one of its item.
+    /// The one in its first item.
     pub item_sequence: i64,
 }
 
@@ -72,7 +72,7 @@ pub enum Violation {
     },
     /// Nobody had written this.
     NeverWritten(Observation),
-    /// The row is of one write, the item of another.
+    /// The payment is of one write, the items are of another.
     Torn(Observation),
 }
 

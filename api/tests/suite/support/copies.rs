@@ -11,23 +11,16 @@ use super::{model, store};
 /// Stores the model and copies of it, each a second older than the one before, with so many items each.
 pub fn store_copies(database: &TestDatabase, count: i64, items: i32) {
     store(database, &model());
-    let mut connection = database.connect();
     diesel::sql_query(
         "INSERT INTO orders SELECT copied.* FROM orders, generate_series(1, $1) number, \
          LATERAL jsonb_populate_record(orders, jsonb_build_object( \
              'order_uid', 'copy-' || number, 'date_created', date_created - number * interval '1 second', \
-             'payment_amount', number, 'version', nextval('order_version_seq'))) copied",
+             'payment_amount', number, 'version', nextval('order_version_seq'), \
+             'items', ARRAY(SELECT orders.items[0] FROM generate_series(1, $2)))) copied",
     )
     .bind::<BigInt, _>(count)
-    .execute(&mut connection)
-    .unwrap();
-    diesel::sql_query(
-        "INSERT INTO order_items SELECT orders.order_uid, number, chrt_id, order_items.track_number, price, rid, name, \
-                sale, size, total_price, nm_id, brand, status \
-         FROM order_items, orders, generate_series(0, $1 - 1) number WHERE orders.order_uid LIKE 'copy-%'",
-    )
     .bind::<Integer, _>(items)
-    .execute(&mut connection)
+    .execute(&mut database.connect())
     .unwrap();
 }
 

@@ -24,6 +24,17 @@ impl Program {
 
     /// Starts by a command that ends up as the program.
     pub async fn start_by(
+        command: Command,
+        database: &TestDatabase,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let program = Self::start_unready(command, database, settings).await;
+        program.wait_until_ready().await;
+        program
+    }
+
+    /// The same without waiting.
+    pub async fn start_unready(
         mut command: Command,
         database: &TestDatabase,
         settings: &[(&str, &str)],
@@ -44,17 +55,22 @@ impl Program {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let program = Self { process, port, log };
+        Self { process, port, log }
+    }
+
+    pub async fn wait_until_ready(&self) {
         eventually("the program is ready", PATIENCE, async || {
-            TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-                && program
-                    .send("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    .await
-                    .status
-                    == 200
+            TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+                && self.get("/readyz").await.status == 200
         })
         .await;
-        program
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(&format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ))
+        .await
     }
 
     /// Sends a request that asks for the connection to be closed.

@@ -61,7 +61,7 @@ impl Api {
             }
             "broken" => self
                 .database
-                .execute("ALTER TABLE order_items RENAME TO items"),
+                .execute("ALTER TABLE orders RENAME TO renamed"),
             "locked" => self.lock_orders(),
             "crowded" => {
                 self.lock_orders();

@@ -177,11 +177,7 @@ fn orders(messages: &[Message]) -> impl Iterator<Item = (Place, &Order)> {
 
 /// The number of an order's message, see `Load`.
 fn sequence(signature: &str) -> u64 {
-    let number = signature
-        .split('/')
-        .next()
-        .and_then(|text| text.parse().ok());
-    number.unwrap_or(0)
+    signature.parse().unwrap_or(0)
 }
 
 fn check_order_of_writes(evidence: &Evidence, found: &mut Vec<Violation>) {

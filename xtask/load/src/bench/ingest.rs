@@ -14,11 +14,13 @@
 //! **Repeated orders**: of a hundred messages some bring a later state of an order before. A COPY cannot write an order
 //! twice, so the rival gets the same rows under uids of their own; both rates count *messages*, not distinct orders.
 //!
-//! **What the guard costs**, the triggers that tell of foreign writers, shows against another rival: the same drain without
-//! them.
+//! **Other rivals** take COPY's place: the same drain without the triggers that tell of foreign writers, which shows what they
+//! cost; or another build of the program, on the schema that it makes itself.
 //!
 //! Every measurement has a database of its own; dropping the one before forced a checkpoint, so both sides start with clean
-//! buffers. The CPU time of PostgreSQL is that of all its processes, the writers of WAL and checkpoints included.
+//! buffers. **Beside many orders** all share one, because to make it takes minutes: what a measurement stored is deleted
+//! after it, vacuumed, and a checkpoint is forced as well. The CPU time of PostgreSQL is that of all its processes, the
+//! writers of WAL and checkpoints included.
 
 mod backlog;
 mod server;
@@ -28,18 +30,20 @@ use std::time::Instant;
 
 use clap::Args;
 use diesel::prelude::*;
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::schema::{order_items, orders};
+use shared::db::models::{NewOrder, Source};
+use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::TestDatabase;
 
-use super::{Service, in_turn, print_load_average, usage};
+use super::{Service, beside, in_turn, print_load_average, usage};
 use backlog::{Backlog, Contents};
 use server::{Servers, session_pid};
 use table::{Measurement, Table};
 
 const ORDERS_PER_TRANSACTION: usize = 1_000;
 
+const HAS_SCHEMA: &str =
+    "SELECT /* by the benchmark */ count(to_regclass('consumer_offsets')) AS value";
 /// Looks at the drain; marked as [`server::OWN_MARK`] says.
 pub(super) const CLAIMED: &str =
     "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
@@ -70,8 +74,14 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u8).range(0..100))]
     repeated: Vec<u8>,
     /// The rival is the drain without the triggers that tell of foreign writers, in place of COPY
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["former", "beside"])]
     without_guard: bool,
+    /// The rival is the drain by this build of the ingestor, on a schema of its own, in place of COPY
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "beside")]
+    former: Option<String>,
+    /// Measure beside so many orders that are in the table already
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    beside: usize,
     /// Connections of COPY
     #[arg(long, default_value_t = 2, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
@@ -91,18 +101,51 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
          copy, or the ingestor",
         options.count, options.connections
     );
+    let place = Place::prepare(options)?;
     print_load_average();
     for &repeated in &options.repeated {
         for &partitions in &options.partitions {
-            measure_case(options, &mut servers, partitions, repeated)?;
+            measure_case(options, &place, &mut servers, partitions, repeated)?;
         }
     }
     print_load_average();
     Ok(())
 }
 
+/// Where a measurement stores its orders: beside those of this database, or in a fresh one.
+struct Place(Option<TestDatabase>);
+
+impl Place {
+    fn prepare(options: &Options) -> anyhow::Result<Self> {
+        if options.beside == 0 {
+            return Ok(Self(None));
+        }
+        let database = TestDatabase::create();
+        beside::fill(&database, options.beside)?;
+        Ok(Self(Some(database)))
+    }
+
+    /// Measures; a database that stays is afterwards as it was.
+    fn measure(
+        &self,
+        measure: impl FnOnce(&TestDatabase) -> anyhow::Result<Measurement>,
+    ) -> anyhow::Result<Measurement> {
+        let Some(database) = &self.0 else {
+            return measure(&TestDatabase::create());
+        };
+        let measured = measure(database)?;
+        database.execute(&backlog::delete_stored());
+        database.execute("DELETE FROM consumer_offsets");
+        database.execute("VACUUM orders");
+        // Dropping a database forces a checkpoint.
+        drop(TestDatabase::create_empty());
+        Ok(measured)
+    }
+}
+
 fn measure_case(
     options: &Options,
+    place: &Place,
     servers: &mut Servers,
     partitions: i32,
     repeated: u8,
@@ -118,26 +161,22 @@ fn measure_case(
         0 => format!("{partitions} partition{plural}, new orders"),
         _ => format!("{partitions} partition{plural}, {repeated} % repeated orders"),
     };
-    let mut table = Table::begin(
-        &title,
-        if options.without_guard {
-            "bare"
-        } else {
-            "COPY"
-        },
-    );
+    let mut table = Table::begin(&title, options.rival_name());
     for round in 1..=options.rounds {
         let servers = std::cell::RefCell::new(&mut *servers);
         let (rival, drain) = in_turn(
             usize::try_from(round)?,
-            || rival(options, &backlog, &mut servers.borrow_mut()),
+            || rival(options, place, &backlog, &mut servers.borrow_mut()),
             || {
-                drain(
-                    options,
-                    &backlog,
-                    &TestDatabase::create(),
-                    &mut servers.borrow_mut(),
-                )
+                place.measure(|database| {
+                    drain(
+                        options,
+                        &options.ingestor,
+                        &backlog,
+                        database,
+                        &mut servers.borrow_mut(),
+                    )
+                })
             },
         )?;
         table.add(rival, drain);
@@ -146,51 +185,73 @@ fn measure_case(
     Ok(())
 }
 
+impl Options {
+    fn rival_name(&self) -> &'static str {
+        match (&self.former, self.without_guard) {
+            (Some(_), _) => "former",
+            (None, true) => "bare",
+            (None, false) => "COPY",
+        }
+    }
+}
+
 fn rival(
     options: &Options,
+    place: &Place,
     backlog: &Backlog,
     servers: &mut Servers,
 ) -> anyhow::Result<Measurement> {
-    if !options.without_guard {
-        return copy(options, &backlog.rows, servers);
+    if let Some(former) = &options.former {
+        return drain(
+            options,
+            former,
+            backlog,
+            &TestDatabase::create_empty(),
+            servers,
+        );
     }
-    let database = TestDatabase::create();
-    database.execute("DROP FUNCTION emit_foreign_writes CASCADE");
-    drain(options, backlog, &database, servers)
+    if options.without_guard {
+        let database = TestDatabase::create();
+        database.execute("DROP FUNCTION emit_foreign_writes CASCADE");
+        return drain(options, &options.ingestor, backlog, &database, servers);
+    }
+    place.measure(|database| copy(options, &backlog.rows, database, servers))
 }
 
 /// The rows of one transaction.
-pub(super) struct Chunk<'a> {
-    orders: Vec<NewOrder<'a>>,
-    items: Vec<NewOrderItem<'a>>,
-}
+pub(super) struct Chunk<'a>(Vec<NewOrder<'a>>);
 
 impl<'a> Chunk<'a> {
     pub(super) fn of(orders: &'a [Order]) -> Self {
-        Self {
-            orders: orders
+        let source = Source {
+            partition: 0,
+            incarnation: 0,
+            offset: 0,
+        };
+        Self(
+            orders
                 .iter()
-                .map(|order| NewOrder::new(order, Some((0, 0))))
+                .map(|order| NewOrder::new(order, Some(source)))
                 .collect(),
-            items: orders.iter().flat_map(NewOrderItem::all_of).collect(),
-        }
+        )
     }
 
     pub(super) fn copy(&self, connection: &mut PgConnection) -> QueryResult<()> {
         connection.transaction(|connection| {
             diesel::copy_from(orders::table)
-                .from_insertable(&self.orders)
-                .execute(connection)?;
-            diesel::copy_from(order_items::table)
-                .from_insertable(&self.items)
+                .from_insertable(&self.0)
                 .execute(connection)
         })?;
         Ok(())
     }
 }
 
-fn copy(options: &Options, rows: &[Order], servers: &mut Servers) -> anyhow::Result<Measurement> {
-    let database = TestDatabase::create();
+fn copy(
+    options: &Options,
+    rows: &[Order],
+    database: &TestDatabase,
+    servers: &mut Servers,
+) -> anyhow::Result<Measurement> {
     let name = database.settings().name;
     let shares: Vec<(PgConnection, Vec<Chunk<'_>>)> = rows
         .chunks(rows.len().div_ceil(usize::try_from(options.connections)?))
@@ -228,7 +289,7 @@ fn copy(options: &Options, rows: &[Order], servers: &mut Servers) -> anyhow::Res
     let seconds = started_at.elapsed().as_secs_f64();
     let client_cpu_seconds = usage::cpu_seconds(std::process::id())? - cpu_before;
     let spent = servers.count(&name, 0)?.since(before);
-    Contents::of(rows.iter()).ensure_stored(&database)?;
+    Contents::of(rows.iter()).ensure_stored(database)?;
     Ok(Measurement {
         orders: rows.len(),
         seconds,
@@ -244,6 +305,7 @@ fn copy(options: &Options, rows: &[Order], servers: &mut Servers) -> anyhow::Res
 
 fn drain(
     options: &Options,
+    program: &str,
     backlog: &Backlog,
     database: &TestDatabase,
     servers: &mut Servers,
@@ -252,7 +314,7 @@ fn drain(
     let mut watch = database.connect();
     let own_session = session_pid(&mut watch)?;
     let mut service = Service::start(
-        &options.ingestor,
+        program,
         &["run"],
         &[
             ("DB_HOST", settings.host.clone()),
@@ -266,7 +328,10 @@ fn drain(
             ("INGESTOR_PORT", "0".to_owned()),
         ],
     )?;
-    service.wait_for("a first claim", || Ok(integer(&mut watch, CLAIMED)? > 0))?;
+    service.wait_for("a first claim", || {
+        // The program may still have to make its schema.
+        Ok(integer(&mut watch, HAS_SCHEMA)? > 0 && integer(&mut watch, CLAIMED)? > 0)
+    })?;
     let started_at = Instant::now();
     let cpu_before = usage::cpu_seconds(service.pid())?;
     let before = servers.count(&settings.name, own_session)?;

@@ -6,6 +6,7 @@
 //!   measured. nginx's head is shorter: it has no `Cache-Status`, `Age` and id of the request.
 //! - A large cache: an order at random each time, of 10,000 cached ones and of as many as `--large` says, in turn. And the
 //!   memory of an entry beside its JSON, and the rate of warm-up.
+//! - Lists: the first page and one far behind it, of all orders and by filters; with `--beside` alone.
 //! - Misses: an order at random, with a cache of one, over 8 connections and over 64; pgbench runs the statement that reads
 //!   one order over as many. The api reads together what is asked for at the same time.
 //!
@@ -14,6 +15,7 @@
 
 mod api;
 mod http;
+mod lists;
 mod misses;
 mod rivals;
 
@@ -23,7 +25,7 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use shared::testing::TestDatabase;
 
-use super::{in_turn, median, print_load_average, usage};
+use super::{beside, in_turn, median, print_load_average, usage};
 use api::{Api, FIRST_UID, store_orders};
 use http::{Load, get, load, load_by_script, post};
 pub(crate) use rivals::serve_bare_hyper;
@@ -49,16 +51,25 @@ pub(crate) struct Options {
     /// Orders in the large cache; 0 leaves it out
     #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER")]
     large: usize,
+    /// Measure beside so many older orders that are in the table already
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    beside: usize,
 }
 
 /// Measures in turn and prints tables.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let database = TestDatabase::create();
+    if options.beside > 0 {
+        beside::fill(&database, options.beside)?;
+    }
     store_orders(&database, 0..SMALL)?;
     let small = options.start_api(&database, 0, SMALL, SMALL)?;
     options.measure_hits(&small)?;
     let cacheless = options.start_api(&database, 3, 1, 0)?;
     options.measure_misses(&database, &cacheless)?;
+    if options.beside > 0 {
+        lists::measure(cacheless.port, options.rounds)?;
+    }
     drop(cacheless);
     if options.large > SMALL {
         options.measure_large(&database, &small)?;

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Integer, Text};
-use shared::db::models::VersionedOrder;
-use shared::db::orders::{OrderWithItems, select_order};
+use shared::db::models::{OrderRow, VersionedOrder};
 use shared::db::schema::{consumer_offsets, orders};
 use shared::order::Order;
 use shared::testing::TestDatabase;
@@ -87,7 +86,9 @@ impl Evidence {
     }
 
     fn read(connection: &mut PgConnection) -> QueryResult<Self> {
-        let rows: Vec<OrderWithItems> = orders::table.select(select_order()).load(connection)?;
+        let rows: Vec<OrderRow> = orders::table
+            .select(OrderRow::as_select())
+            .load(connection)?;
         let orders = rows.into_iter().map(|row| VersionedOrder::from(row).order);
         let next_offsets: Vec<(i32, i64)> = consumer_offsets::table
             .select((consumer_offsets::partition, consumer_offsets::next_offset))

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
-use shared::db::orders::next_version;
+use diesel::sql_types::BigInt;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
 
@@ -62,7 +63,7 @@ pub(super) fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<Ch
         let begun_at = Instant::now();
         let version = diesel::update(orders::table.find(uid))
             .set((
-                orders::version.eq(next_version()),
+                orders::version.eq(sql::<BigInt>("nextval('order_version_seq')")),
                 orders::payment_amount.eq(orders::payment_amount + 1),
             ))
             .returning(orders::version)

@@ -9,6 +9,9 @@ use shared::testing::{OrderGenerator, TestDatabase};
 use crate::bench::topic::Topic;
 use crate::producer::{self, Target};
 
+/// Seed of the orders, and so the beginning of their uids.
+const SEED: u64 = 1;
+
 /// A topic full of orders.
 pub(super) struct Backlog {
     pub topic: Topic,
@@ -52,7 +55,7 @@ impl Backlog {
 
 /// Repeated ones are spread evenly, and repeat any order before them: most meet an order of an earlier batch.
 fn make_orders(count: usize, repeated_percent: usize) -> Vec<Order> {
-    let mut generator = OrderGenerator::new(1, chrono::Utc::now());
+    let mut generator = OrderGenerator::new(SEED, chrono::Utc::now());
     let mut random = fastrand::Rng::with_seed(1);
     let mut uids: Vec<String> = Vec::new();
     (0..count)
@@ -102,15 +105,31 @@ impl Contents {
 
     /// Both sides must have written every order and every item, or their rates mean nothing.
     pub(super) fn ensure_stored(self, database: &TestDatabase) -> anyhow::Result<()> {
-        let integer = |query| database.integer(query);
+        let integer = |expression: &str, table: &str| {
+            let query = format!(
+                "SELECT {expression} AS value FROM {table} WHERE {}",
+                is_stored()
+            );
+            database.integer(&query)
+        };
         let stored = Self {
-            orders: integer("SELECT count(*) AS value FROM orders"),
-            items: integer("SELECT count(*) AS value FROM order_items"),
-            amount: integer("SELECT coalesce(sum(payment_amount), 0)::bigint AS value FROM orders"),
+            orders: integer("count(*)", "orders"),
+            items: integer("count(*)", "order_items"),
+            amount: integer("coalesce(sum(payment_amount), 0)::bigint", "orders"),
         };
         ensure!(stored == self, "stored {stored:?} in place of {self:?}");
         Ok(())
     }
+}
+
+/// Tells the orders of a backlog from those beside it.
+fn is_stored() -> String {
+    format!("order_uid LIKE '{SEED:x}-%'")
+}
+
+/// The statement that takes them away again.
+pub(super) fn delete_stored() -> String {
+    format!("DELETE FROM orders WHERE {}", is_stored())
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use anyhow::Context as _;
 use diesel::prelude::*;
 use shared::config::DatabaseSettings;
-use shared::db::models::{NewOrder, NewOrderItem};
-use shared::db::schema::{order_items, orders};
+use shared::db::models::NewOrder;
+use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
@@ -41,12 +41,8 @@ fn store(connection: &mut PgConnection, made: &[Order]) -> anyhow::Result<()> {
         .iter()
         .map(|order| NewOrder::new(order, None))
         .collect();
-    let items: Vec<NewOrderItem<'_>> = made.iter().flat_map(NewOrderItem::all_of).collect();
     diesel::copy_from(orders::table)
         .from_insertable(&rows)
-        .execute(connection)?;
-    diesel::copy_from(order_items::table)
-        .from_insertable(&items)
         .execute(connection)?;
     Ok(())
 }

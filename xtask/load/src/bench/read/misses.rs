@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use shared::config::DatabaseSettings;
-use shared::db::orders::select_order;
+use shared::db::models::OrderRow;
 use shared::db::schema::orders;
 
 use super::api::FIRST_UID;
@@ -73,7 +73,7 @@ pub(super) fn pgbench(
 
 /// diesel's own text of the api's query, with a variable of pgbench's in the place of its parameter.
 fn script_of_a_miss(orders: usize) -> anyhow::Result<String> {
-    let query = orders::table.find("").select(select_order());
+    let query = orders::table.find("").select(OrderRow::as_select());
     let text = diesel::debug_query::<Pg, _>(&query).to_string();
     let (statement, _) = text
         .split_once(" -- binds")

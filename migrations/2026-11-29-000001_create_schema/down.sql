@@ -1,0 +1,12 @@
+DROP TABLE dead_letters;
+DROP TABLE offset_incidents;
+DROP TABLE consumer_offsets;
+DROP FUNCTION note_rewind();
+DROP FUNCTION advance_consumer_offset(text, text, integer, bigint, uuid, bigint, bigint, bigint, bigint, bigint, boolean);
+DROP VIEW order_items;
+DROP VIEW payments;
+DROP VIEW deliveries;
+DROP TABLE orders;
+DROP FUNCTION emit_foreign_writes();
+DROP FUNCTION order_items_fault(jsonb);
+DROP SEQUENCE order_version_seq;
