@@ -1,15 +1,16 @@
 //! Rows as they are read, and what is inserted.
 
-use chrono::{DateTime, Utc};
-use compact_str::CompactString;
 use std::io::Write;
 
+use chrono::{DateTime, Utc};
+use compact_str::CompactString;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::pg::{Pg, PgValue};
 use diesel::prelude::*;
 use diesel::serialize::{self, IsNull, Output, ToSql};
 use diesel::sql_types::{Jsonb, Text};
+use serde::{Serialize, Serializer};
 
 use super::schema::orders;
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
@@ -56,8 +57,44 @@ pub struct ItemsToStore<'a>(&'a [Item]);
 impl ToSql<Jsonb, Pg> for ItemsToStore<'_> {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
         out.write_all(&[JSONB_VERSION])?;
-        serde_json::to_writer(out, self.0)?;
+        let mut serializer = serde_json::Serializer::new(out);
+        serializer.collect_seq(self.0.iter().map(ItemToStore::from))?;
         Ok(IsNull::No)
+    }
+}
+
+/// An item with its fields in the order in which jsonb keeps keys: the shorter first, then by bytes. PostgreSQL sorts the keys
+/// of each object that it takes in; of those that are sorted already it only sees that they are.
+#[derive(Serialize)]
+struct ItemToStore<'a> {
+    rid: &'a str,
+    name: &'a str,
+    sale: i32,
+    size: &'a str,
+    brand: &'a str,
+    nm_id: i64,
+    price: i64,
+    status: i64,
+    chrt_id: i64,
+    total_price: i64,
+    track_number: &'a str,
+}
+
+impl<'a> From<&'a Item> for ItemToStore<'a> {
+    fn from(item: &'a Item) -> Self {
+        Self {
+            rid: &item.rid,
+            name: &item.name,
+            sale: item.sale,
+            size: &item.size,
+            brand: &item.brand,
+            nm_id: item.nm_id,
+            price: item.price,
+            status: item.status,
+            chrt_id: item.chrt_id,
+            total_price: item.total_price,
+            track_number: &item.track_number,
+        }
     }
 }
 
@@ -260,5 +297,32 @@ impl<'a> NewOrder<'a> {
             source_offset: source.map(|source| source.offset),
             source_incarnation: source.map(|source| source.incarnation),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::model_json;
+
+    use super::*;
+
+    #[test]
+    fn items_are_written_with_their_keys_in_the_order_of_jsonb() {
+        let order = Order::decode(model_json().as_bytes()).unwrap();
+        let item = ItemToStore::from(&order.items[0]);
+        let serde_json::Value::Object(object) = serde_json::to_value(&item).unwrap() else {
+            panic!("an item is an object");
+        };
+        let mut keys: Vec<&String> = object.keys().collect();
+        keys.sort_by_key(|key| (key.len(), *key));
+        let text = serde_json::to_string(&item).unwrap();
+        let places: Vec<_> = keys
+            .iter()
+            .map(|key| text.find(&format!("\"{key}\":")))
+            .collect();
+        assert!(
+            places.is_sorted() && places.iter().all(Option::is_some),
+            "{text}"
+        );
     }
 }
