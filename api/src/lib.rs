@@ -126,10 +126,7 @@ async fn wait_for_schema(app: &App, stop: &CancellationToken) -> bool {
             return true;
         }
         if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-            match app.repository.has_former_schema().await {
-                Ok(true) => warn!("{}", db::FORMER_SCHEMA),
-                _ => warn!("waiting for the schema: run `ingestor migrate` or `ingestor run`"),
-            }
+            warn!("waiting for the schema: run `ingestor migrate` or `ingestor run`");
             last_report = Some(Instant::now());
         }
         tokio::select! {

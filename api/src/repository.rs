@@ -24,9 +24,9 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Bool, Text, Timestamptz};
 use diesel_async::pooled_connection::PoolableConnection;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use shared::db::AsyncPool;
 use shared::db::models::{OrderRow, VersionedOrder};
 use shared::db::schema::orders;
-use shared::db::{AsyncPool, IS_FORMER_SCHEMA};
 use tracing::{error, warn};
 
 use outage::OutageLog;
@@ -216,14 +216,6 @@ impl Repository {
         let present = "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('orders') AND attname = 'items') \
                        AND to_regclass('order_version_seq') IS NOT NULL";
         self.select_bool(present).await
-    }
-
-    /// Whether the database holds the schema of before the first release.
-    ///
-    /// # Errors
-    /// [`StoreError`] as said there.
-    pub async fn has_former_schema(&self) -> Result<bool, StoreError> {
-        self.select_bool(IS_FORMER_SCHEMA).await
     }
 
     async fn select_bool(&self, expression: &'static str) -> Result<bool, StoreError> {

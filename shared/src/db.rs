@@ -65,11 +65,11 @@ pub const NOT_A_PRIMARY: &str = "the server takes no writes: it is a standby, wh
 
 /// Whether the database holds the schema of before the first release, in SQL. Items had a table then; its name is that of a
 /// view now.
-pub const IS_FORMER_SCHEMA: &str =
+const IS_FORMER_SCHEMA: &str =
     "EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('order_items') AND relkind = 'r')";
 
 /// What is wrong with such a database, and what to do.
-pub const FORMER_SCHEMA: &str = "the database holds the schema of before the first release, which cannot be migrated: create an \
+const FORMER_SCHEMA: &str = "the database holds the schema of before the first release, which cannot be migrated: create an \
                                  empty database, name it in DB_NAME, and let the ingestor read the topic again";
 
 /// The pool of asynchronous connections.

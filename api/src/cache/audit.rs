@@ -7,7 +7,7 @@
 //! heartbeat that was sent later came back, because by then every event of that time has been applied.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
@@ -41,20 +41,17 @@ pub struct AuditStatus {
 impl AuditStatus {
     /// Whether a mismatch was found lately.
     pub fn is_alarmed(&self) -> bool {
-        let last = self
-            .last_mismatch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|at| at.elapsed() < ALARM)
+        self.last_mismatch().is_some_and(|at| at.elapsed() < ALARM)
     }
 
     fn add_mismatch(&self) {
         self.mismatches.add(1);
-        let mut last = self
-            .last_mismatch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = Some(Instant::now());
+        *self.last_mismatch() = Some(Instant::now());
+    }
+
+    fn last_mismatch(&self) -> MutexGuard<'_, Option<Instant>> {
+        let last = self.last_mismatch.lock();
+        last.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

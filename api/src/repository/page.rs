@@ -68,8 +68,7 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
     }
     // A position that is not older than `to` excludes nothing more. Kept, it would be where the index is entered, and every
     // order between the two would be read in vain.
-    let is_older = |(date_created, _): &&Position| filter.to.is_none_or(|to| *date_created < to);
-    if let Some(position) = after.filter(is_older) {
+    if let Some(position) = after.filter(|(date, _)| filter.to.is_none_or(|to| *date < to)) {
         query = query.filter(older_than(position));
     }
     query
