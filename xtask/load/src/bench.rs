@@ -19,6 +19,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use diesel::prelude::*;
+use shared::db::models::NewOrder;
+use shared::db::schema::orders;
+use shared::order::Order;
 
 /// Most time for anything that is waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -131,6 +135,18 @@ fn in_turn<A, B>(
         let second = second()?;
         Ok((first()?, second))
     }
+}
+
+/// Copies orders into the table, as if the api had written them.
+fn copy_orders(connection: &mut PgConnection, orders: &[Order]) -> QueryResult<()> {
+    let rows: Vec<NewOrder<'_>> = orders
+        .iter()
+        .map(|order| NewOrder::new(order, None))
+        .collect();
+    diesel::copy_from(orders::table)
+        .from_insertable(&rows)
+        .execute(connection)?;
+    Ok(())
 }
 
 fn print_load_average() {

@@ -3,10 +3,10 @@
 use anyhow::Context as _;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use shared::db::models::NewOrder;
-use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
+
+use super::copy_orders;
 
 /// Connections that fill the table.
 const CONNECTIONS: usize = 2;
@@ -61,13 +61,7 @@ fn copy(connection: &mut PgConnection, seed: u64, count: usize) -> QueryResult<(
         let made: Vec<Order> = (first..count.min(first + ORDERS_PER_COPY))
             .map(|_| generator.next_order())
             .collect();
-        let rows: Vec<NewOrder<'_>> = made
-            .iter()
-            .map(|order| NewOrder::new(order, None))
-            .collect();
-        diesel::copy_from(orders::table)
-            .from_insertable(&rows)
-            .execute(connection)?;
+        copy_orders(connection, &made)?;
     }
     Ok(())
 }

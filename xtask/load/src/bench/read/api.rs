@@ -1,15 +1,12 @@
 //! The api under measurement, and the orders that it reads.
 
 use anyhow::Context as _;
-use diesel::prelude::*;
 use shared::config::DatabaseSettings;
-use shared::db::models::NewOrder;
-use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
 use super::http::get;
-use crate::bench::Service;
+use crate::bench::{Service, copy_orders};
 
 /// Orders are numbered from here, so that wrk and pgbench can make up their ids.
 pub(super) const FIRST_UID: usize = 1_000_000_000;
@@ -31,20 +28,9 @@ pub(super) fn store_orders(
         for order in &made {
             json_bytes += serde_json::to_vec(order)?.len() + 1;
         }
-        store(&mut connection, &made)?;
+        copy_orders(&mut connection, &made)?;
     }
     Ok(json_bytes as f64 / count as f64)
-}
-
-fn store(connection: &mut PgConnection, made: &[Order]) -> anyhow::Result<()> {
-    let rows: Vec<NewOrder<'_>> = made
-        .iter()
-        .map(|order| NewOrder::new(order, None))
-        .collect();
-    diesel::copy_from(orders::table)
-        .from_insertable(&rows)
-        .execute(connection)?;
-    Ok(())
 }
 
 /// The api, with as many orders in its cache as it may hold.
