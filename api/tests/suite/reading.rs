@@ -76,7 +76,9 @@ async fn fields_stand_as_in_the_sample_whoever_wrote_them() {
         sent.contains("\"brand\":\"Vivienne Sabo\",\"chrt_id\""),
         "{sent}"
     );
+    let before = api.events().await;
     let put = api.send("PUT", path, &headers, sent.as_bytes()).await;
+    api.wait_for_event_after(before).await;
     let expected = sample.replace("\"price\":453", "\"price\":454");
     assert_eq!((put.status, put.body.trim_end()), (200, &*expected));
     assert_is_read_everywhere(&api, &expected).await;

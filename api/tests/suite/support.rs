@@ -77,10 +77,20 @@ impl TestApi {
 
     /// Writes an order as another process would, and waits until its event has come.
     pub async fn store(&self, order: &Order) {
-        let before = self.stats().await["listener"]["events"].as_u64();
+        let before = self.events().await;
         store(&self.database, order);
+        self.wait_for_event_after(before).await;
+    }
+
+    /// How many events the listener has heard.
+    pub async fn events(&self) -> u64 {
+        self.stats().await["listener"]["events"].as_u64().unwrap()
+    }
+
+    /// Waits until one more event has come. Until then it may still take an entry away.
+    pub async fn wait_for_event_after(&self, before: u64) {
         eventually("the event has come", PATIENCE, async || {
-            self.stats().await["listener"]["events"].as_u64() > before
+            self.events().await > before
         })
         .await;
     }

@@ -92,8 +92,10 @@ async fn order_of_a_thousand_items_is_written_as_one_row() {
 
     let large = with_items(1000);
     let expected = serde_json::to_string(&large).unwrap() + "\n";
+    let before = api.events().await;
     let put = api.put(&large, &[]).await;
     assert_eq!(put.status, 200);
+    api.wait_for_event_after(before).await;
     // A difference would be shown in full.
     assert!(put.body == expected, "answered otherwise than sent");
     for cache_status in ["orders; fwd=miss; stored", "orders; hit"] {
