@@ -9,7 +9,8 @@
 //! - [`order`]: the order in JSON and its rules; the only way from bytes to an order.
 //! - [`db`]: connections, TLS, schema, rows, migrations.
 //! - [`events`]: the contract between writers and caches.
-//! - [`config`], [`telemetry`], [`shutdown`], [`backoff`]: how a process of ours is set up, logs, stops and retries.
+//! - [`config`], [`telemetry`], [`shutdown`], [`backoff`], [`throttle`]: how a process of ours is set up, logs, stops,
+//!   retries, and reports what goes on failing.
 //!
 //! Nothing stands here that only one process uses.
 
@@ -22,3 +23,4 @@ pub mod shutdown;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod throttle;

@@ -1,7 +1,5 @@
 //! The first look at the database: what only a person can mend ends the process, what may heal is waited for.
 
-use std::time::{Duration, Instant};
-
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -9,9 +7,7 @@ use tracing::{info, warn};
 use super::{NOT_A_PRIMARY, describe, tls_connector, tokio_config};
 use crate::backoff::Backoff;
 use crate::config::DatabaseSettings;
-
-/// How often a wait says that it goes on.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+use crate::throttle::Throttle;
 
 /// Why the database cannot be used now.
 #[derive(Debug, thiserror::Error)]
@@ -78,20 +74,19 @@ pub async fn wait_until_reachable(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let mut backoff = Backoff::for_database();
-    let mut last_report: Option<Instant> = None;
+    let mut reports = Throttle::for_reports();
     loop {
         match check(settings, application_name).await {
             Ok(()) => {
-                if last_report.is_some() {
+                if reports.has_reported() {
                     info!("database is reachable");
                 }
                 return Ok(!shutdown.is_cancelled());
             }
             Err(StartupError::Fatal(message)) => anyhow::bail!(message),
             Err(StartupError::Unreachable(message)) => {
-                if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+                if reports.is_due() {
                     warn!("waiting for the database: {message}");
-                    last_report = Some(Instant::now());
                 }
             }
         }
