@@ -1,19 +1,19 @@
 -- The whole schema of the first release.
 --
--- One order is one row, and the row holds the whole order: delivery and payment are columns, the items are one jsonb value.
--- So an order can be neither torn nor incomplete, one statement writes it, and one row answers a read. A table of items
--- halved the speed of COPY: each item cost an index entry and a check of its foreign key. Items are never asked for without
--- their order.
+-- One order is one row, and the row holds the whole order: delivery and payment are columns, and the items are one jsonb
+-- value. So an order can be neither torn nor incomplete. One statement writes it, and one row answers a read. A table of
+-- items halved the speed of COPY, because each item cost an index entry and a check of its foreign key. Items are never
+-- read without their order.
 --
--- The constraints are those of ORDER_RULES=lenient. CHECKs cover lengths and ranges only: the programs validate everything
--- else before they write, and regular expressions on every text cost a third of COPY's speed.
+-- The CHECKs cover lengths and ranges only, and are looser than the rules of the programs. The programs validate everything
+-- before they write, and regular expressions on every text would cost a third of COPY's speed.
 
--- One sequence for the versions of all orders, never reset: a version is unique for ever, so two equal versions mean equal
--- content, and caches and ETags may rely on it. CACHE 1 keeps it rising across sessions.
+-- The versions of all orders come from this sequence. It is never reset, so a version is unique for ever. Two equal versions
+-- therefore mean equal content, and caches and ETags rely on that. CACHE 1 makes the versions rise across sessions.
 CREATE SEQUENCE order_version_seq AS bigint CACHE 1;
 
--- COLLATE "C" sorts by bytes, as Rust does: all writers lock rows in the same order. Searches for a prefix can use the index,
--- and an upgrade of the C library cannot break it.
+-- COLLATE "C" sorts by bytes, as Rust does, so all writers lock rows in the same order. Searches for a prefix can use the
+-- index, and an upgrade of the C library cannot break the index.
 CREATE TABLE orders (
     order_uid             text COLLATE "C" PRIMARY KEY CHECK (char_length(order_uid) BETWEEN 1 AND 64),
     track_number          text COLLATE "C" NOT NULL CHECK (char_length(track_number) BETWEEN 1 AND 256),
@@ -50,27 +50,28 @@ CREATE TABLE orders (
     source_partition      integer,
     source_offset         bigint,
     source_incarnation    integer,
-    -- A CASE, because jsonb_array_length raises an error of its own on what is no array.
+    -- A CASE, because jsonb_array_length raises an error of its own if the value is not an array.
     CONSTRAINT orders_items_check CHECK (
         CASE jsonb_typeof(items) WHEN 'array' THEN jsonb_array_length(items) BETWEEN 1 AND 1000 ELSE false END)
 );
 
--- Rows above 2 kB, with some 8 items and more, have their items compressed. lz4 takes half of the time that pglz takes; a server
--- can be built without it.
+-- PostgreSQL compresses the items of rows above 2 kB, which have about 8 items or more. lz4 takes half the time of pglz, but a
+-- server can be built without lz4.
 DO $$ BEGIN
     IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
         ALTER TABLE orders ALTER COLUMN items SET COMPRESSION lz4;
     END IF;
 END $$;
 
--- The list is walked newest first, page by page: all orders, those of a customer, and those with a track number. The indexes
--- rise and are walked backwards. New orders then go to the right end of the index, where PostgreSQL fills the pages; at the
--- left end every split leaves two half-full pages for ever (measured with a million orders: 50 MB against 89 MB).
+-- Clients walk the list newest first, page by page: all orders, those of a customer, or those with a track number. The
+-- indexes are ascending and are walked backwards. New orders then go to the right end of the index, where PostgreSQL fills
+-- the pages. At the left end every split would leave two half-full pages for ever. Measured with a million orders: 50 MB
+-- instead of 89 MB.
 CREATE INDEX orders_newest_idx ON orders (date_created, order_uid);
 CREATE INDEX orders_customer_idx ON orders (customer_id, date_created, order_uid);
 CREATE INDEX orders_track_number_idx ON orders (track_number, date_created, order_uid);
 
--- Every entity of the business has a name in SQL.
+-- These views give every entity of the business a name in SQL.
 CREATE VIEW deliveries AS
     SELECT order_uid, delivery_name AS name, delivery_phone AS phone, delivery_zip AS zip, delivery_city AS city,
            delivery_address AS address, delivery_region AS region, delivery_email AS email
@@ -94,24 +95,24 @@ CREATE VIEW order_items AS
 
 COMMENT ON TABLE orders IS 'One row per order, written by the ingestor and by the api''s PUT and DELETE';
 COMMENT ON COLUMN orders.order_uid IS 'The producer''s id of the order, [A-Za-z0-9][A-Za-z0-9._-]{0,63}';
-COMMENT ON COLUMN orders.payment_amount IS 'As the producer sent it: no amount, price or fee here has a unit';
-COMMENT ON COLUMN orders.payment_dt IS 'Seconds since 1970; 0 where the producer did not say';
-COMMENT ON COLUMN orders.items IS 'Array of 1 to 1000 objects, each with every field of the view order_items but order_uid and position; items[0] is the first';
-COMMENT ON COLUMN orders.date_created IS 'When the shop created the order, as the producer says, to the microsecond';
+COMMENT ON COLUMN orders.payment_amount IS 'As the producer sent it; no amount, price or fee in this database has a unit';
+COMMENT ON COLUMN orders.payment_dt IS 'Seconds since 1970; 0 if the producer did not say';
+COMMENT ON COLUMN orders.items IS 'Array of 1 to 1000 objects, each with every field of the view order_items except order_uid and position; items[0] is the first item';
+COMMENT ON COLUMN orders.date_created IS 'When the shop created the order, according to the producer, to the microsecond';
 COMMENT ON COLUMN orders.version IS 'Drawn from order_version_seq at every write; strictly rises while the row exists; caches and ETags compare it';
 COMMENT ON COLUMN orders.created_at IS 'When this row was first stored';
 COMMENT ON COLUMN orders.updated_at IS 'When this row was last written';
-COMMENT ON COLUMN orders.source_partition IS 'Kafka partition of the message that wrote the row last; null after a write by the api';
+COMMENT ON COLUMN orders.source_partition IS 'Kafka partition of the message that last wrote the row; null after a write by the api';
 COMMENT ON COLUMN orders.source_offset IS 'Kafka offset of that message';
-COMMENT ON COLUMN orders.source_incarnation IS 'Incarnation of the partition then, see consumer_offsets; a later message has a greater (incarnation, offset)';
-COMMENT ON VIEW deliveries IS 'To whom and where each order goes';
+COMMENT ON COLUMN orders.source_incarnation IS 'Incarnation of the partition at that time, see consumer_offsets; a later message has a greater (incarnation, offset)';
+COMMENT ON VIEW deliveries IS 'To whom and where each order is delivered';
 COMMENT ON VIEW payments IS 'How each order was paid';
-COMMENT ON VIEW order_items IS 'One row per item; read-only, items are changed in orders.items';
+COMMENT ON VIEW order_items IS 'One row per item; read-only, change items in orders.items';
 COMMENT ON COLUMN order_items.position IS 'Index in the array orders.items, from 0';
 COMMENT ON COLUMN order_items.sale IS 'Discount in percent';
 
--- Where each partition of a topic has been read to. This table, not Kafka's committed offsets, is the truth: it moves in the
--- transaction that stores what was read.
+-- Up to which offset each partition of a topic has been read. This table is the truth, not Kafka's committed offsets: its
+-- rows are updated in the transaction that stores what was read.
 CREATE TABLE consumer_offsets (
     group_id        text        NOT NULL,
     topic           text        NOT NULL,
@@ -127,21 +128,22 @@ CREATE TABLE consumer_offsets (
     halted          boolean     NOT NULL DEFAULT false,
     updated_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (group_id, topic, partition)
-) WITH (fillfactor = 20); -- Few rows, updated at every batch: free space on the page keeps the updates HOT.
+) WITH (fillfactor = 20); -- There are few rows, and every batch updates one. Free space on the page keeps the updates HOT.
 
-COMMENT ON TABLE consumer_offsets IS 'Progress of a consumer group by partition; the truth that Kafka''s committed offsets mirror';
+COMMENT ON TABLE consumer_offsets IS 'Progress of a consumer group per partition; Kafka''s committed offsets are only a mirror of it';
 COMMENT ON COLUMN consumer_offsets.next_offset IS 'Offset of the next record to read; all below it are stored, dead-lettered or superseded';
-COMMENT ON COLUMN consumer_offsets.epoch IS 'Raised by every claim; a batch of an older epoch is refused';
-COMMENT ON COLUMN consumer_offsets.owner IS 'The process that claimed the partition last';
-COMMENT ON COLUMN consumer_offsets.incarnation IS 'Raised when the topic of this name was accepted as a new one';
-COMMENT ON COLUMN consumer_offsets.last_offset IS 'Offset of the last record seen; looked up again to notice a topic made anew';
+COMMENT ON COLUMN consumer_offsets.epoch IS 'Raised by 1 by every claim; a batch of an older epoch is refused';
+COMMENT ON COLUMN consumer_offsets.owner IS 'The process that last claimed the partition';
+COMMENT ON COLUMN consumer_offsets.incarnation IS 'Raised when an operator accepts that the offsets now stand for other records';
+COMMENT ON COLUMN consumer_offsets.last_offset IS 'Offset of the last record seen; it is looked up again to notice a recreated topic';
 COMMENT ON COLUMN consumer_offsets.last_timestamp IS 'Timestamp of that record in milliseconds since 1970';
-COMMENT ON COLUMN consumer_offsets.replay_until IS 'Records below were read before a rewind, so they do not replace what is newer; null: none';
+COMMENT ON COLUMN consumer_offsets.replay_until IS 'Records below this offset were read before a rewind, so they do not replace what is newer; null: there was no rewind';
 COMMENT ON COLUMN consumer_offsets.consecutive_bad IS 'Dead letters since the last good order';
-COMMENT ON COLUMN consumer_offsets.halted IS 'The partition is not read until an operator resumes it';
+COMMENT ON COLUMN consumer_offsets.halted IS 'True: the partition is not read until an operator resumes it';
 
--- The fence. It raises an error, because an UPDATE of no rows is none and the COMMIT behind it would go through. Clients know
--- the refusal by its constraint name: their driver may hide the SQLSTATE.
+-- The fence. It raises an error if no row matches. Without the error, an UPDATE of no rows would count as success and the
+-- COMMIT would go through. Clients recognise the refusal by the name of the constraint, because their driver may hide the
+-- SQLSTATE.
 CREATE FUNCTION advance_consumer_offset(
     p_group_id text, p_topic text, p_partition integer, p_epoch bigint, p_owner uuid,
     p_old_next_offset bigint, p_new_next_offset bigint, p_last_offset bigint, p_last_timestamp bigint,
@@ -165,7 +167,8 @@ BEGIN
     RETURN p_new_next_offset;
 END $$;
 
--- Whoever sets an offset back, by a command or by hand: the records between were read before, so they are a replay.
+-- Notes that an offset was set back, by a command or by hand. The records between the new and the old offset were read
+-- before, so reading them again is a replay.
 CREATE FUNCTION note_rewind() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.replay_until := CASE WHEN NEW.incarnation = OLD.incarnation
@@ -175,8 +178,9 @@ END $$;
 CREATE TRIGGER consumer_offsets_rewind BEFORE UPDATE ON consumer_offsets
     FOR EACH ROW WHEN (NEW.next_offset < OLD.next_offset) EXECUTE FUNCTION note_rewind();
 
--- Ranges of a topic that did not match what was read; nothing is skipped before an operator accepts one. An operator accepts
--- what the incident recorded, not what the broker says by then, so the incident keeps where reading goes on.
+-- Mismatches between the offsets of a topic and what was read. Nothing is skipped before an operator accepts an incident. The
+-- operator accepts what the incident has recorded, not what the broker says by then. So the incident also records where
+-- reading continues.
 CREATE TABLE offset_incidents (
     id                 bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     group_id           text        NOT NULL,
@@ -193,18 +197,19 @@ CREATE TABLE offset_incidents (
     detected_at        timestamptz NOT NULL DEFAULT now(),
     resolved_at        timestamptz
 );
--- One open incident per partition: finding it again changes nothing.
+-- A partition has at most one open incident. Finding the same gap again changes nothing.
 CREATE UNIQUE INDEX offset_incidents_open_idx ON offset_incidents (group_id, topic, partition) WHERE resolved_at IS NULL;
 
-COMMENT ON TABLE offset_incidents IS 'Partitions stopped because the broker''s offsets do not continue ours';
+COMMENT ON TABLE offset_incidents IS 'Mismatches between our offsets and those of the broker; an open one stops its partition';
 COMMENT ON COLUMN offset_incidents.incarnation IS 'The incarnation of the partition when the incident was found';
-COMMENT ON COLUMN offset_incidents.kind IS 'retention: records below low_watermark are gone; truncated: next_offset lies beyond high_watermark; recreated: another record stands at our last offset';
-COMMENT ON COLUMN offset_incidents.next_offset IS 'Where reading stood when the incident was found';
-COMMENT ON COLUMN offset_incidents.resume_offset IS 'Where reading goes on once an operator has accepted the gap';
-COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; higher than incarnation where offsets then stand for other records';
-COMMENT ON COLUMN offset_incidents.resolved_at IS 'When an operator accepted the gap';
+COMMENT ON COLUMN offset_incidents.kind IS 'retention: records below low_watermark are gone; truncated: next_offset lies beyond high_watermark; recreated: the topic was deleted and recreated';
+COMMENT ON COLUMN offset_incidents.next_offset IS 'Offset of the next record to read when the incident was found';
+COMMENT ON COLUMN offset_incidents.resume_offset IS 'Offset at which reading continues after an operator has accepted the incident';
+COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; higher than incarnation if offsets then stand for other records';
+COMMENT ON COLUMN offset_incidents.resolved_at IS 'When an operator accepted the incident; null: it is open';
 
--- Messages that can never become an order. Each is written in the transaction that passes its offset: exactly once, never lost.
+-- Messages that can never become an order. Each one is written in the transaction that passes its offset. So it is written
+-- exactly once and is never lost.
 CREATE TABLE dead_letters (
     id                bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     group_id          text        NOT NULL,
@@ -223,28 +228,30 @@ CREATE TABLE dead_letters (
     created_at        timestamptz NOT NULL DEFAULT now(),
     updated_at        timestamptz NOT NULL DEFAULT now(),
     relayed_at        timestamptz,
-    -- A rewind meets its own rows again; ON CONFLICT DO NOTHING on this key lets it pass.
+    -- A rewind reads refused messages again. ON CONFLICT DO NOTHING on this key keeps the rows that are there.
     UNIQUE (group_id, topic, incarnation, partition, "offset")
 );
--- The relay asks every second for letters that KAFKA_DLQ_TOPIC has not got; without an index it would read all others, too.
+-- Every second the relay looks for letters that it has not published to KAFKA_DLQ_TOPIC. Without this index it would read
+-- all letters each time.
 CREATE INDEX dead_letters_unrelayed_idx ON dead_letters (group_id, topic, id) WHERE relayed_at IS NULL;
 
-COMMENT ON TABLE dead_letters IS 'Messages refused for ever, with the bytes and the reason';
+COMMENT ON TABLE dead_letters IS 'Messages that can never become an order, with their bytes and the reason';
 COMMENT ON COLUMN dead_letters.payload IS 'The message''s bytes, cut at 1 MiB; null for a tombstone';
 COMMENT ON COLUMN dead_letters.payload_size IS 'Size of the whole message in bytes; 0 for a tombstone';
-COMMENT ON COLUMN dead_letters.headers IS 'Array of {"key": text, "value": base64 or null}, in the message''s order';
+COMMENT ON COLUMN dead_letters.headers IS 'Array of {"key": text, "value": base64 or null}, in the order of the message''s headers';
 COMMENT ON COLUMN dead_letters.reason IS 'Stable code: tombstone, too_large, not_json, invalid_order or refused_by_database';
-COMMENT ON COLUMN dead_letters.detail IS 'What exactly was wrong, for people; holds no personal data';
-COMMENT ON COLUMN dead_letters.relayed_at IS 'When it was published to KAFKA_DLQ_TOPIC';
+COMMENT ON COLUMN dead_letters.detail IS 'What exactly was wrong, in words; contains no personal data';
+COMMENT ON COLUMN dead_letters.relayed_at IS 'When it was published to KAFKA_DLQ_TOPIC; null: not yet';
 
--- What follows is for foreign writers: whoever changes orders by hand in psql, or by a program of their own. Our own writers
--- validate what they write, draw versions and notify the caches. A foreign writer knows nothing of that, so the database
--- checks the items, draws a new version, which changes the ETag, and notifies.
+-- The rest is for foreign writers: anybody who changes orders without being one of our programs, for example by hand in psql.
+-- Our own writers validate what they write, draw versions and notify the caches. A foreign writer does none of this. So the
+-- database checks the items, draws a new version, which changes the ETag, and notifies.
 --
--- Our sessions set orders.emits when they connect (shared/src/db.rs). A session without it counts as foreign: a writer of ours
--- that lost it would notify twice, which costs little; the other way round caches would be wrong.
+-- Our sessions set orders.emits when they connect (shared/src/db.rs). A session without it counts as foreign. If one of our
+-- writers lost the setting, it would notify twice, which costs little. If foreign writers had to set something, caches would
+-- be wrong whenever one forgot it.
 
--- The first rule that the items of an order break, or null. Our own writers do not call it: it costs 4 us per order.
+-- Returns the first rule that the items of an order break, or null. Our own writers do not call it: it costs 4 us per order.
 -- To search the table: SELECT order_uid, order_items_fault(items) FROM orders WHERE order_items_fault(items) IS NOT NULL
 CREATE FUNCTION order_items_fault(items jsonb) RETURNS text LANGUAGE sql IMMUTABLE
     SET search_path = pg_catalog, pg_temp AS $$
@@ -269,17 +276,18 @@ CREATE FUNCTION order_items_fault(items jsonb) RETURNS text LANGUAGE sql IMMUTAB
 $$;
 COMMENT ON FUNCTION order_items_fault(jsonb) IS 'The first rule that the items of an order break, or null';
 
--- Triggers per statement only. For our writers each costs one look at the setting per statement, and filling the transition
--- tables. A row trigger BEFORE INSERT could set the version without a second UPDATE, but it keeps COPY from inserting many
--- rows at once.
+-- All triggers are per statement. For our writers each one costs a look at the setting per statement, and the filling of the
+-- transition tables. A row trigger BEFORE INSERT could set the version without a second UPDATE, but it would keep COPY from
+-- inserting many rows at once.
 --
--- The function runs as its owner, because a role that may change an order need not have the right to call nextval. So it
--- trusts no search path: the names of its own schema are qualified by that of the trigger's table.
+-- The function runs as its owner, because a role that may change an order need not have the right to call nextval. So the
+-- function trusts no search path: it qualifies the names of its own schema with the schema of the trigger's table.
 CREATE FUNCTION emit_foreign_writes() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    -- A payload is at most 7,900 bytes, as shared/src/events.rs says. A part holds the uids whose ends lie within the same 7,400
-    -- bytes; one of them may begin before, and be 386 bytes long. More uids than this are not worth naming: caches drop all.
+    -- A payload has at most 7,900 bytes, as shared/src/events.rs says. A part holds the uids that end within the same 7,400
+    -- bytes. Its first uid may begin before them and may be 386 bytes long. If more than max_uids orders were changed, they are
+    -- not named, and the caches drop everything.
     part_bytes CONSTANT integer := 7400;
     max_uids CONSTANT integer := 10000;
     operation text := CASE TG_OP WHEN 'DELETE' THEN 'delete' WHEN 'TRUNCATE' THEN 'flush' ELSE 'upsert' END;
@@ -292,7 +300,7 @@ BEGIN
         SELECT array_agg(DISTINCT order_uid) INTO uids FROM changed;
     END IF;
     IF TG_OP = 'UPDATE' THEN
-        -- Where the uid itself was changed, both orders were.
+        -- If the uid itself was changed, both the old and the new order were changed.
         uids := uids || ARRAY(SELECT order_uid FROM before EXCEPT SELECT order_uid FROM changed);
     END IF;
     IF TG_OP IN ('INSERT', 'UPDATE') THEN
@@ -304,7 +312,7 @@ BEGIN
                   USING ERRCODE = 'check_violation', SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, COLUMN = 'items',
                         CONSTRAINT = 'orders_items_fields';
         END IF;
-        -- This UPDATE is ours, not a foreign one.
+        -- The following UPDATE is ours and must not fire the triggers again.
         PERFORM set_config('orders.emits', 'on', true);
         EXECUTE format('UPDATE %I.orders SET version = nextval(%L), updated_at = now() WHERE order_uid = ANY ($1)',
                        TG_TABLE_SCHEMA, format('%I.order_version_seq', TG_TABLE_SCHEMA))
@@ -322,7 +330,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Nobody else may use it for tables of their own, where it would still run as the owner. Firing it needs no right.
+-- Without this, anybody could use the function in triggers on tables of their own, where it would still run as the owner.
+-- Firing the triggers here needs no right to execute it.
 REVOKE EXECUTE ON FUNCTION emit_foreign_writes() FROM PUBLIC;
 
 CREATE TRIGGER orders_foreign_insert AFTER INSERT ON orders REFERENCING NEW TABLE AS changed
