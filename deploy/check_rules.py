@@ -1,6 +1,6 @@
-"""What this project promises of its Dockerfile, docker-compose.yaml and .env.example, beyond their being valid.
+"""Checks this project's own rules for Dockerfile, docker-compose.yaml and .env.example.
 
-Called by check.sh with the Compose model, resolved with every variable at its default.
+check.sh calls it with the Compose model, in which every variable has its default.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ from pathlib import Path
 PROGRAMS = ("ingestor", "api")
 CONTAINER_NAMES = {"postgres": "myapp_postgres", "kafka": "myapp_kafka"}
 PORTS = {"kafka": "9092", "kafka-ui": "8080", "ingestor": "8082", "api": "8081"}
-# The README's configuration table; what programs know besides is found in their sources.
+# Variables of the README's configuration table. All others are found in the sources of the programs.
 DOCUMENTED = """
     DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME DB_SSLMODE DB_SSLROOTCERT DB_POOL_SIZE SERVER_HOST SERVER_PORT
     CACHE_CAPACITY CACHE_WARMUP CACHE_LEASE_MS API_TOKEN KAFKA_BROKERS KAFKA_TOPIC KAFKA_GROUP_ID KAFKA_DLQ_TOPIC
@@ -39,20 +39,20 @@ def main(model_file):
 
 
 def faults_of_references(model):
-    """What `docker compose` checks when it starts: compose-go's own command leaves it out."""
+    """Checks what `docker compose` checks at start, because compose-go's own command does not check it."""
     services = model["services"]
     for name, service in services.items():
         for other, how in service.get("depends_on", {}).items():
             if other not in services:
                 yield f"{name}: depends on {other}, which is not a service"
             elif how["condition"] == "service_healthy" and "healthcheck" not in services[other] and "build" not in services[other]:
-                yield f"{name}: waits for {other} to be healthy, which has no health check"
+                yield f"{name}: waits until {other} is healthy, but {other} has no health check"
         for kind in ("volumes", "networks"):
             used = service.get(kind) or []
             names = [each["source"] for each in used if each["type"] == "volume"] if kind == "volumes" else used
             for each in names:
                 if each not in model.get(kind, {}):
-                    yield f"{name}: {each} is not one of the {kind}"
+                    yield f"{name}: {each} is not defined under {kind}"
 
 
 def faults_of_ports(services):
@@ -108,7 +108,7 @@ def seconds(duration):
 
 
 def faults_of_defaults():
-    """`cp .env.example .env` must change nothing."""
+    """Checks that `cp .env.example .env` changes nothing."""
     example = dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*)$", Path(".env.example").read_text(), re.MULTILINE))
     for variable, default in re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", Path("docker-compose.yaml").read_text()):
         if example.get(variable, default) != default:
@@ -116,23 +116,23 @@ def faults_of_defaults():
 
 
 def faults_of_variables():
-    """Both ways: no variable that nothing reads, none of a program that is not listed."""
+    """Checks both ways: every listed variable is read, and every variable of a program is listed."""
     example = Path(".env.example").read_text()
     listed = set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", example, re.MULTILINE))
     for line in example.splitlines():
         if not re.fullmatch(r"(#.*)?|[A-Z][A-Z0-9_]*=[^\s'\"$#]*", line):
-            yield f".env.example: neither a comment nor a setting that needs no quotes: {line}"
+            yield f".env.example: this line is neither a comment nor a setting without quotes: {line}"
     composed = set(re.findall(r"\$\{([A-Z0-9_]+)", Path("docker-compose.yaml").read_text()))
     sources = [file.read_text() for name in (*PROGRAMS, "shared") for file in Path(name, "src").rglob("*.rs")]
     known = {variable for source in sources for variable in re.findall(r'\benv = "([A-Z0-9_]+)"', source)}
     for variable in sorted(listed - composed - known):
-        yield f".env.example: {variable} is known neither to docker-compose.yaml nor to the programs"
+        yield f".env.example: neither docker-compose.yaml nor a program reads {variable}"
     for variable in sorted((composed | known | set(DOCUMENTED)) - listed):
         yield f".env.example: {variable} is missing"
 
 
 def faults_of_dockerfile():
-    """Each program has a stage, and no stage that it is built on leaves it as root."""
+    """Checks that each program has a stage, and that the stage does not run as root."""
     users, parents, stage = {}, {}, None
     for line in Path("Dockerfile").read_text().splitlines():
         if match := re.match(r"FROM\s+(\S+)\s+AS\s+(\S+)", line):
@@ -143,7 +143,7 @@ def faults_of_dockerfile():
             users[stage] = match.group(1)
     for name in PROGRAMS:
         if name not in parents:
-            yield f"Dockerfile: has no stage {name}"
+            yield f"Dockerfile: there is no stage {name}"
         elif not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", users[name] or ""):
             yield f"Dockerfile: {name} runs as {users[name] or 'root'}, not as a numeric user other than 0"
 
