@@ -1,7 +1,7 @@
 /**
- * A readable view of /openapi.json: every operation with its parameters and answers, and every schema.
+ * Shows /openapi.json in readable form: every operation with its parameters and answers, and every schema.
  *
- * Knows only what this service's document uses of OpenAPI 3.1. All text goes into the document as text nodes.
+ * It knows only those parts of OpenAPI 3.1 that this service's document uses. All text enters the page as text nodes.
  */
 
 const METHODS = ["get", "head", "post", "put", "patch", "delete", "options"];
@@ -12,7 +12,7 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Text in which back-ticks mark code. */
+/** Makes nodes of a text in which back-ticks mark code. */
 function prose(text = "") {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
@@ -28,12 +28,12 @@ function table(heads, rows) {
   return element("div", { className: "scroller" }, element("table", {}, element("thead", {}, head), element("tbody", {}, body)));
 }
 
-/** What opens on demand. */
+/** Makes a section that opens when its summary is clicked. */
 function fold(summary, ...content) {
   return element("details", { className: "fold" }, element("summary", {}, summary), element("div", { className: "fold-body" }, ...content));
 }
 
-/** What opens on demand, or when a link leads to it. */
+/** Makes a section that opens when its summary is clicked or a link leads to it. */
 function target(id, summary, ...content) {
   return Object.assign(fold(summary, ...content), { id });
 }
@@ -48,13 +48,13 @@ class Reference {
     this.spec = spec;
   }
 
-  /** Follows a reference, if it is one. */
+  /** Follows a reference; returns everything else as it is. */
   resolve(part) {
     if (!part?.$ref) return part;
     return part.$ref.slice(2).split("/").reduce((node, key) => node[key.replaceAll("~1", "/").replaceAll("~0", "~")], this.spec);
   }
 
-  /** A schema in few words; named ones are links. */
+  /** Describes a schema in a few words. A named schema becomes a link. */
   type(schema) {
     if (!schema) return ["any"];
     if (schema.$ref) {
@@ -87,7 +87,7 @@ class Reference {
     return table(["Parameter", "Type", ""], rows);
   }
 
-  /** The bodies of a request or an answer: their schemas and examples. */
+  /** Describes the bodies of a request or an answer by their schemas and examples. */
   content(content = {}) {
     return Object.entries(content).flatMap(([type, { schema, example: single, examples = {} }]) => {
       const samples = single === undefined ? Object.values(examples).map((each) => this.resolve(each).value) : [single];
@@ -100,7 +100,7 @@ class Reference {
     const { description, headers = {}, content } = this.resolve(response);
     const rows = Object.entries(headers).map(([name, header]) => {
       const { required, schema, description } = this.resolve(header);
-      return [[element("code", {}, name), required ? null : muted(" not always")], this.type(schema), prose(description)];
+      return [[element("code", {}, name), required ? null : muted(" sometimes")], this.type(schema), prose(description)];
     });
     const family = { 2: "ok", 3: "info", 4: "warn", 5: "bad" }[status[0]];
     const badge = element("span", { className: "badge" }, element("span", { className: "dot" }), status);
@@ -116,7 +116,7 @@ class Reference {
       operationId,
       title,
       description ? element("p", {}, ...prose(description)) : null,
-      security ? element("p", { className: "muted" }, "Changes something: may need a bearer token.") : null,
+      security ? element("p", { className: "muted" }, "This operation changes something and may need a bearer token.") : null,
       this.parameters([...shared, ...parameters]),
       body ? element("section", { className: "answer" }, element("h4", {}, "Body"), ...this.content(body.content)) : null,
       ...Object.entries(responses).map((each) => this.answer(each)),
@@ -133,7 +133,7 @@ class Reference {
     return target(`schema-${name}`, element("code", {}, name), element("p", {}, ...prose(schema.description)), table(["Field", "Type", ""], rows) ?? element("p", {}, ...this.type(schema)));
   }
 
-  /** The sections of the page: one a tag, then the schemas. */
+  /** Makes the sections of the page: one per tag, then the schemas. */
   sections() {
     const operations = Object.entries(this.spec.paths).flatMap(([path, item]) =>
       METHODS.filter((method) => item[method]).map((method) => ({ tag: item[method].tags[0], node: this.operation(path, method, item[method], item.parameters ?? []) })),
@@ -158,7 +158,7 @@ function show(spec) {
   contents.hidden = false;
 }
 
-/** Opens what the address points at, and all around it. */
+/** Opens the section that the address names, and all sections around it. */
 function follow() {
   const goal = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (let node = goal; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
@@ -167,11 +167,11 @@ function follow() {
 
 try {
   const response = await fetch("/openapi.json");
-  if (!response.ok) throw new Error(`the service answered ${response.status}`);
+  if (!response.ok) throw new Error(`the service answered with status ${response.status}`);
   show(await response.json());
   follow();
   addEventListener("hashchange", follow);
 } catch (error) {
-  const text = `The description could not be loaded: ${error.message}. Reload the page to try again.`;
+  const text = `The description of the API could not be loaded: ${error.message}. Reload the page to try again.`;
   document.getElementById("main").replaceChildren(element("p", { className: "empty", role: "alert" }, text));
 }

@@ -1,27 +1,27 @@
 /**
- * The page of the order service: look an order up, list the newest, watch the cache.
+ * The page of the order service. It looks up an order, lists the newest orders, and shows the state of the cache.
  *
  * Two rules hold everywhere below:
- * - What orders contain comes from strangers. It reaches the document as text nodes only; nothing here parses markup,
- *   and the server's Content-Security-Policy forbids inline scripts and styles besides.
- * - The page is never blank and never silent: every request ends in content, an empty state or a problem that says
- *   what to do, with the request id that finds it in the log.
+ * - The content of orders comes from strangers. It enters the page as text nodes only, and nothing here parses markup. The
+ *   server's Content-Security-Policy also forbids inline scripts and styles.
+ * - The page is never blank and never silent. Every request ends in content, in an empty state, or in a problem that says
+ *   what to do and shows the request id, by which the request is found in the log.
  */
 
-const POLL_MS = 5000; // As long as the cache's lease: a state that matters is seen once at least.
-const BUSY_AFTER_MS = 150; // Faster answers would only make the page flicker.
-const REQUEST_TIMEOUT_MS = 20_000; // Longer than any time-out of the service, so that its own answer wins.
+const POLL_MS = 5000; // As long as the cache's lease, so every state that matters is seen at least once.
+const BUSY_AFTER_MS = 150; // For faster answers the page would only flicker.
+const REQUEST_TIMEOUT_MS = 20_000; // Longer than any timeout of the service, so that the service's own answer comes first.
 const RETRY_DEFAULT_S = 5;
-const FEED_COUNT_MAX = 1000; // More would say no more.
-const LOCALE = "en-GB"; // The page's language: dates in another one would read as a mixture.
+const FEED_COUNT_MAX = 1000; // A higher number would tell the reader nothing more.
+const LOCALE = "en-GB"; // The language of the page. Dates in another language would not fit its texts.
 const ORDER_UID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
 const byId = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Document building: the only place that makes elements. Strings become text nodes.
+// Making elements. Nothing else makes them, and strings become text nodes.
 
-/** Makes an element. `properties` are DOM properties, or attributes where the name has a dash or is `role`. */
+/** Makes an element. `properties` are DOM properties; a name that has a dash or is `role` is an attribute. */
 function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -36,30 +36,30 @@ function element(tag, properties = {}, ...children) {
 const EMPTY_VALUE = () =>
   element("span", { className: "muted" }, element("span", { "aria-hidden": "true" }, "—"), hidden("empty"));
 
-/** Text for assistive technology alone. */
+/** Makes a text that only assistive technology presents. */
 function hidden(text) {
   return element("span", { className: "visually-hidden" }, text);
 }
 
-/** A field of an order as text, whatever it holds. */
+/** Shows a field of an order as text, whatever it contains. */
 function shown(value) {
   if (value === undefined || value === null || value === "") return EMPTY_VALUE();
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-/** An identifier: monospaced, may break anywhere. */
+/** Shows an identifier: monospaced, and it may break anywhere. */
 function code(value) {
   const content = shown(value);
   return typeof content === "string" ? element("code", {}, content) : content;
 }
 
-/** Label and value pairs. */
+/** Makes a list of labels and values. */
 function fields(pairs) {
   const rows = pairs.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value)));
   return element("dl", { className: "fields" }, rows);
 }
 
-/** Says something to assistive technology without moving the focus. */
+/** Tells assistive technology a text without moving the focus. */
 function announce(text) {
   byId("announcer").textContent = text;
 }
@@ -67,7 +67,7 @@ function announce(text) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Values
 
-/** The integer as the producer sent it, and the currency's code: amounts have no unit, so nothing is divided. */
+/** Shows the integer that the producer sent and the currency's code. Amounts have no unit, so nothing is divided. */
 function money(amount, currency) {
   if (!Number.isSafeInteger(amount)) return shown(amount);
   return `${integer(amount)} ${currency ?? ""}`.trimEnd();
@@ -102,7 +102,7 @@ function relative(date) {
   return new Intl.RelativeTimeFormat(LOCALE, { numeric: "auto" }).format(Math.trunc(seconds / size), unit);
 }
 
-/** A moment, absolute with its zone, and relative to now; `compact` has the relative form as a tooltip. */
+/** Shows a moment with its time zone and its age. With `compact` the age and the zone are left out. */
 function moment(text, { compact = false } = {}) {
   const date = new Date(text);
   if (!text || Number.isNaN(date.getTime())) return shown(text);
@@ -114,12 +114,12 @@ function moment(text, { compact = false } = {}) {
   return element("span", {}, time, " ", age);
 }
 
-/** Keeps what `moment` wrote true while the page stays open. */
+/** Updates the ages that `moment` wrote, while the page stays open. */
 function refreshAges() {
   for (const age of document.querySelectorAll("[data-since]")) age.textContent = relative(new Date(age.dataset.since));
 }
 
-/** What people paste: an id with quotes, spaces, a comma or invisible characters around or inside it. */
+/** Cleans a pasted id: removes quotes, spaces and invisible characters anywhere, and commas around it. */
 function cleanUid(text) {
   return text.replace(/[\s"'`´“”„‘’‚«»\u200b-\u200d\u2060\ufeff]/g, "").replace(/^[,;:]+|[,;:]+$/g, "");
 }
@@ -127,10 +127,10 @@ function cleanUid(text) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Requests
 
-/** Why a request brought no content: `status` 0 is a service that did not answer at all. */
+/** Why a request brought no content. Its `status` is 0 if the service did not answer at all. */
 class Failure extends Error {
   constructor(status, problem = {}, headers = new Headers()) {
-    super(problem.detail ?? problem.title ?? `the service answered ${status}`);
+    super(problem.detail ?? problem.title ?? `the service answered with status ${status}`);
     this.status = status;
     this.title = problem.title;
     this.code = problem.code;
@@ -140,14 +140,14 @@ class Failure extends Error {
   }
 }
 
-/** A fault of this page is shown like any other, and can be found in the browser's console. */
+/** Makes a failure of any error. An error of this page itself is also written to the browser's console. */
 function asFailure(error) {
   if (error instanceof Failure) return error;
   console.error(error);
-  return new Failure(-1, { title: "This page has a fault", detail: error.message });
+  return new Failure(-1, { title: "This page has an error", detail: error.message });
 }
 
-/** Seconds from `Retry-After`, which may also be a date. */
+/** Reads the seconds from `Retry-After`, which may also be a date. */
 function retryAfter(headers) {
   const value = headers.get("retry-after") ?? "";
   const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - Date.now()) / 1000;
@@ -155,8 +155,8 @@ function retryAfter(headers) {
 }
 
 /**
- * Asks the service and returns `{ status, headers, body }`; throws `Failure`, or the signal's reason when a newer
- * request has taken this one's place. `accept` names statuses that are answers besides 2xx.
+ * Sends a request and returns `{ status, headers, body }`. Throws `Failure`, or the signal's reason if a newer request has
+ * replaced this one. `accept` lists statuses besides 2xx that count as answers.
  */
 async function request(path, { signal, accept = [], ...options } = {}) {
   const timeout = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
@@ -173,7 +173,7 @@ async function request(path, { signal, accept = [], ...options } = {}) {
   const body = parseJson(response, text);
   if (response.ok || accept.includes(response.status)) {
     if (body !== undefined) return { status: response.status, headers: response.headers, body };
-    throw new Failure(response.status, { title: "Not understood", detail: "The answer was not JSON." }, response.headers);
+    throw new Failure(response.status, { title: "Unexpected answer", detail: "The service's answer was not JSON." }, response.headers);
   }
   throw new Failure(response.status, body ?? {}, response.headers);
 }
@@ -187,7 +187,7 @@ function parseJson(response, text) {
   }
 }
 
-/** Whether the service answers at all: a banner, and what to read again once it does. */
+/** Whether the service answers at all. While it does not, a banner says so. `onRestore` is called when it answers again. */
 const connection = {
   isLost: false,
   onRestore: [],
@@ -196,8 +196,8 @@ const connection = {
     this.isLost = true;
     const banner = byId("offline");
     banner.textContent = navigator.onLine
-      ? "The service does not answer. What you see may be out of date; trying again every few seconds."
-      : "You are offline. What you see may be out of date; the page goes on when the network is back.";
+      ? "The service does not answer. What you see may be out of date. The page tries again every few seconds."
+      : "You are offline. What you see may be out of date. The page continues when the network is back.";
     banner.hidden = false;
   },
   restore() {
@@ -210,8 +210,8 @@ const connection = {
 };
 
 /**
- * A part of the page that shows the outcome of its newest request. An older one that is still running is dropped, a
- * slow one shows that it is running, and a 503 is asked again when its time has come.
+ * A part of the page that shows the outcome of its newest request. An older request that is still running is dropped. A
+ * slow request shows that it is running. After a 503 the request is repeated when `Retry-After` has passed.
  */
 class View {
   constructor(body, loadingText) {
@@ -220,7 +220,7 @@ class View {
     this.failure = null;
   }
 
-  /** Runs `load(signal)`, then `show(result)`; `explain(failure)` may give its own view of a failure. True on success. */
+  /** Runs `load(signal)`, then `show(result)`. `explain(failure)` may make a box for a failure. Returns true on success. */
   async run(load, show, { explain, keep = false } = {}) {
     this.cancel();
     const controller = new AbortController();
@@ -251,7 +251,7 @@ class View {
     this.failure = null;
   }
 
-  /** What is there stays readable while it is read again. */
+  /** Shows that a request is running. With `keep` the old content stays readable. */
   showBusy(keep) {
     this.body.setAttribute("aria-busy", "true");
     if (!keep) this.body.replaceChildren(element("p", { className: "loading" }, this.loadingText));
@@ -261,7 +261,7 @@ class View {
   showFailure(failure, explain, retry) {
     const box = explain?.(failure) ?? problemBox(failure);
     const tryAgain = () => {
-      this.body.tabIndex = -1; // The button goes away with the failure: without this the focus would go with it.
+      this.body.tabIndex = -1; // The button disappears with the failure. The focus must not disappear with it.
       this.body.focus();
       retry();
     };
@@ -272,7 +272,7 @@ class View {
     announce(`${box.querySelector("h3")?.textContent ?? ""}. ${failure.message}`);
   }
 
-  /** The seconds tick for the eye alone: read out, they would talk over everything else. */
+  /** Counts down. Screen readers hear only the first number, because a running count would drown everything else. */
   countDown(seconds, box, retry) {
     const left = element("span", {}, String(seconds));
     box.append(element("p", { "aria-hidden": "true" }, "Trying again in ", left, " s."), hidden(`Trying again in ${seconds} s.`));
@@ -283,13 +283,13 @@ class View {
     }, 1000);
   }
 
-  /** After an outage nobody should have to press anything. */
+  /** Repeats a request that did not reach the service, so that nobody has to press a button after an outage. */
   retryIfUnreached() {
     if (this.failure?.status === 0) this.retry();
   }
 }
 
-/** A problem as people need it: what happened, which fields, and the id that finds it in the log. */
+/** Shows a problem: what happened, which fields are wrong, and the request id, which is found in the log. */
 function problemBox(failure, { title, hint } = {}) {
   const heading = title ?? failure.title ?? "Something went wrong";
   const details = failure.errors.map(({ pointer, detail }) => element("li", {}, code(pointer), " ", shown(detail)));
@@ -313,7 +313,7 @@ function capitalised(text) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Copying
 
-/** A button that copies and says so in its own place, then goes back. */
+/** Makes a button that copies a text, shows the outcome as its own label, and then gets its old label back. */
 function copyButton(label, text, what) {
   const button = element("button", { type: "button", className: "quiet" }, label, what ? hidden(` ${what}`) : null);
   button.addEventListener("click", async () => {
@@ -332,7 +332,7 @@ function copyButton(label, text, what) {
   return button;
 }
 
-/** The clipboard API exists only on https and localhost; the old command still works elsewhere. */
+/** Copies a text. The clipboard API exists only on https and localhost. Elsewhere the old command still works. */
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -355,10 +355,10 @@ async function copy(text) {
 const orderSection = byId("order");
 const orderView = new View(orderSection, "Reading the order…");
 
-/** Fields with a place of their own in the layout; all others of the order are listed, so that none is ever hidden. */
+/** Fields that have a place of their own in the layout. All other fields are listed, so that none is hidden. */
 const PLACED_FIELDS = new Set(["order_uid", "track_number", "customer_id", "date_created", "delivery", "payment", "items"]);
 
-/** Reads an order and shows it. `move` takes the focus to its heading: wanted after a search, not at page load. */
+/** Reads an order and shows it. With `move` the focus goes to its heading, as after a search, but not at page load. */
 async function openOrder(uid, { move = true, keep = false } = {}) {
   orderSection.hidden = false;
   document.title = `${uid} · Orders`;
@@ -378,7 +378,7 @@ function problemBoxOfOrder(uid, failure) {
     failure.status === 404
       ? problemBox(failure, {
           title: "No order with this id",
-          hint: "Ids are exact, upper and lower case differ. Check for a missing character, or find it among the newest orders below by customer id or track number.",
+          hint: "Upper and lower case letters are different. Check whether a character is missing, or search the newest orders below by customer id or track number.",
         })
       : problemBox(failure);
   const heading = element("h2", { id: "order-heading", tabIndex: -1 }, "Order ", element("code", {}, uid));
@@ -425,7 +425,7 @@ function orderHead(uid, order, headers) {
   );
 }
 
-/** Where the answer came from, in words, out of RFC 9211's `Cache-Status`. */
+/** Says where the answer came from, according to `Cache-Status` (RFC 9211). */
 function freshness(headers) {
   const status = headers.get("cache-status") ?? "";
   if (/;\s*hit\b/.test(status)) {
@@ -434,7 +434,7 @@ function freshness(headers) {
   }
   if (/detail="?blind/.test(status)) return { level: "warn", text: "from the database: cache is blind" };
   if (/;\s*fwd=/.test(status)) return { level: "info", text: "from the database" };
-  return { level: "unknown", text: "source not told" };
+  return { level: "unknown", text: "source unknown" };
 }
 
 function freshnessBadge(headers) {
@@ -446,7 +446,7 @@ function freshnessBadge(headers) {
 
 function versionBadge(headers) {
   const version = headers.get("etag")?.replace(/^W\//, "").replaceAll('"', "");
-  return version ? element("span", { className: "badge", title: "From the ETag: changes with every write" }, `version ${version}`) : null;
+  return version ? element("span", { className: "badge", title: "From the ETag. It changes with every write." }, `version ${version}`) : null;
 }
 
 function orderActions(uid, order) {
@@ -498,12 +498,12 @@ function otherCard(order) {
   return card("Other fields", fields(rest.map(([name, value]) => [name, code(value)])));
 }
 
-/** Two values in one cell, one below the other: ten columns would not fit beside the cache. */
+/** Puts two values into one cell, one below the other, because ten columns would not fit beside the cache's panel. */
 function stacked(first, second) {
   return [element("div", {}, first), element("div", { className: "muted" }, second)];
 }
 
-/** Columns of the items: title, whether it is a number, and what to show. */
+/** The columns of the items: the title, whether the column holds numbers, and what to show. */
 const ITEM_COLUMNS = [
   ["Item", false, (item) => stacked(element("strong", {}, shown(item.name)), shown(item.brand))],
   ["Size", false, (item) => shown(item.size)],
@@ -524,7 +524,7 @@ function itemsTable(order) {
     element("tr", {}, ITEM_COLUMNS.map(([, isNumber, cell]) => element("td", { className: isNumber ? "number" : "" }, cell(item, currency)))),
   );
   const table = element("table", {}, element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows));
-  // Focusable, because a region that scrolls sideways must be reachable by keyboard.
+  // The region can be focused, because a region that scrolls sideways must be reachable by keyboard.
   const scroller = element("div", { className: "scroller", role: "region", tabIndex: 0, "aria-labelledby": "items-heading" }, table);
   return element("section", { className: "items" }, heading, scroller);
 }
@@ -534,7 +534,7 @@ function itemsTable(order) {
 
 const listView = new View(byId("newest-body"), "Reading the newest orders…");
 
-/** Pages are keyset pages: the way back is a stack of the cursors that led here. */
+/** Each page is found by a cursor. The cursors of the earlier pages are kept on a stack for the way back. */
 const list = { filters: {}, limit: "20", cursors: [null], next: null };
 
 function listPath() {
@@ -552,7 +552,7 @@ async function loadList({ keep = true } = {}) {
   return listView.run(load, ({ body }) => showList(body), { explain: problemBoxOfList, keep });
 }
 
-/** A cursor dies with the filters it was made for: the way out is the first page. */
+/** Shows a failure of the list. A cursor is valid only for the filters it was made for; then the first page helps. */
 function problemBoxOfList(failure) {
   const box = problemBox(failure);
   if (failure.code === "invalid_cursor") {
@@ -571,7 +571,7 @@ function showList({ orders = [], next_cursor: next = null }) {
 function emptyList() {
   const isFiltered = Object.keys(list.filters).length > 0;
   const text = isFiltered
-    ? "No order matches these filters. They are exact: the whole customer id, the whole track number."
+    ? "No order matches these filters. A filter needs the whole customer id or the whole track number."
     : "No orders yet. They appear here as soon as the ingestor has stored the first one.";
   return element("p", { className: "empty" }, text);
 }
@@ -589,7 +589,7 @@ function orderLink(uid) {
   return `/?uid=${encodeURIComponent(uid)}`;
 }
 
-/** On narrow screens the rows become cards by CSS, which strips a table of its meaning: hence the explicit roles. */
+/** Makes the table. On narrow screens CSS turns its rows into cards and removes the table's roles, so they are explicit. */
 function listTable(orders) {
   const isNumber = (title) => (title === "Items" || title === "Total" ? "number" : "");
   const head = LIST_COLUMNS.map(([title]) => element("th", { scope: "col", role: "columnheader", className: isNumber(title) }, title));
@@ -604,7 +604,7 @@ function listTable(orders) {
   );
 }
 
-/** `aria-disabled` in place of `disabled`: a button that is disabled while focused would drop the focus. */
+/** Sets `aria-disabled` and not `disabled`, because a focused button that becomes disabled would lose the focus. */
 function updatePager(count) {
   byId("page-back").setAttribute("aria-disabled", String(list.cursors.length < 2));
   byId("page-next").setAttribute("aria-disabled", String(list.next === null));
@@ -640,15 +640,15 @@ function applyFilters(form) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The live feed: says that what is shown has changed. It changes nothing under the reader's eyes, and is not read out.
+// The live feed. It says that something shown has changed, but never replaces content by itself, and is not read out.
 
 const feed = {
   source: null,
   changed: new Set(),
-  mayDiffer: false, // The list, in ways that nobody can name.
-  isBehind: false, // It was closed in between.
+  mayDiffer: false, // After a `resync`: any order may have changed.
+  isBehind: false, // The connection was closed, so changes may have been missed.
 
-  /** A hidden tab gives its connection back: browsers have few for one site. What it has missed it cannot know. */
+  /** Connects, or disconnects in a hidden tab, because browsers allow few connections to one site. */
   follow() {
     if (document.hidden) {
       this.source?.close();
@@ -664,7 +664,7 @@ const feed = {
     this.isBehind = false;
   },
 
-  /** Some orders have changed; `null` is any. */
+  /** Notes that these orders have changed; `null` means that any order may have changed. */
   note(uids) {
     if (routed && (uids === null || uids.includes(routed))) {
       byId("order-again")?.replaceChildren(uids === null ? "Read again (may have changed)" : "Read again (has changed)");
@@ -675,7 +675,7 @@ const feed = {
     byId("newest-refresh").textContent = `Refresh (${this.mayDiffer ? "may have changed" : count})`;
   },
 
-  /** The list is read anew. */
+  /** Forgets the changes, because the list is read again. */
   forgetChanges() {
     this.changed.clear();
     this.mayDiffer = false;
@@ -687,12 +687,12 @@ const feed = {
 // Cache and health
 
 const LISTENER_STATES = {
-  starting: ["warn", "Starting: waits for the database. Reads go to the database."],
-  connecting: ["warn", "Connecting to the database's event channel. Reads go to the database, nothing is stale."],
-  subscribing: ["warn", "Subscribing to events. Reads go to the database, nothing is stale."],
-  syncing: ["warn", "Comparing the cache with the database. Reads go to the database until that is proven."],
-  live: ["ok", "Live: hears every change."],
-  suspect: ["bad", "Silent for longer than the lease: cached orders are not served, reads go to the database."],
+  starting: ["warn", "Starting. The service waits for the database."],
+  connecting: ["warn", "Connecting to the database's event channel. Reads go to the database, so nothing is stale."],
+  subscribing: ["warn", "Subscribing to events. Reads go to the database, so nothing is stale."],
+  syncing: ["warn", "Comparing the cache with the database. An order is served from the cache once it has been compared."],
+  live: ["ok", "Live. The cache hears every change."],
+  suspect: ["bad", "The event channel has been silent for longer than the lease. Reads go to the database, and cached orders are not served."],
 };
 
 const cacheView = new View(byId("cache-body"), "Reading the statistics…");
@@ -700,7 +700,7 @@ const warmupView = new View(byId("warmup-result"), "Warming up…");
 
 function showStats(stats) {
   const listener = stats.listener ?? {};
-  const [level, words] = LISTENER_STATES[listener.state] ?? ["unknown", `State "${listener.state ?? "not told"}".`];
+  const [level, words] = LISTENER_STATES[listener.state] ?? ["unknown", `Unknown state "${listener.state ?? "none"}".`];
   const state = element("p", { className: "state" }, element("span", { className: "dot", "aria-hidden": "true" }), words);
   state.dataset.level = level;
   const loads = stats.loads ?? {};
@@ -708,9 +708,9 @@ function showStats(stats) {
   const audit = stats.audit ?? {};
   byId("cache-body").replaceChildren(
     state,
-    gauge("Hit ratio", stats.hit_ratio ?? 0, 1, typeof stats.hit_ratio === "number" ? percent(stats.hit_ratio) : "no look-ups yet"),
+    gauge("Hit ratio", stats.hit_ratio ?? 0, 1, typeof stats.hit_ratio === "number" ? percent(stats.hit_ratio) : "no lookups yet"),
     gauge("Orders held", stats.size, stats.capacity, `${integer(stats.size)} of ${integer(stats.capacity)}`),
-    counters("Look-ups", { hits: stats.hits, "negative hits": stats.negative_hits, misses: stats.misses, bypasses: stats.bypasses }),
+    counters("Lookups", { hits: stats.hits, "negative hits": stats.negative_hits, misses: stats.misses, bypasses: stats.bypasses }),
     counters("Loads", loads),
     counters("Evictions", evictions),
     counters("Listener", {
@@ -721,7 +721,7 @@ function showStats(stats) {
       malformed: listener.malformed,
       "time blind": element("span", {}, duration((listener.blind_seconds_total ?? NaN) * 1000)),
     }),
-    counters("Also", {
+    counters("More", {
       "known absent": stats.negative_size,
       memory: element("span", {}, bytes(stats.weight_bytes)),
       audited: audit.checked,
@@ -731,7 +731,7 @@ function showStats(stats) {
   );
 }
 
-/** A bar whose meaning is also said in words. */
+/** Shows a value as a bar and in words. */
 function gauge(label, value, most, words) {
   const bar = element("progress", { max: most > 0 ? most : 1, value: Number.isFinite(value) ? Math.min(value, most) : 0, "aria-label": label });
   return element("div", { className: "gauge" }, element("span", {}, label), element("strong", {}, words), bar);
@@ -758,9 +758,9 @@ function showWarmup({ loaded, duration_ms: durationMs }) {
 
 function problemBoxOfWarmup(failure) {
   const hints = {
-    unauthorized: "Give the service's token under “API token” above.",
-    writes_disabled: "The service takes writes from no one: set API_TOKEN there.",
-    forbidden_origin: "Without a token this works only at the machine itself, under the name localhost.",
+    unauthorized: "Enter the service's token under “API token” above.",
+    writes_disabled: "The service accepts no writes. To change this, set API_TOKEN for the service.",
+    forbidden_origin: "Without a token this works only on the machine itself, under the name localhost.",
   };
   if (failure.code === "unauthorized") byId("warmup").querySelector("details").open = true;
   return problemBox(failure, { hint: hints[failure.code] });
@@ -780,15 +780,15 @@ function checkWords(check) {
     if (name === "status" || name === "state") return text;
     return name.endsWith("_ms") ? `${name.slice(0, -3).replaceAll("_", " ")} ${duration(value)}` : `${name.replaceAll("_", " ")} ${text}`;
   };
-  const { status, state, ...rest } = check; // What matters most first.
+  const { status, state, ...rest } = check; // The most important values come first.
   return Object.entries({ status, state, ...rest }).filter(([, value]) => value !== undefined).map(part).join(", ");
 }
 
-/** The names and shape of the checks are the service's to choose: whatever a check holds is listed. */
+/** Lists whatever the checks contain, because the service decides on their names and shape. */
 function showChecks({ status, checks = {} }) {
   showHealth(HEALTH_LEVELS[status] ?? "unknown", shown(status));
   const pairs = Object.entries(checks).map(([name, check]) => [name.replaceAll("_", " "), checkWords(check)]);
-  byId("checks-body").replaceChildren(pairs.length > 0 ? fields(pairs) : element("p", { className: "muted" }, `The service says: ${status}.`));
+  byId("checks-body").replaceChildren(pairs.length > 0 ? fields(pairs) : element("p", { className: "muted" }, `The status of the service is ${status}.`));
 }
 
 async function loadHealth() {
@@ -797,12 +797,12 @@ async function loadHealth() {
     showChecks(body);
   } catch (error) {
     const failure = asFailure(error);
-    showHealth("bad", failure.status === 0 ? "no answer" : "not known");
+    showHealth("bad", failure.status === 0 ? "no answer" : "unknown");
     byId("checks-body").replaceChildren(element("p", { className: "muted" }, capitalised(failure.message)));
   }
 }
 
-/** The polled view is quiet: a failure every five seconds must not be read out every five seconds. */
+/** Loads the statistics. It announces no failure, because a failure every five seconds must not be read out each time. */
 async function loadStats() {
   try {
     const { body } = await request("/api/v1/cache/stats", { cache: "no-store" });
@@ -815,22 +815,22 @@ async function loadStats() {
 
 let pollTimer;
 
-/** Asks for statistics and health, and again after a while; a hidden tab asks for nothing. */
+/** Loads statistics and health, and repeats this after a while. A hidden tab loads nothing. */
 async function poll() {
   clearTimeout(pollTimer);
   if (document.hidden) return;
   await Promise.all([loadStats(), loadHealth()]);
   refreshAges();
-  clearTimeout(pollTimer); // Another call may have come in between.
+  clearTimeout(pollTimer); // Another call may have set it meanwhile.
   pollTimer = setTimeout(poll, POLL_MS);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Addresses, keys and start
 
-let routed; // The uid that the page shows: a change of the fragment alone (the skip link) is no reason to read it again.
+let routed; // The uid that the page shows. If only the fragment changes (the skip link), the order is not read again.
 
-/** Shows what the address names: an order above the list, or the list alone. */
+/** Shows what the address names: an order above the list, or only the list. */
 function route({ move }) {
   const uid = new URLSearchParams(location.search).get("uid") ?? "";
   const left = routed;
@@ -846,7 +846,7 @@ function route({ move }) {
   if (move) (linkTo(left) ?? byId("newest-heading")).focus();
 }
 
-/** Where the reader came from, if that is still on the page. */
+/** Finds the link by which the reader opened an order, if it is still on the page. */
 function linkTo(uid) {
   return uid ? document.querySelector(`a.uid[href="${CSS.escape(orderLink(uid))}"]`) : null;
 }
@@ -869,7 +869,7 @@ function isUid(uid) {
 }
 
 function refuseUid() {
-  showUidError("This is not an order id: ids are 1 to 64 letters, digits, dots, dashes and underscores, and begin with a letter or digit.");
+  showUidError("This is not an order id. An id has 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or a digit.");
 }
 
 function showUidError(text) {
@@ -890,7 +890,7 @@ function lookUp() {
   byId("uid").focus();
 }
 
-/** Links to orders open in place, unless a new tab was asked for. */
+/** Opens links to orders in this page, unless a new tab is requested. */
 function followLink(event) {
   const link = event.target.closest("a[href^='/?uid='], a.brand");
   if (!link || event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
@@ -934,7 +934,7 @@ function start() {
   window.addEventListener("offline", () => connection.lose());
   window.addEventListener("online", () => poll());
   connection.onRestore.push(() => orderView.retryIfUnreached(), () => listView.retryIfUnreached());
-  feed.follow(); // First, so that no change falls between what is read and what is told.
+  feed.follow(); // First, so that no change is missed between reading and following.
   route({ move: false });
   loadList({ keep: false });
   poll();

@@ -1,5 +1,5 @@
 /**
- * Drives a real Chromium over the Chrome DevTools protocol, through the pipe that it offers beside its socket: so the
+ * Drives a real Chromium by the Chrome DevTools protocol. It uses the pipe that Chromium offers besides its socket, so the
  * test needs neither a package nor a port.
  */
 
@@ -16,7 +16,7 @@ const FLAGS = [
 ];
 const WAIT_MS = 10_000;
 
-/** Where a Chromium is: `CHROMIUM` in the environment, or on the path; null without one. */
+/** Finds a Chromium: the environment's `CHROMIUM`, or one on the path. Returns null if there is none. */
 export function findChromium() {
   if (process.env.CHROMIUM) return process.env.CHROMIUM;
   const folders = (process.env.PATH ?? "").split(path.delimiter);
@@ -33,7 +33,7 @@ function isExecutable(file) {
   }
 }
 
-/** Starts a browser with a profile of its own. */
+/** Starts a browser with its own profile. */
 export async function launch(executable) {
   const profile = await mkdtemp(path.join(tmpdir(), "orders-page-"));
   const child = spawn(executable, [...FLAGS, `--user-data-dir=${profile}`, "about:blank"], {
@@ -43,7 +43,7 @@ export async function launch(executable) {
   return new Browser(child, profile);
 }
 
-/** One browser: sends commands, hands events to the pages they are meant for. */
+/** One browser. It sends commands and hands events to the pages that they are for. */
 class Browser {
   #nextId = 1;
   #waiting = new Map();
@@ -82,7 +82,7 @@ class Browser {
     else resolve(result);
   }
 
-  /** Opens a tab with an empty profile of its own. `scheme` is light or dark. */
+  /** Opens a tab with its own empty profile. `scheme` is light or dark. */
   async open(url, { width = 1280, height = 900, scheme = "light" } = {}) {
     const { browserContextId } = await this.send("Target.createBrowserContext");
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank", browserContextId });
@@ -108,7 +108,7 @@ class Browser {
   }
 }
 
-/** One tab. `complaints` collects what must not be there: exceptions, violations of the policy, console errors. */
+/** One tab. `complaints` collects what must not happen: exceptions, violations of the policy, console errors. */
 class Page {
   complaints = [];
 
@@ -124,7 +124,7 @@ class Page {
   onEvent(method, params) {
     if (method === "Runtime.exceptionThrown") this.complaints.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
     if (method === "Runtime.consoleAPICalled" && params.type === "error") this.complaints.push(`console: ${params.args.map((each) => each.value ?? each.description).join(" ")}`);
-    // The browser logs every answer of 4xx and 5xx as an error: those are the service's, not the page's.
+    // The browser logs every 4xx and 5xx answer as an error. These are errors of the service, not of the page.
     if (method === "Log.entryAdded" && params.entry.level === "error" && params.entry.source !== "network") this.complaints.push(params.entry.text);
   }
 
@@ -133,7 +133,7 @@ class Page {
     await this.until("document.readyState === 'complete'", "the page to load");
   }
 
-  /** The value of an expression; promises are awaited. */
+  /** Evaluates an expression, and awaits it if it is a promise. */
   async value(expression) {
     const { result, exceptionDetails } = await this.send("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true, userGesture: true });
     if (exceptionDetails) throw new Error(`${expression}: ${exceptionDetails.exception?.description ?? exceptionDetails.text}`);
@@ -148,10 +148,10 @@ class Page {
       await new Promise((resolve) => setTimeout(resolve, 25));
     }
     const text = await this.value("document.body.innerText").catch(() => "(no page)");
-    throw new Error(`waited in vain for: ${what}\nthe page reads:\n${text}`);
+    throw new Error(`this did not happen in time: ${what}\nthe page shows:\n${text}`);
   }
 
-  /** Types into what has the focus, as a keyboard would. */
+  /** Types into the focused element, as a keyboard would. */
   async type(text) {
     await this.send("Input.insertText", { text });
   }

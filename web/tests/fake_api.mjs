@@ -1,8 +1,8 @@
 /**
- * A stand-in for the api: serves the page under the same Content-Security-Policy and answers with canned orders.
+ * A stand-in for the api. It serves the page with the same Content-Security-Policy and answers with made-up orders.
  *
- * For the browser test beside it, and for work on the page without a database: `node web/tests/fake_api.mjs 8090`.
- * It holds no rules of the real service; the api's own tests do.
+ * The browser test beside it uses it. It also allows work on the page without a database: `node web/tests/fake_api.mjs 8090`.
+ * It does not check the rules of the real service; the api's own tests do.
  */
 
 import { readFile } from "node:fs/promises";
@@ -23,10 +23,10 @@ const ASSETS = {
   "/openapi.json": ["../api/openapi.json", "application/json"],
 };
 
-/** What must stay text: each part would run, load something or break out of an attribute, were it ever parsed. */
+/** A text that must stay text. If it were parsed, each part would run, load something or break out of an attribute. */
 export const MARKUP = `"><script>globalThis.pwned=1</script><img src=/pwned onerror="globalThis.pwned=1"><b>bold</b>`;
 
-/** A valid order; `fill`, where given, is put into every text field but the ids and the currency. */
+/** Makes a valid order. If `fill` is given, every text field contains it, except the ids and the currency. */
 export function makeOrder(uid, { fill, currency = "USD", amount = 1817, items = 2, createdAt = "2021-11-26T06:22:19Z" } = {}) {
   const text = (usual) => fill ?? usual;
   return {
@@ -63,7 +63,7 @@ const STATS = {
   started_at: "2026-05-04T08:00:00Z",
 };
 
-/** Starts the server. Tests change `state` to make it sick; `state.seen` lists what was asked. */
+/** Starts the server. Tests change `state` to simulate faults. `state.seen` lists the requests. */
 export async function startFakeApi({ port = 0 } = {}) {
   const orders = Array.from({ length: 45 }, (_, index) =>
     makeOrder(`order${String(index).padStart(3, "0")}`, { amount: 1817 + index * 1234, createdAt: new Date(Date.UTC(2026, 4, 4, 9, 0, -index * 97)).toISOString() }),

@@ -1,8 +1,8 @@
 /**
- * The page in a real browser, before a stand-in for the api: `node --test web/tests/`.
+ * Tests the page in a real browser, with a stand-in for the api: `node --test web/tests/`.
  *
- * With `PAGE_URL` the smoke test runs against a live service that holds the sample order too. Without a Chromium the
- * tests are skipped, or fail where `REQUIRE_BROWSER` is set (as in continuous integration).
+ * If `PAGE_URL` is set, one more test runs against a live service that holds the sample order. Without a Chromium the tests
+ * are skipped, or they fail if `REQUIRE_BROWSER` is set (as in continuous integration).
  */
 
 import assert from "node:assert/strict";
@@ -31,7 +31,7 @@ afterEach(async () => {
   for (const page of pages) {
     const violations = page.complaints.splice(0);
     await page.send("Page.close");
-    assert.deepEqual(violations, [], "the page has thrown, logged an error or broken its policy");
+    assert.deepEqual(violations, [], "the page threw an exception, logged an error or violated its policy");
   }
 });
 
@@ -64,13 +64,13 @@ test("markup in an order is text", { skip }, async () => {
   await page.until(shows("#order-heading", "markup"));
   await page.value(clickText("Raw JSON"));
   const shownTexts = await page.value(`document.getElementById("order").innerText.split(${JSON.stringify(MARKUP)}).length - 1`);
-  assert.ok(shownTexts >= 20, `the text stands there only ${shownTexts} times`);
+  assert.ok(shownTexts >= 20, `the page shows the text only ${shownTexts} times`);
   assert.equal(await page.value(`document.querySelectorAll("#order script, #order img, #order b").length`), 0);
   assert.equal(await page.value("globalThis.pwned"), undefined);
   assert.ok(!api.state.seen.some((each) => each.includes("pwned")));
 });
 
-test("what is pasted into the box is cleaned, looked up and can be gone back from", { skip }, async () => {
+test("a pasted id is cleaned and looked up, and the browser can go back from it", { skip }, async () => {
   const page = await open("/");
   await page.until(shows("#newest-body", "order000"));
   await page.press("/", "/");
@@ -86,7 +86,7 @@ test("what is pasted into the box is cleaned, looked up and can be gone back fro
   await page.until(shows("#order-heading", SAMPLE));
 });
 
-test("what cannot be an id is refused without a request", { skip }, async () => {
+test("a text that cannot be an id is refused without a request", { skip }, async () => {
   for (const uid of ["..", "a b/c", "<b>", "x".repeat(65)]) {
     const page = await open(`/?uid=${encodeURIComponent(uid)}`);
     await page.until(shows("#uid-error", "not an order id"));
@@ -95,13 +95,13 @@ test("what cannot be an id is refused without a request", { skip }, async () => 
   assert.ok(!api.state.seen.some((each) => each.includes("/order/")));
 });
 
-test("an unknown id is told with a hint and the request id", { skip }, async () => {
+test("an unknown id is reported with a hint and the request id", { skip }, async () => {
   const page = await open("/?uid=nothere");
   await page.until(shows("#order", "No order with this id"));
   assert.ok(await page.value(shows("#order", "req-7f3a")));
 });
 
-test("the list pages forth and back, filters, and leads to its orders", { skip }, async () => {
+test("the list pages forward and back, filters, and links to its orders", { skip }, async () => {
   const page = await open("/");
   await page.until(shows("#page-label", "Page 1"));
   await page.value(click("#page-next"));
@@ -123,7 +123,7 @@ test("the list pages forth and back, filters, and leads to its orders", { skip }
   assert.equal(await page.value("document.activeElement.innerText"), "order000");
 });
 
-test("changes elsewhere are told of what is shown, and nothing moves by itself", { skip }, async () => {
+test("the page says that what it shows has changed elsewhere, and nothing moves by itself", { skip }, async () => {
   const page = await open(`/?uid=${SAMPLE}`);
   await page.until(shows("#order-heading", SAMPLE));
   await page.until(shows("#newest-body", "order000"));
@@ -151,7 +151,7 @@ test("money is the integer that the producer sent, and the currency's code", { s
   }
 });
 
-test("a database that is away is counted down to, then the order appears", { skip }, async () => {
+test("while the database is down the page counts down to the next try, then the order appears", { skip }, async () => {
   api.state.isDown = true;
   const page = await open(`/?uid=${SAMPLE}`);
   await page.until(shows("#order", "Trying again in"));
@@ -161,7 +161,7 @@ test("a database that is away is counted down to, then the order appears", { ski
   await page.until(shows("#order", "Test Testov"));
 });
 
-test("a service that is gone is a banner, and its return needs no key", { skip }, async () => {
+test("a banner says that the service does not answer, and the page continues by itself", { skip }, async () => {
   const page = await open("/");
   await page.until(shows("#newest-body", "order000"));
   const port = new URL(api.address).port;
@@ -174,7 +174,7 @@ test("a service that is gone is a banner, and its return needs no key", { skip }
   await page.until(shows("#order", "Test Testov"));
 });
 
-test("a blind cache is told on the order, also when the browser had it already", { skip }, async () => {
+test("a blind cache is shown on the order, even if the browser already had the order", { skip }, async () => {
   const page = await open(`/?uid=${SAMPLE}`);
   await page.until(shows("#order", "from cache"));
   api.state.isBlind = true;
@@ -182,7 +182,7 @@ test("a blind cache is told on the order, also when the browser had it already",
   await page.until(shows("#order", "from the database: cache is blind"));
 });
 
-test("a slow answer shows that it is awaited, a newer question drops an older one", { skip }, async () => {
+test("a slow request shows that it is running, and a newer request drops an older one", { skip }, async () => {
   const page = await open("/");
   await page.until(shows("#newest-body", "order000"));
   api.state.delayMs = 600;
@@ -191,11 +191,11 @@ test("a slow answer shows that it is awaited, a newer question drops an older on
   api.state.delayMs = 0;
   await page.value(click("a[href='/?uid=order002']"));
   await page.until(shows("#order-heading", "order002"));
-  await new Promise((resolve) => setTimeout(resolve, 700)); // Past the first answer, which must not show.
+  await new Promise((resolve) => setTimeout(resolve, 700)); // The first answer has come by then, and must not be shown.
   assert.ok(await page.value(shows("#order-heading", "order002")));
 });
 
-test("warm-up asks for the token that the service has, and keeps it in memory only", { skip }, async () => {
+test("warm-up asks for the token that the service requires, and keeps it in memory only", { skip }, async () => {
   api.state.token = "s3cret";
   const page = await open("/");
   await page.until(shows("#cache-body", "97.3"));
@@ -221,7 +221,7 @@ test("id, JSON and curl can be copied", { skip }, async () => {
   await page.until(`${clipboard}.then((text) => JSON.parse(text).items.length === 2)`);
 });
 
-test("the page leads to a readable view of the whole description of the api", { skip }, async () => {
+test("the page links to a readable view of the whole description of the api", { skip }, async () => {
   const page = await open("/");
   await page.value(click('a[href="/api.html"]'));
   await page.until(shows("main", "Order service"));
@@ -243,7 +243,7 @@ test("the page leads to a readable view of the whole description of the api", { 
   assert.ok(await page.value(shows("#schema-Problem", "request_id")));
 });
 
-test("a description that does not come is told", { skip }, async () => {
+test("a description that cannot be loaded is reported", { skip }, async () => {
   const page = await open("/");
   await page.send("Network.setBlockedURLs", { urls: ["*/openapi.json"] });
   await page.go(`${api.address}/api.html`);
