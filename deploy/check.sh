@@ -4,7 +4,7 @@
 #   hadolint          the Dockerfile, and ShellCheck on its RUN lines
 #   compose-go        the parser of `docker compose` itself: schema, interpolation, merges
 #   check-jsonschema  the Compose Specification's schema
-#   yamllint, shellcheck, systemd-analyze (where there is a systemd)
+#   yamllint, shellcheck, systemd-analyze (if the machine has systemd)
 #   check_rules.py    references between services, and this project's own rules: loopback only, no root, the variables
 #                     of .env.example
 #

@@ -105,7 +105,7 @@ COMMENT ON COLUMN orders.updated_at IS 'When this row was last written';
 COMMENT ON COLUMN orders.source_partition IS 'Kafka partition of the message that last wrote the row; null after a write by the api';
 COMMENT ON COLUMN orders.source_offset IS 'Kafka offset of that message';
 COMMENT ON COLUMN orders.source_incarnation IS 'Incarnation of the partition at that time, see consumer_offsets; a later message has a greater (incarnation, offset)';
-COMMENT ON VIEW deliveries IS 'To whom and where each order is delivered';
+COMMENT ON VIEW deliveries IS 'Recipient and address of each order';
 COMMENT ON VIEW payments IS 'How each order was paid';
 COMMENT ON VIEW order_items IS 'One row per item; read-only, change items in orders.items';
 COMMENT ON COLUMN order_items.position IS 'Index in the array orders.items, from 0';
