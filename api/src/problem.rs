@@ -221,7 +221,7 @@ impl ApiError {
 
     fn detail(&self) -> Cow<'_, str> {
         match self {
-            Self::InvalidOrderUid => ["an order id has ", OrderUid::RULE].concat().into(),
+            Self::InvalidOrderUid => ["an order id ", OrderUid::RULE].concat().into(),
             Self::InvalidLimit { max } => format!("limit must be a number in 1..={max}").into(),
             Self::InvalidCursor => {
                 "cursor must be the next_cursor of a page with the same filters".into()

@@ -1,11 +1,11 @@
-//! Full-jitter back-off: a random wait between nothing and a bound that doubles.
+//! Back-off with full jitter: each wait is random, between zero and a bound that doubles.
 //!
-//! Many processes that lose the same server would otherwise all come back in the same moment. Source: Marc Brooker,
+//! Without the jitter, all processes that lose a server would come back at the same moment. Source: Marc Brooker,
 //! "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
 use std::time::Duration;
 
-/// The waits between the tries of one thing.
+/// The waits between the attempts at one thing.
 #[derive(Debug)]
 pub struct Backoff {
     initial: Duration,
@@ -14,7 +14,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Starts with waits of up to `initial`, ends with waits of up to `max`.
+    /// The first wait is at most `initial`. Later waits are at most `max`.
     pub fn new(initial: Duration, max: Duration) -> Self {
         Self {
             initial,
@@ -23,20 +23,20 @@ impl Backoff {
         }
     }
 
-    /// For a database that is away: quick at first, because a restart takes a second, and at most two seconds, because
-    /// a topic is filling up meanwhile.
+    /// The waits for a database that is away. They are short at first, because a restart takes a second. They are at most
+    /// two seconds, because the topic is filling up meanwhile.
     pub fn for_database() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(2))
     }
 
-    /// The wait before the next try.
+    /// The wait before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
         let delay = self.bound.mul_f64(fastrand::f64());
         self.bound = (self.bound * 2).min(self.max);
         delay
     }
 
-    /// The thing succeeded: the next failure starts anew.
+    /// Starts anew after a success.
     pub fn reset(&mut self) {
         self.bound = self.initial;
     }

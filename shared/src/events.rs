@@ -1,8 +1,8 @@
-//! The contract between writers and caches: what a NOTIFY on [`CHANNEL`] says.
+//! The contract between writers and caches: what a NOTIFY on [`CHANNEL`] contains.
 //!
-//! Writers emit in the transaction that changes the orders; for those that do not, by hand in psql for example, the
-//! database does (trigger function `emit_foreign_writes`). The payload is a hint: a receiver may only evict and look
-//! again, never trust it as a value.
+//! Our writers emit events in the transaction that changes the orders. For all other writers, such as a person in psql, the
+//! trigger function `emit_foreign_writes` emits them. The payload is a hint: a receiver only evicts and reads again. It never
+//! uses the payload as a value.
 
 use diesel::sql_types::{Array, Text};
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 /// The channel that writers notify and caches listen to.
 pub const CHANNEL: &str = "order_events";
 
-/// Upper bound of a payload in bytes; PostgreSQL refuses 8,000.
+/// The largest payload in bytes. PostgreSQL refuses 8,000.
 pub const MAX_PAYLOAD_BYTES: usize = 7_900;
 
-/// Version of the payload's format.
+/// The version of the payload's format.
 const FORMAT_VERSION: u32 = 1;
 
 /// What happened to orders.
@@ -24,8 +24,8 @@ pub enum Operation {
     Upsert,
     /// They were deleted.
     Delete,
-    /// Any order may have changed: a TRUNCATE, or more of them by hand than are worth naming. Only the database emits it;
-    /// to a program that does not know it it is an unknown operation, and does the same.
+    /// Any order may have changed: by a TRUNCATE, or by a statement that changed too many orders to name. Only the trigger
+    /// emits it. A program that does not know it treats it as unknown, which has the same effect.
     Flush,
 }
 
@@ -41,36 +41,38 @@ pub struct OrderEvent {
     pub uids: Vec<String>,
 }
 
-/// A payload that this program does not know: whoever meets one drops all it has cached.
+/// The payload is not known to this program. A cache that receives one drops all of its entries.
 #[derive(Debug, thiserror::Error)]
 pub enum UnknownEvent {
-    /// Not the JSON of an event, or an operation of later days.
-    #[error("the payload is no order event: {0}")]
+    /// Not the JSON of an event, or an operation of a later version.
+    #[error("the payload is not an order event: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Written by a later program.
+    /// Written by a later version of the program.
     #[error("the payload has format {0}, this program knows {FORMAT_VERSION}")]
     Version(u32),
 }
 
 diesel::define_sql_function! {
-    /// PostgreSQL's own; the notification leaves with the COMMIT.
+    /// PostgreSQL's function. The notification is sent when the transaction commits.
     fn pg_notify(channel: Text, payload: Text);
 }
 
 diesel::define_sql_function! {
-    /// PostgreSQL's own: a row for each.
+    /// PostgreSQL's function: one row per element.
     fn unnest(elements: Array<Text>) -> Text;
 }
 
-/// What [`notify`] makes.
+/// The statement that [`notify`] returns.
 pub type Notify = diesel::dsl::select<pg_notify<&'static str, unnest<Vec<String>>>>;
 
-/// The statement that tells the caches, to be run in the transaction that changes the orders. Of no orders it tells nothing.
+/// Builds the statement that notifies the caches. Run it in the transaction that changes the orders.
+///
+/// Without orders it sends nothing.
 pub fn notify<'a>(operation: Operation, uids: impl IntoIterator<Item = &'a str>) -> Notify {
     diesel::select(pg_notify(CHANNEL, unnest(encode(operation, uids))))
 }
 
-/// Packs orders into as few payloads as possible.
+/// Packs the uids into as few payloads as possible.
 pub fn encode<'a>(operation: Operation, uids: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let prefix = match operation {
         Operation::Upsert => r#"{"v":1,"op":"upsert","uids":["#,
@@ -80,7 +82,7 @@ pub fn encode<'a>(operation: Operation, uids: impl IntoIterator<Item = &'a str>)
     let mut payloads = Vec::new();
     let mut payload = String::from(prefix);
     for uid in uids {
-        // A uid's alphabet needs no JSON escapes: it grows by quotes and a comma; `]}` closes the payload.
+        // No character of a uid needs a JSON escape. Each uid adds quotes and a comma, and `]}` closes the payload.
         if payload.len() + uid.len() + "\"\",".len() + "]}".len() > MAX_PAYLOAD_BYTES {
             payloads.push(close(std::mem::replace(&mut payload, prefix.to_owned())));
         }
@@ -105,7 +107,7 @@ fn close(mut payload: String) -> String {
 /// Reads a payload.
 ///
 /// # Errors
-/// [`UnknownEvent`] where the payload is not of this version of the contract.
+/// Returns [`UnknownEvent`] if the payload is not of this version of the contract.
 pub fn parse(payload: &str) -> Result<OrderEvent, UnknownEvent> {
     let event: OrderEvent = serde_json::from_str(payload)?;
     if event.format_version == FORMAT_VERSION {

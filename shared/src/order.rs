@@ -1,8 +1,9 @@
-//! The order as it travels in JSON: from Kafka, in a PUT, in every answer.
+//! The order as JSON: in a Kafka message, in a PUT and in every answer.
 //!
-//! [`Order::decode`] is the only way from bytes to an [`Order`]; whatever it accepts can be stored and comes back
-//! equal. Rows are other types ([`crate::db::models`]): renaming a column must not change the API.
+//! [`Order::decode`] is the only way from bytes to an [`Order`]. Whatever it accepts can be stored and comes back equal.
+//! Rows of the database are other types ([`crate::db::models`]), so that a renamed column does not change the API.
 
+mod fault;
 mod raw;
 mod validation;
 
@@ -13,27 +14,30 @@ use chrono::{DateTime, Utc};
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use validation::{Fault, MAX_ITEMS};
+pub use fault::Fault;
 
-/// Upper bound of an order's JSON in bytes, in Kafka and in a PUT alike.
+/// The largest JSON document that is accepted as an order, in bytes. It applies to Kafka messages and to PUT.
 pub const MAX_ORDER_BYTES: usize = 256 * 1024;
 
-/// A shop order, known to be valid.
+/// The most items that an order may have.
+pub const MAX_ITEMS: usize = 1000;
+
+/// A valid shop order.
 ///
-/// Nearly all of its texts are shorter than 25 bytes, which [`CompactString`] keeps without an allocation.
+/// Nearly all of its texts are shorter than 25 bytes. [`CompactString`] stores such a text without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Order {
     /// The producer's id of the order.
     pub order_uid: OrderUid,
-    /// The parcel's track number.
+    /// The parcel's tracking number.
     pub track_number: CompactString,
-    /// The channel by which the order came.
+    /// The channel through which the order came.
     pub entry: CompactString,
-    /// To whom and where the order goes.
+    /// Who gets the order, and where.
     pub delivery: Delivery,
     /// How the order was paid.
     pub payment: Payment,
-    /// What was ordered, 1..=[`MAX_ITEMS`].
+    /// What was ordered: 1..=[`MAX_ITEMS`] items.
     pub items: Vec<Item>,
     /// The customer's language.
     pub locale: CompactString,
@@ -54,7 +58,7 @@ pub struct Order {
     pub oof_shard: CompactString,
 }
 
-/// To whom and where an order goes.
+/// Who gets an order, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Delivery {
     /// The recipient.
@@ -73,7 +77,7 @@ pub struct Delivery {
     pub email: CompactString,
 }
 
-/// How an order was paid. Amounts have no unit: 0..=2^53-1, as the producer sent them.
+/// How an order was paid. Amounts have no unit. They are in 0..=2^53-1, as the producer sent them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Payment {
     /// The payment's id at the provider.
@@ -86,31 +90,31 @@ pub struct Payment {
     pub provider: CompactString,
     /// The sum paid.
     pub amount: i64,
-    /// When it was paid: seconds since 1970, 0 where the producer did not say.
+    /// When it was paid, in seconds since 1970. It is 0 if the producer did not say.
     pub payment_dt: i64,
     /// The paying bank.
     pub bank: CompactString,
-    /// The share of the delivery.
+    /// The part of the sum for the delivery.
     pub delivery_cost: i64,
-    /// The share of the goods.
+    /// The part of the sum for the goods.
     pub goods_total: i64,
-    /// The share of customs.
+    /// The part of the sum for customs.
     pub custom_fee: i64,
 }
 
-/// One line of an order. Prices have no unit: 0..=2^53-1, as the producer sent them.
+/// One item of an order. Prices have no unit. They are in 0..=2^53-1, as the producer sent them.
 ///
-/// The database stores items as this JSON, see `orders.items`. Reading them back checks nothing: what the database holds was
-/// checked before.
+/// The column `orders.items` stores items as this JSON. Reading them back checks no rule, because items are checked before
+/// they are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
     /// The article's id in the shop.
     pub chrt_id: i64,
-    /// The parcel's track number.
+    /// The parcel's tracking number.
     pub track_number: CompactString,
     /// The price before the discount.
     pub price: i64,
-    /// The line's id at the producer.
+    /// The item's id at the producer.
     pub rid: CompactString,
     /// The article's name.
     pub name: CompactString,
@@ -124,7 +128,7 @@ pub struct Item {
     pub nm_id: i64,
     /// The article's brand.
     pub brand: CompactString,
-    /// The producer's state of the line.
+    /// The item's status at the producer.
     pub status: i64,
 }
 
@@ -132,8 +136,8 @@ impl Order {
     /// Reads and checks an order.
     ///
     /// # Errors
-    /// [`OrderError`] says whether the bytes are too many, no JSON, or JSON that is no valid order; in the last case
-    /// with every fault at once.
+    /// Returns [`OrderError`] if the input is too large, is not JSON, or is not a valid order. In the last case the error
+    /// holds every fault.
     pub fn decode(bytes: &[u8]) -> Result<Self, OrderError> {
         if bytes.len() > MAX_ORDER_BYTES {
             return Err(OrderError::TooLarge {
@@ -144,11 +148,11 @@ impl Order {
     }
 }
 
-/// Why bytes are no order.
+/// Why bytes are not an order.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
     /// More than [`MAX_ORDER_BYTES`].
-    #[error("{size_bytes} bytes are more than the {MAX_ORDER_BYTES} that an order may have")]
+    #[error("the order has {size_bytes} bytes, at most {MAX_ORDER_BYTES} are allowed")]
     TooLarge {
         /// The size that was refused.
         size_bytes: usize,
@@ -156,8 +160,8 @@ pub enum OrderError {
     /// Not one JSON document.
     #[error("{0}")]
     NotJson(String),
-    /// JSON, but no valid order; every fault of it.
-    #[error("{}", validation::list(.0))]
+    /// JSON, but not a valid order. Holds every fault.
+    #[error("{}", fault::list(.0))]
     Invalid(Vec<Fault>),
 }
 
@@ -178,16 +182,16 @@ impl OrderError {
 pub struct OrderUid(CompactString);
 
 impl OrderUid {
-    /// What an id looks like, for messages to people.
+    /// What an id must look like, for messages to people.
     pub const RULE: &str =
-        "1 to 64 characters out of A-Z a-z 0-9 . _ -, the first a letter or a digit";
+        "must have 1 to 64 characters out of A-Z a-z 0-9 . _ -, the first a letter or a digit";
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Says whether a text is an id.
+    /// Returns whether a text is an id.
     pub fn is_valid(text: &str) -> bool {
         text.len() <= 64
             && text
@@ -199,15 +203,15 @@ impl OrderUid {
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
     }
 
-    /// Takes an id that the database holds; only valid ones get there.
+    /// Takes an id from the database, which holds only valid ones.
     pub(crate) fn from_database(text: CompactString) -> Self {
         Self(text)
     }
 }
 
-/// The text is no order id.
+/// The text is not an order id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an order id has {}", OrderUid::RULE)]
+#[error("an order id {}", OrderUid::RULE)]
 pub struct InvalidOrderUid;
 
 impl FromStr for OrderUid {
@@ -234,7 +238,7 @@ impl AsRef<str> for OrderUid {
     }
 }
 
-/// Writes a time as RFC 3339 in UTC with `Z`, with a fraction only where there is one.
+/// Writes a time as RFC 3339 in UTC with `Z`. The fraction is left out if it is zero.
 pub fn format_utc(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }

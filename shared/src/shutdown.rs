@@ -1,17 +1,17 @@
-//! When to stop: SIGINT or SIGTERM once to stop cleanly, twice to stop at once.
+//! Stops the process on a signal. The first SIGINT or SIGTERM stops it cleanly, the second one at once.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Exit status after a second signal: 128 + SIGINT, as shells report it.
+/// The exit status after a second signal: 128 + SIGINT, as shells report it.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// Watches for signals; the token is cancelled by the first.
+/// Watches for signals. The first one cancels the token.
 ///
 /// # Errors
-/// Fails where the signal handlers cannot be installed.
+/// Returns an error if the signal handlers cannot be installed.
 pub fn on_signal() -> anyhow::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
@@ -24,9 +24,9 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
                 _ = terminate.recv() => "SIGTERM",
             }
         };
-        // Awaited outside of the macros, which leave out their arguments where the level is not logged.
+        // Awaited outside of the macros: they skip their arguments if the level is not logged.
         let signal = next_signal().await;
-        info!("{signal} received, stopping; once more to stop at once");
+        info!("{signal} received, stopping; send it again to stop at once");
         first.cancel();
         let signal = next_signal().await;
         warn!("{signal} received again, stopping at once");

@@ -1,4 +1,4 @@
-//! Log set-up, the same for both processes.
+//! Sets up the log, in the same way for both processes.
 
 use std::io::IsTerminal;
 
@@ -9,7 +9,7 @@ use crate::config::{LogFormat, LogSettings};
 /// Starts logging to standard error.
 ///
 /// # Errors
-/// Fails where `RUST_LOG` does not parse; the text names the variable.
+/// Returns an error that names `RUST_LOG` if its value does not parse.
 pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)

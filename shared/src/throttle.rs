@@ -1,11 +1,11 @@
-//! Reports of something that goes on failing: the first one at once, then one in a while.
+//! Limits reports of something that keeps failing: the first one is made at once, later ones only now and then.
 
 use std::time::{Duration, Instant};
 
-/// Ten seconds: often enough for somebody who watches the log, seldom enough for a log that is kept.
+/// Often enough for somebody who watches the log, and seldom enough for a log that is kept.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Decides whether a report that repeats itself is due.
+/// Decides whether a repeated report is due.
 #[derive(Debug)]
 pub struct Throttle {
     interval: Duration,
@@ -13,7 +13,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Lets one report through every `interval`, and the first one at once.
+    /// Allows one report per `interval`, and the first one at once.
     pub fn every(interval: Duration) -> Self {
         Self {
             interval,
@@ -21,12 +21,12 @@ impl Throttle {
         }
     }
 
-    /// The interval of all reports of trouble: ten seconds.
+    /// Allows one report per ten seconds, as all reports of trouble do.
     pub fn for_reports() -> Self {
         Self::every(REPORT_INTERVAL)
     }
 
-    /// Returns whether a report is due, and takes it as made.
+    /// Returns whether a report is due. If it is, the caller makes it now.
     pub fn is_due(&mut self) -> bool {
         let is_due = self
             .last_report_at
@@ -42,7 +42,7 @@ impl Throttle {
         self.last_report_at.is_some()
     }
 
-    /// Makes the next report due at once: what comes now is new.
+    /// Makes the next report due at once, because the trouble before it has ended.
     pub fn reset(&mut self) {
         self.last_report_at = None;
     }

@@ -1,7 +1,7 @@
-//! JSON into fields that may be absent or of the wrong type.
+//! Reads JSON into fields that may be absent or of the wrong type.
 //!
-//! Serde alone stops at the first fault. Here every field takes whatever stands in it, so that validation can report
-//! all faults together; only text that is no JSON at all ends the reading.
+//! Serde alone stops at the first fault. Here every field accepts any JSON value, so that validation can report all
+//! faults together. Only text that is not JSON stops the reading.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::OrderError;
-use super::validation::{Fault, MAX_ITEMS};
+use super::fault::Fault;
+use super::{MAX_ITEMS, OrderError};
 
-/// What stood in a field.
+/// What a field contained.
 #[derive(Debug, Default)]
 pub(super) enum Field<T> {
     /// Nothing, or `null`.
@@ -93,9 +93,9 @@ pub(super) struct RawItem<'a> {
 
 /// Reads one JSON document.
 ///
-/// A field that stands twice is a fault of the order, not of the JSON: which of the two is meant cannot be known.
+/// A field that is given twice is a fault of the order, not of the JSON: nobody can know which of the two is meant.
 pub(super) fn parse(bytes: &[u8]) -> Result<Field<RawOrder<'_>>, OrderError> {
-    // Checked once as a whole: serde_json checks the bytes of each string by itself.
+    // One check of the whole text is cheaper: `from_slice` would check each string by itself.
     let text = str::from_utf8(bytes).map_err(|error| OrderError::NotJson(error.to_string()))?;
     serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
@@ -105,9 +105,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Field<RawOrder<'_>>, OrderError> {
     })
 }
 
-/// How a type is read from each kind of JSON value; `None` means that this kind is the wrong one.
+/// Reads a type from each kind of JSON value. `None` means that the value is of the wrong kind.
 trait FromJson<'de>: Sized {
-    /// The JSON type, for the message.
+    /// The message for a value of the wrong kind.
     const WANTED: &'static str;
 
     fn from_text(_text: Cow<'de, str>) -> Option<Self> {
@@ -148,8 +148,8 @@ impl FromJson<'_> for u64 {
 impl<'de, T: Deserialize<'de>> FromJson<'de> for Vec<T> {
     const WANTED: &'static str = "must be an array";
 
-    /// Keeps one element more than an order may have: enough to see that there are too many, and a body of tens of
-    /// thousands of `{}` takes no more memory than a valid one.
+    /// Keeps at most one element more than an order may have. That is enough to see that there are too many, and a body
+    /// with tens of thousands of `{}` takes no more memory than a valid one.
     fn from_array<A: SeqAccess<'de>>(mut array: A) -> Result<Option<Self>, A::Error> {
         let mut elements = Vec::new();
         while elements.len() <= MAX_ITEMS {
@@ -163,7 +163,7 @@ impl<'de, T: Deserialize<'de>> FromJson<'de> for Vec<T> {
     }
 }
 
-/// A derived struct would also take an array in its place, by position; this takes an object only.
+/// Accepts objects only. A struct with a derived `Deserialize` would also accept an array, field by position.
 macro_rules! object_from_json {
     ($($object:ident),+) => {$(
         impl<'de: 'a, 'a> FromJson<'de> for $object<'a> {

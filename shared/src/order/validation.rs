@@ -1,17 +1,14 @@
-//! The rules of an order: fields in, an order or all its faults out. No I/O.
+//! The rules of an order. It takes the fields that were read and returns an order or all of its faults. It does no I/O.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use chrono::{DateTime, Datelike, SubsecRound, Timelike, Utc};
 use compact_str::CompactString;
-use serde::Serialize;
 
+use super::fault::Fault;
 use super::raw::{Field, Integer, RawDelivery, RawItem, RawOrder, RawPayment, Text};
-use super::{Delivery, Item, Order, OrderUid, Payment};
-
-/// Most items an order may have.
-pub const MAX_ITEMS: usize = 1000;
+use super::{Delivery, Item, MAX_ITEMS, Order, OrderUid, Payment};
 
 /// Largest integer that every JSON reader keeps exactly (RFC 8259, section 6).
 const MAX_INTEGER: u64 = (1 << 53) - 1;
@@ -21,45 +18,10 @@ const MAX_SALE_PERCENT: u64 = 100;
 /// 2100-01-01T00:00:00Z.
 const MAX_PAYMENT_DT: u64 = 4_102_444_800;
 
-/// One thing wrong with an order, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// JSON pointer (RFC 6901) to the field; empty for the whole document.
-    pub pointer: String,
-    /// What the field must be. Never quotes the value: orders hold personal data.
-    pub detail: Cow<'static, str>,
-}
-
-impl Fault {
-    pub(super) fn of_document(detail: String) -> Self {
-        Self {
-            pointer: String::new(),
-            detail: detail.into(),
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pointer = if self.pointer.is_empty() {
-            "the document"
-        } else {
-            &self.pointer
-        };
-        write!(formatter, "{pointer}: {}", self.detail)
-    }
-}
-
-/// All faults in one line.
-pub(super) fn list(faults: &[Fault]) -> String {
-    faults
-        .iter()
-        .map(Fault::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
-}
-
-/// Checks every rule of the order; the order is given only where there is no fault.
+/// Checks every rule. Returns the order only if there is no fault.
+///
+/// # Errors
+/// Returns all faults.
 pub(super) fn validate(document: Field<RawOrder<'_>>) -> Result<Order, Vec<Fault>> {
     let mut check = Check {
         place: Place::Document,
@@ -93,7 +55,7 @@ pub(super) fn validate(document: Field<RawOrder<'_>>) -> Result<Order, Vec<Fault
     }
 }
 
-/// The object whose fields are being checked; shown as its JSON pointer.
+/// The object whose fields are being checked. It is shown as its JSON pointer.
 #[derive(Clone, Copy)]
 enum Place {
     Document,
@@ -111,7 +73,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Collects faults; a faulty field yields an empty value, which nobody sees.
+/// Collects faults. A faulty field yields an empty value, which nobody sees.
 struct Check {
     place: Place,
     faults: Vec<Fault>,
@@ -165,13 +127,13 @@ impl Check {
                 self.fault("items", wanted);
                 return Vec::new();
             }
-            // Items beyond the limit are not looked at: a hostile body could yield faults without end.
+            // If there are too many items, none is checked: a hostile body could yield any number of faults.
             _ => {
                 self.fault("items", format!("must have 1..={MAX_ITEMS} items"));
                 return Vec::new();
             }
         };
-        // Not collected: that would reuse the raw items' memory, which is more than twice what items take.
+        // `collect` would reuse the memory of the raw items, which is more than twice what items take.
         let mut items = Vec::with_capacity(raw_items.len());
         for (index, item) in raw_items.into_iter().enumerate() {
             items.push(self.item(index, item));
@@ -198,9 +160,9 @@ impl Check {
         }
     }
 
-    /// Goes into an object: what is checked next stands in it.
+    /// Enters an object: the fields that are checked next are its fields.
     ///
-    /// In place of an object that is not there stands an empty one, so that each of its required fields is named too.
+    /// An object that is absent is checked as an empty one, so that each of its required fields is named, too.
     fn object<T: Default>(&mut self, place: Place, field: Field<T>) -> T {
         self.place = place;
         let fault = match field {
@@ -245,7 +207,7 @@ impl Check {
         if required && text.is_empty() {
             self.fault(name, "must not be empty");
         }
-        // Characters are never more than bytes, so the count is needed only for a long text.
+        // A text never has more characters than bytes, so only a long text is counted.
         if text.len() > max_chars && text.chars().count() > max_chars {
             self.fault(name, format!("must have at most {max_chars} characters"));
         }
@@ -255,7 +217,7 @@ impl Check {
         text.into()
     }
 
-    /// Checks a required text against one more rule; the rule is not asked where the text is faulty already.
+    /// Checks a required text against one more rule. The rule is skipped if the text has a fault already.
     fn ruled_text(
         &mut self,
         name: &str,
@@ -272,9 +234,7 @@ impl Check {
     }
 
     fn order_uid(&mut self, field: Text<'_>) -> OrderUid {
-        const DETAIL: &str =
-            "must have 1 to 64 characters out of A-Z a-z 0-9 . _ -, the first a letter or a digit";
-        OrderUid(self.ruled_text("order_uid", field, OrderUid::is_valid, DETAIL))
+        OrderUid(self.ruled_text("order_uid", field, OrderUid::is_valid, OrderUid::RULE))
     }
 
     fn phone(&mut self, field: Text<'_>) -> CompactString {
@@ -313,7 +273,7 @@ impl Check {
         const DETAIL: &str = "must be an RFC 3339 time with a zone, year 2000..=2100, no second 60";
         fn parse(text: &str) -> Option<DateTime<Utc>> {
             let local = DateTime::parse_from_rfc3339(text).ok()?;
-            // chrono reads second 60 as a nanosecond beyond 999,999,999; PostgreSQL would answer another second.
+            // chrono reads second 60 as a nanosecond above 999,999,999. PostgreSQL would return another second.
             let is_leap_second = local.nanosecond() >= 1_000_000_000;
             let utc = local.with_timezone(&Utc).trunc_subsecs(6);
             (!is_leap_second && (2000..=2100).contains(&utc.year())).then_some(utc)
@@ -346,8 +306,10 @@ impl Check {
     }
 }
 
-/// Hardly any text has one of the bytes with which control characters begin in UTF-8: those below 0x20, 0x7F, and 0xC2, with
-/// which U+0080 to U+009F and 32 others begin. The look for them has no branch, so that the compiler can take many at once.
+/// Returns whether a text contains a control character.
+///
+/// In UTF-8 every control character begins with a byte below 0x20, with 0x7F, or with 0xC2. Hardly any text contains one
+/// of these bytes. The search for them has no branch, so the compiler can check many bytes at once.
 fn has_control_characters(text: &str) -> bool {
     let may_begin_one = |byte: u8| (byte < 0x20) | (byte == 0x7f) | (byte == 0xc2);
     let may_have_one = text
