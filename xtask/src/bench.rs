@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use servers::process::{Launch, find_program};
+use servers::{ports, progress};
+
 use crate::cargo::{cargo, target_folder};
-use crate::process::{Launch, find_program};
+use crate::packages;
 use crate::stack::{self, Broker, Stack, StackFolder};
-use crate::{packages, ports, progress};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::process::Launch;
-use crate::project;
+use servers::process::Launch;
+use servers::project;
 
 /// Cargo in the workspace's root, the same one that runs us.
 pub fn cargo(name: &str) -> Launch {

@@ -4,9 +4,11 @@ mod gates;
 
 use anyhow::{Result, bail};
 
+use servers::process::Launch;
+use servers::{progress, project};
+
 use crate::cargo::cargo;
-use crate::process::Launch;
-use crate::{packages, progress, project};
+use crate::packages;
 
 /// Runs all checks, the quick ones first, and stops at the first that fails.
 pub fn run() -> Result<()> {

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use servers::{interrupt, ports, progress};
+
 use crate::cargo::cargo;
 use crate::stack::{self, Broker, Stack, StackFolder};
-use crate::{interrupt, ports, progress};
 use services::Services;
 
 /// The uid of the sample order, `shared/data/model.json`.

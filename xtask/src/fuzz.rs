@@ -7,9 +7,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
+use servers::process::Launch;
+use servers::{progress, project};
+
 use crate::cargo::cargo;
-use crate::process::Launch;
-use crate::{packages, progress, project};
+use crate::packages;
 
 const TARGETS: [&str; 5] = ["order", "order_uid", "cursor", "if_match", "event"];
 /// With five targets a minute in all.

@@ -1,11 +1,20 @@
 //! `cargo xtask`: what developers run.
 
+mod bench;
+mod cargo;
+mod check;
+mod demo;
+mod faults;
+mod fuzz;
+mod packages;
+mod stack;
+mod testing;
+mod tools;
+
 use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context as _, Result, bail};
-use xtask::{
-    bench, check, demo, faults, fuzz, interrupt, packages, progress, stack, testing, tools,
-};
+use servers::{interrupt, progress};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
@@ -32,7 +41,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) if error.is::<interrupt::Interrupted>() => {
-            ExitCode::from(interrupt::exit_code_opt().unwrap_or(1))
+            ExitCode::from(interrupt::exit_code().unwrap_or(1))
         }
         Err(error) => {
             eprintln!("error: {error:#}");

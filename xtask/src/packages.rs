@@ -6,12 +6,10 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::postgres::{find_binaries, find_pgbouncer};
-use crate::process::{Launch, find_program};
-use crate::{interrupt, progress};
-
-/// The oldest Java that Apache Kafka 4 runs on.
-const OLDEST_JAVA: u32 = 17;
+use servers::kafka::{Jars, java_is_new_enough};
+use servers::postgres::{find_binaries, find_pgbouncer};
+use servers::process::{Launch, find_program};
+use servers::{interrupt, progress};
 
 /// What the commands of xtask need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +118,7 @@ const NEEDS: [Need; 13] = [
     Need {
         purpose: Purpose::Kafka,
         what: "Maven (fetches Apache Kafka)",
-        present: || is_on_path("mvn") || crate::kafka::Jars::cached().is_some(),
+        present: || is_on_path("mvn") || Jars::cached().is_some(),
         debian: "maven",
         fedora: "maven",
         arch: "maven",
@@ -263,28 +261,6 @@ fn has_library(name: &str) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Whether Apache Kafka can run on the `java` on the PATH.
-pub(crate) fn java_is_new_enough() -> bool {
-    java_version().is_some_and(|version| version >= OLDEST_JAVA)
-}
-
-/// The major version of `java` on the PATH.
-fn java_version() -> Option<u32> {
-    let output = Command::new("java").arg("-version").output().ok()?;
-    parse_java_version(&String::from_utf8_lossy(&output.stderr))
-}
-
-/// Out of a line such as `openjdk version "17.0.15" 2025-04-15`; Java 8 calls itself 1.8.
-fn parse_java_version(text: &str) -> Option<u32> {
-    let version = text.split('"').nth(1)?;
-    let mut numbers = version.split(['.', '-', '+']);
-    let first: u32 = numbers.next()?.parse().ok()?;
-    if first == 1 {
-        return numbers.next()?.parse().ok();
-    }
-    Some(first)
-}
-
 /// apt-get, run by root: by ourselves, or by a sudo that asks for no password.
 #[derive(Debug)]
 struct AptGet {
@@ -377,17 +353,6 @@ impl Drop for NoMainCluster<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn java_versions_are_read() {
-        assert_eq!(
-            parse_java_version("openjdk version \"17.0.15\" 2025-04-15\n"),
-            Some(17)
-        );
-        assert_eq!(parse_java_version("openjdk version \"21-ea\""), Some(21));
-        assert_eq!(parse_java_version("java version \"1.8.0_292\""), Some(8));
-        assert_eq!(parse_java_version("command not found"), None);
-    }
 
     #[test]
     fn instructions_name_each_package_once() {

@@ -1,6 +1,7 @@
 //! PostgreSQL and Kafka together, and the environment that makes the project's processes and tests use them.
 
 mod folder;
+mod mock;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
-pub use folder::StackFolder;
+pub(crate) use folder::StackFolder;
+use mock::MockBroker;
+use servers::kafka::{Jars, PrivateKafka};
+use servers::postgres::{self, PrivatePostgres};
+use servers::{interrupt, progress, project};
 
-use crate::kafka::{Jars, MockBroker, PrivateKafka};
-use crate::postgres::{self, PrivatePostgres};
-use crate::{interrupt, packages, progress, project};
+use crate::packages;
 
 /// The topic that ingestors read unless `KAFKA_TOPIC` says otherwise.
 const DEFAULT_TOPIC: &str = "orders";

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
+use servers::progress;
+use servers::signals::Signal;
+
 use crate::cargo::cargo;
-use crate::process::Signal;
+use crate::packages;
 use crate::stack::{self, Stack, StackFolder};
-use crate::{packages, progress};
 
 /// How long a test binary that was asked to stop may take.
 const GRACE: Duration = Duration::from_secs(5);

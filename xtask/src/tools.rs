@@ -6,8 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::kafka::Jars;
-use crate::postgres::find_binaries;
+use servers::kafka::Jars;
+use servers::postgres::find_binaries;
+
 use crate::stack::{env_file, parse_exports, variable};
 
 /// The console tools by the names of their scripts in Kafka's own distribution.

@@ -9,11 +9,11 @@ use diesel::dsl::sql;
 use diesel::sql_types::BigInt;
 use rustix::process::Signal;
 use serde_json::Value;
+use servers::postgres::{Options, PrivatePostgres};
 use shared::db::{self, StartupError};
 use shared::testing::eventually;
 use tokio::task::block_in_place;
 use tokio::time::interval;
-use xtask::postgres::{Options, PrivatePostgres};
 
 use crate::scene::{
     EventFlood, HotWriter, LEASE, Readers, Scene, Writers, assert_kept, reissue, truncate,

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use servers::postgres::{Options, PrivatePostgres};
 use shared::testing::{TestDatabase, eventually, settings_of};
 use tokio::task::block_in_place;
-use xtask::postgres::{Options, PrivatePostgres};
 
 use crate::ingestion::{Ingestion, fed_uid};
 use crate::support::PATIENCE;

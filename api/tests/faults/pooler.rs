@@ -1,8 +1,8 @@
 //! PgBouncer between the process and the database.
 
+use servers::postgres::{PoolMode, PrivatePooler};
 use shared::testing::{TestDatabase, eventually};
 use tokio::task::block_in_place;
-use xtask::postgres::{PoolMode, PrivatePooler};
 
 use crate::support::program::Program;
 use crate::support::{Answer, PATIENCE, generator, store};

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use servers::postgres::PrivatePostgres;
 use shared::config::DatabaseSettings;
 use shared::testing::{TcpProxy, TestDatabase, eventually, settings_of};
-use xtask::postgres::PrivatePostgres;
 
 use crate::support::coherence::{History, Judgement, Moment, Seen};
 use crate::support::program::Program;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use servers::postgres::{Options, PrivatePostgres};
 use shared::testing::{TestDatabase, settings_of, wait_until};
-use xtask::postgres::{Options, PrivatePostgres};
 
 use crate::support::{PATIENCE, Scene, Watch};
 

@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use servers::kafka::PrivateKafka;
 use shared::testing::{TestDatabase, wait_until};
-use xtask::kafka::PrivateKafka;
 
 use crate::support::{PATIENCE, Scene};
 

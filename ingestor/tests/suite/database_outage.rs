@@ -1,8 +1,8 @@
 //! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
 
+use servers::postgres::{Options, PrivatePostgres};
 use shared::config::DatabaseSettings;
 use shared::testing::{TcpProxy, TestDatabase, settings_of, wait_until};
-use xtask::postgres::{Options, PrivatePostgres};
 
 use crate::support::{Api, PATIENCE, Scene};
 

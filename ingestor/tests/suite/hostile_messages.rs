@@ -4,8 +4,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::{Value, json};
+use servers::kafka::PrivateKafka;
 use shared::testing::{TestDatabase, wait_until};
-use xtask::kafka::PrivateKafka;
 
 use crate::support::{Api, PATIENCE, RawHeader, RawRecord, Scene};
 

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use servers::postgres::{Account, Options, PrivatePostgres};
 use shared::order::Order;
 use shared::testing::{TestDatabase, settings_of, wait_until};
-use xtask::postgres::{Account, Options, PrivatePostgres};
 
 use crate::support::{Daemon, PATIENCE, Scene, Watch};
 

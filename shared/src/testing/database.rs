@@ -3,7 +3,7 @@
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
-use xtask::postgres::PrivatePostgres;
+use servers::postgres::PrivatePostgres;
 
 use crate::config::{DatabaseSettings, Secret, SslMode};
 use crate::db;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use servers::postgres::{Options, PrivatePostgres, TlsFiles};
 use shared::config::{DatabaseSettings, SslMode};
 use shared::db::{self, StartupError};
 use shared::testing::settings_of;
-use xtask::postgres::{Options, PrivatePostgres, TlsFiles};
 
 const NAME: &str = "orders-test";
 

@@ -13,7 +13,6 @@ pub(crate) mod freshness;
 pub(crate) mod ingest;
 pub(crate) mod read;
 mod topic;
-pub(crate) mod usage;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

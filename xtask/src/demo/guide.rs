@@ -1,8 +1,9 @@
 //! What the demo prints when everything runs: addresses, and commands to try.
 
+use servers::process::find_program;
+use servers::progress::say;
+
 use super::SAMPLE_UID;
-use crate::process::find_program;
-use crate::progress::say;
 use crate::stack::{Broker, Stack, topic, variable};
 
 /// Prints addresses and commands.

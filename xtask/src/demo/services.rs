@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use servers::interrupt::{Interrupted, wait_for};
+use servers::process::{Launch, Process};
+use servers::signals::Signal;
+use servers::{progress, project};
+
 use super::Ports;
 use crate::cargo::target_folder;
-use crate::interrupt::wait_for;
-use crate::process::{Launch, Process, Signal};
-use crate::{http, progress, project};
 
 /// Joining a consumer group and the first warm-up are part of it.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A hundred times what it takes.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may take.
+const REQUEST_TIMEOUT_SECONDS: u64 = 2;
 /// The processes promise to stop within 10 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 /// How many warnings of a process are shown at a time; the log has the others.
@@ -79,7 +83,7 @@ impl Services {
             SAMPLE_TIMEOUT,
             || {
                 self.check_running()?;
-                Ok(http::get(api_port, &path).filter(|(status, _)| *status == 200))
+                Ok(get(api_port, &path).filter(|response| response.status_code == 200))
             },
         )?;
         progress::step(&format!(
@@ -159,17 +163,15 @@ impl Services {
         let mut last_answer = "nothing answers".to_owned();
         let ready = wait_for(name, READY_TIMEOUT, || {
             self.check_running()?;
-            Ok(match http::get(port, "/readyz") {
-                Some((200, _)) => Some(()),
-                Some((status, body)) => {
-                    last_answer = format!("{status} {}", body.trim());
-                    None
-                }
-                None => None,
-            })
+            let Some(response) = get(port, "/readyz") else {
+                return Ok(None);
+            };
+            let body = response.as_str().unwrap_or_default().trim();
+            last_answer = format!("{} {body}", response.status_code);
+            Ok((response.status_code == 200).then_some(()))
         });
         if let Err(error) = ready {
-            if error.is::<crate::interrupt::Interrupted>() {
+            if error.is::<Interrupted>() {
                 return Err(error);
             }
             bail!("{error:#}\n  /readyz on port {port}: {last_answer}");
@@ -177,6 +179,12 @@ impl Services {
         progress::step(&format!("{name} is ready on port {port}"));
         Ok(())
     }
+}
+
+/// Asks a process on loopback; `None` if it does not answer.
+fn get(port: u16, path: &str) -> Option<minreq::Response> {
+    let request = minreq::get(format!("http://127.0.0.1:{port}{path}"));
+    request.with_timeout(REQUEST_TIMEOUT_SECONDS).send().ok()
 }
 
 /// The complete lines behind the first `*position` bytes, which moves on.

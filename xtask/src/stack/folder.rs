@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::interrupt::Interrupted;
-use crate::{postgres, project};
+use servers::interrupt::Interrupted;
+use servers::{postgres, project};
 
 /// A folder under `.stack` that one process holds as long as it runs.
 #[derive(Debug)]

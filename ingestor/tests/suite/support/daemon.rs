@@ -21,7 +21,7 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(environment: &[(String, String)]) -> Self {
-        let port = xtask::ports::free_port().unwrap();
+        let port = servers::ports::free_port().unwrap();
         let log = std::env::temp_dir().join(format!("ingestor-{}.log", uuid::Uuid::new_v4()));
         let child = command(&["run"], environment)
             .env("INGESTOR_PORT", port.to_string())

@@ -30,12 +30,13 @@ use std::time::Instant;
 
 use clap::Args;
 use diesel::prelude::*;
+use servers::proc;
 use shared::db::models::{NewOrder, Source};
 use shared::db::schema::orders;
 use shared::order::Order;
 use shared::testing::TestDatabase;
 
-use super::{Service, beside, in_turn, print_load_average, usage};
+use super::{Service, beside, in_turn, print_load_average};
 use backlog::{Backlog, Contents};
 use server::{Servers, session_pid};
 use table::{Measurement, Table};
@@ -261,7 +262,7 @@ fn copy(
         })
         .collect();
     let before = servers.count(&name, 0)?;
-    let cpu_before = usage::cpu_seconds(std::process::id())?;
+    let cpu_before = proc::cpu_seconds(std::process::id())?;
     let started_at = Instant::now();
     // The connections come back: the end of a session is not a part of COPY.
     let _connections = std::thread::scope(|scope| {
@@ -287,7 +288,7 @@ fn copy(
             .collect::<anyhow::Result<Vec<PgConnection>>>()
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
-    let client_cpu_seconds = usage::cpu_seconds(std::process::id())? - cpu_before;
+    let client_cpu_seconds = proc::cpu_seconds(std::process::id())? - cpu_before;
     let spent = servers.count(&name, 0)?.since(before);
     Contents::of(rows.iter()).ensure_stored(database)?;
     Ok(Measurement {
@@ -333,16 +334,16 @@ fn drain(
         Ok(integer(&mut watch, HAS_SCHEMA)? > 0 && integer(&mut watch, CLAIMED)? > 0)
     })?;
     let started_at = Instant::now();
-    let cpu_before = usage::cpu_seconds(service.pid())?;
+    let cpu_before = proc::cpu_seconds(service.pid())?;
     let before = servers.count(&settings.name, own_session)?;
     let messages = i64::try_from(backlog.messages)?;
     service.wait_for("the backlog is drained", || {
         Ok(integer(&mut watch, PASSED)? >= messages)
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
-    let client_cpu_seconds = usage::cpu_seconds(service.pid())? - cpu_before;
+    let client_cpu_seconds = proc::cpu_seconds(service.pid())? - cpu_before;
     let spent = servers.count(&settings.name, own_session)?.since(before);
-    let peak_mib = usage::peak_memory_mib(service.pid())?;
+    let peak_mib = proc::peak_memory_mib(service.pid())?;
     backlog.drained.ensure_stored(database)?;
     Ok(Measurement {
         orders: backlog.messages,

@@ -23,9 +23,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use servers::proc;
 use shared::testing::TestDatabase;
 
-use super::{beside, in_turn, median, print_load_average, usage};
+use super::{beside, in_turn, median, print_load_average};
 use api::{Api, FIRST_UID, store_orders};
 use http::{Load, get, load, load_by_script, post};
 pub(crate) use rivals::serve_bare_hyper;
@@ -179,7 +180,7 @@ impl Options {
     fn measure_large(&self, database: &TestDatabase, small: &Api) -> anyhow::Result<()> {
         let json_bytes = store_orders(database, SMALL..self.large)?;
         let large = self.start_api(database, 3, self.large, 0)?;
-        let empty_mib = usage::memory_mib(large.pid())?;
+        let empty_mib = proc::memory_mib(large.pid())?;
         let answer = post(
             large.port,
             &format!("/api/v1/cache/warmup?limit={}", self.large),
@@ -190,7 +191,7 @@ impl Options {
             .zip(took_ms)
             .with_context(|| format!("warm-up said {answer}"))?;
         ensure!(loaded == self.large as f64, "{loaded} orders were loaded");
-        let full_mib = usage::memory_mib(large.pid())?;
+        let full_mib = proc::memory_mib(large.pid())?;
         let entry_bytes = (full_mib - empty_mib) * 1024.0 * 1024.0 / loaded;
         println!(
             "warm-up of {loaded} orders: {:.0} orders/s",

@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use super::Options;
-use crate::bench::{Service, usage};
+use servers::proc;
+
+use crate::bench::Service;
 
 /// A process, or a server with its children.
 enum Program {
@@ -14,8 +16,8 @@ enum Program {
 impl Program {
     fn cpu_seconds(&self) -> anyhow::Result<f64> {
         match self {
-            Self::Process(pid) => usage::cpu_seconds(*pid),
-            Self::Family(pid) => usage::family_cpu_seconds(*pid, 0),
+            Self::Process(pid) => proc::cpu_seconds(*pid),
+            Self::Family(pid) => proc::family_cpu_seconds(*pid, 0),
         }
     }
 }

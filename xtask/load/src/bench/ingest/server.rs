@@ -3,9 +3,8 @@
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
+use servers::proc;
 use shared::testing::database_settings_from_environment;
-
-use crate::bench::usage;
 
 /// Stands in the statements of the benchmark itself, which are not counted.
 pub(super) const OWN_MARK: &str = "/* by the benchmark */";
@@ -57,11 +56,11 @@ impl Servers {
     pub(super) fn count(&mut self, database: &str, own_session: u32) -> anyhow::Result<Counters> {
         let cpu = |seconds: anyhow::Result<f64>| seconds.map(Some);
         let postgres_cpu_seconds = self.postmaster.map_or(Ok(None), |postmaster| {
-            cpu(usage::family_cpu_seconds(postmaster, own_session))
+            cpu(proc::family_cpu_seconds(postmaster, own_session))
         })?;
         let broker_cpu_seconds = self
             .broker
-            .map_or(Ok(None), |broker| cpu(usage::cpu_seconds(broker)))?;
+            .map_or(Ok(None), |broker| cpu(proc::cpu_seconds(broker)))?;
         let calls: Option<Calls> = self
             .statistics
             .as_mut()

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use servers::interrupt::wait_for;
+use servers::process::Process;
+use servers::signals::Signal;
+
 use crate::cargo::cargo;
-use crate::interrupt::wait_for;
-use crate::process::{Process, Signal};
 
 /// The build of `load`, librdkafka included, counts.
 const START_TIMEOUT: Duration = Duration::from_secs(1_800);

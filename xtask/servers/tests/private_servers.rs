@@ -1,12 +1,13 @@
-//! The private servers survive what the tests of the other crates do to them.
+//! The private servers survive what other crates' tests do to them.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 
-use xtask::kafka::PrivateKafka;
-use xtask::postgres::{Options, PrivatePostgres};
-use xtask::process::is_running;
+use servers::kafka::PrivateKafka;
+use servers::postgres::{Options, PrivatePostgres};
+use servers::proc::is_running;
+use servers::process::Launch;
 
 #[test]
 fn postgres_that_was_killed_comes_back_with_its_data() {
@@ -51,7 +52,7 @@ fn postgres_has_a_role_that_may_create_databases_and_a_password_that_counts() {
         "myapp_user|myapp_db|f|t\n"
     );
     postgres.psql("CREATE DATABASE another").unwrap();
-    let by_wrong_password = xtask::process::Launch::new("psql", "psql")
+    let by_wrong_password = Launch::new("psql", "psql")
         .args([
             "--host",
             postgres.host(),

@@ -1,4 +1,4 @@
-//! A private PgBouncer in front of a server: what many users have there, and what a listener cannot work through.
+//! A private PgBouncer in front of a server. Many users have one there, and a listener does not work through it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,26 +13,25 @@ use crate::{ports, temporary};
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What PgBouncer keeps for a client.
+/// How long a client of PgBouncer keeps a session of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// A session for as long as the client is connected.
+    /// As long as the client is connected.
     Session,
-    /// Another session each transaction.
+    /// For one transaction.
     Transaction,
 }
 
-/// A running PgBouncer; dropping it kills it.
+/// A running PgBouncer. Dropping it kills it.
 #[derive(Debug)]
 pub struct PrivatePooler {
-    // Declared, and so dropped, before its folder is removed.
     process: Option<Process>,
     wanted_folder: PathBuf,
     port: u16,
 }
 
 impl PrivatePooler {
-    /// Starts it in front of every database of a server, for one role.
+    /// Starts it in front of all databases of a server, for one role.
     pub fn start(
         (host, port): (&str, u16),
         (user, password): (&str, &str),
@@ -46,7 +45,7 @@ impl PrivatePooler {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
         };
-        // It knows none of the settings that our sessions ask for.
+        // It does not know the settings that our sessions ask for.
         let settings = format!(
             "[databases]\n* = host={host} port={port} user={user} password={password}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {pooler_port}\nunix_socket_dir =\nauth_type = any\n\
@@ -57,11 +56,11 @@ impl PrivatePooler {
         if let Some(account) = account {
             account.own(&file)?;
         }
-        let program = find_pgbouncer().context("there is no pgbouncer")?;
+        let program = find_pgbouncer().context("pgbouncer is not installed")?;
         let mut process = Launch::new("PgBouncer", program)
             .arg(&file)
             .directory(&folder)
-            .account(account)
+            .user(account.map(Account::ids))
             .log_to(folder.join("pgbouncer.log"))
             .spawn()?;
         wait_for("PgBouncer does not start", START_TIMEOUT, || {
@@ -75,7 +74,7 @@ impl PrivatePooler {
         })
     }
 
-    /// The port on 127.0.0.1 that it listens on.
+    /// Returns the port on 127.0.0.1 that it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -88,8 +87,8 @@ impl Drop for PrivatePooler {
     }
 }
 
-/// Debian has it where only root's PATH leads.
-pub(crate) fn find_pgbouncer() -> Option<PathBuf> {
+/// Returns the path of PgBouncer. On Debian only root has it on the PATH.
+pub fn find_pgbouncer() -> Option<PathBuf> {
     find_program("pgbouncer").or_else(|| {
         let debian = PathBuf::from("/usr/sbin/pgbouncer");
         debian.is_file().then_some(debian)

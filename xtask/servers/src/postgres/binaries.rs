@@ -7,21 +7,12 @@ use anyhow::{Result, bail};
 
 use crate::process::find_program;
 
-/// The folder of the newest PostgreSQL: Debian and Red Hat keep the server's binaries off the PATH.
+/// Returns the folder of the newest PostgreSQL. Debian does not have the server's binaries on the PATH.
 pub fn find_binaries() -> Result<PathBuf> {
     let mut candidates: Vec<(u32, PathBuf)> = Vec::new();
     if let Ok(entries) = fs::read_dir("/usr/lib/postgresql") {
         for entry in entries.flatten() {
             if let Some(version) = entry.file_name().to_str().and_then(major_version) {
-                candidates.push((version, entry.path().join("bin")));
-            }
-        }
-    }
-    if let Ok(entries) = fs::read_dir("/usr") {
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let version = name.to_str().and_then(|name| name.strip_prefix("pgsql-"));
-            if let Some(version) = version.and_then(major_version) {
                 candidates.push((version, entry.path().join("bin")));
             }
         }
@@ -50,7 +41,7 @@ fn is_complete(folder: &Path) -> bool {
 }
 
 fn major_version(text: &str) -> Option<u32> {
-    // 9.6 and the like are too old to be of use.
+    // Versions such as 9.6 are too old.
     text.parse().ok()
 }
 

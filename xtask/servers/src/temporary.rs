@@ -1,32 +1,29 @@
-//! Temporary folders that name their owner, so that what killed processes left can be told from what is in use.
+//! Temporary folders that name their owner, so that the folders of killed processes can be found and removed.
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::process::is_running;
+use crate::proc::is_running;
 
-/// Then follow what it is for, the process id, and a number.
+/// The rest of the name is the purpose, the owner's process id and a number.
 const PREFIX: &str = "order-service-private-";
 
-/// The name of a folder that nobody else has; what killed processes left of this kind is removed first.
-pub(crate) fn folder(kind: &str) -> PathBuf {
+/// Returns the path of a folder that nobody else has, and removes the folders that killed processes have left.
+pub(crate) fn folder(purpose: &str) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let parent = std::env::temp_dir();
     for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name
-            .to_str()
-            .and_then(owner)
-            .is_some_and(|pid| !is_running(pid))
-        {
-            // Another user's folder cannot be removed, and need not be.
+        let owner_opt = name.to_str().and_then(owner);
+        if owner_opt.is_some_and(|pid| !is_running(pid)) {
+            // Another user's folder cannot be removed, and that is fine.
             fs::remove_dir_all(entry.path()).ok();
         }
     }
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let process_id = std::process::id();
-    parent.join(format!("{PREFIX}{kind}-{process_id}-{number}"))
+    parent.join(format!("{PREFIX}{purpose}-{process_id}-{number}"))
 }
 
 fn owner(name: &str) -> Option<u32> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Renders the properties of a one-node cluster that starts in seconds.
+/// Renders the properties of a cluster with one node, which starts in seconds. `settings` override ours.
 pub(super) fn render(
     port: u16,
     controller_port: u16,
@@ -22,23 +22,23 @@ pub(super) fn render(
         ("advertised.listeners", &listener),
         ("inter.broker.listener.name", "PLAINTEXT"),
         ("log.dirs", &data),
-        // One node can hold one replica.
+        // One node can hold only one replica.
         ("offsets.topic.replication.factor", "1"),
         ("transaction.state.log.replication.factor", "1"),
         ("transaction.state.log.min.isr", "1"),
         ("share.coordinator.state.topic.replication.factor", "1"),
         ("share.coordinator.state.topic.min.isr", "1"),
-        // Internal topics of 50 partitions take longer to make than the broker takes to start.
+        // To create internal topics of 50 partitions takes longer than the start of the broker.
         ("offsets.topic.num.partitions", "4"),
         ("transaction.state.log.num.partitions", "2"),
         ("share.coordinator.state.topic.num.partitions", "1"),
-        // Tests wait for the first assignment, and for a dead member to be noticed.
+        // Tests wait for the first assignment, and until the group notices a dead member.
         ("group.initial.rebalance.delay.ms", "0"),
         ("group.min.session.timeout.ms", "1000"),
-        // After a kill the broker may come back only when its old session has ended, which takes 9 s by default.
+        // A killed broker can come back only when its old session has ended. By default that takes 9 s.
         ("broker.session.timeout.ms", "3000"),
         ("broker.heartbeat.interval.ms", "500"),
-        // A mistyped topic must not come into being.
+        // A misspelt name must not create a topic.
         ("auto.create.topics.enable", "false"),
     ];
     ours.iter()
@@ -47,7 +47,7 @@ pub(super) fn render(
         .collect()
 }
 
-/// In a properties file a backslash starts an escape.
+/// Escapes a value: in a properties file a backslash starts an escape sequence.
 fn escape(value: &str) -> String {
     value.replace('\\', "\\\\")
 }

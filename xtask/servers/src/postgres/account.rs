@@ -1,4 +1,4 @@
-//! Who PostgreSQL runs as, and where that user can have its data.
+//! Which user PostgreSQL runs as, and where that user can have its data.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -7,23 +7,22 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::find_binaries;
 use crate::process::Launch;
 use crate::{progress, project};
 
-/// A user to run a program as; only root can.
+/// A user to run a program as. Only root can do that.
 ///
-/// PostgreSQL refuses to run as root, so root runs it as the `postgres` user of the system's package. That user often
-/// cannot enter the project's folder (`/root` is closed to it): the cluster then lives in the system's temporary folder,
-/// under a name derived from the folder that was asked for.
+/// PostgreSQL refuses to run as root, so root runs it as the user `postgres` of the system's package. That user often cannot
+/// enter the project's folder, for example under `/root`. The cluster is then in the system's temporary folder, under a name
+/// that is derived from the folder that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    uid: u32,
+    gid: u32,
 }
 
 impl Account {
-    /// The `postgres` user if we are root; `None` if the server can run as whoever we are.
+    /// Returns the user `postgres` for root; `None` for any other user, as whom the server can run.
     pub fn for_postgres() -> Result<Option<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -34,30 +33,34 @@ impl Account {
         }))
     }
 
-    /// Its user and group id.
+    /// Returns its user and group id.
     pub fn ids(self) -> (u32, u32) {
         (self.uid, self.gid)
     }
 
-    /// Gives a file or folder to the account.
+    /// Makes it the owner of a file or folder.
     pub(super) fn own(self, path: &Path) -> Result<()> {
-        std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
-            .with_context(|| format!("cannot give {} to the postgres user", path.display()))
+        std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid)).with_context(|| {
+            format!(
+                "cannot make the user postgres the owner of {}",
+                path.display()
+            )
+        })
     }
 
-    /// Whether the account can enter a folder.
+    /// Returns whether it can enter a folder.
     fn can_enter(self, folder: &Path) -> bool {
         Launch::new("ls", "ls")
             .arg("-d")
             .arg(folder.join("."))
             .directory("/")
-            .account(Some(self))
+            .user(Some(self.ids()))
             .output_of("")
             .is_ok()
     }
 }
 
-/// Makes the folder of a cluster, empty and owned by the account, at the place asked for or, failing that, at [`fallback`].
+/// Creates the folder of a cluster, empty and owned by the account: `wanted`, or [`fallback`] if the account cannot enter it.
 pub(super) fn make_folder(wanted: &Path, account: Option<Account>) -> Result<PathBuf> {
     remove_cluster_folder(wanted)?;
     create(wanted, account)?;
@@ -75,20 +78,20 @@ pub(super) fn make_folder(wanted: &Path, account: Option<Account>) -> Result<Pat
     create(&folder, Some(account))?;
     if !account.can_enter(&folder) {
         bail!(
-            "the postgres user can enter neither {} nor {}",
+            "the user postgres can enter neither {} nor {}",
             wanted.display(),
             folder.display()
         );
     }
     progress::step(&format!(
-        "the postgres user cannot enter {}: PostgreSQL's data is in {}",
+        "the user postgres cannot enter {}, so PostgreSQL's data is in {}",
         wanted.display(),
         folder.display()
     ));
     Ok(folder)
 }
 
-/// Removes a cluster's folder, wherever it came to be.
+/// Removes a cluster's folder, wherever it is.
 pub fn remove_cluster_folder(wanted: &Path) -> Result<()> {
     for folder in [wanted.to_owned(), fallback(wanted)] {
         match fs::remove_dir_all(&folder) {
@@ -98,12 +101,12 @@ pub fn remove_cluster_folder(wanted: &Path) -> Result<()> {
             _ => {}
         }
     }
-    // Only if this was the last one in it.
+    // This removes the parent only if it is empty.
     fallback(wanted).parent().map(fs::remove_dir);
     Ok(())
 }
 
-/// Where a cluster lives if the postgres user cannot enter the folder that was asked for.
+/// Returns the folder for a cluster if the user postgres cannot enter the folder that was asked for.
 fn fallback(wanted: &Path) -> PathBuf {
     std::env::temp_dir()
         .join(format!(
@@ -113,27 +116,26 @@ fn fallback(wanted: &Path) -> PathBuf {
         .join(format!("{:016x}", fingerprint(wanted)))
 }
 
-/// A number for a path, the same in every run (FNV-1a: std's hasher promises no such thing over versions).
 fn fingerprint(path: &Path) -> u64 {
-    crate::fingerprint(path.as_os_str().as_encoded_bytes())
+    project::fingerprint(path.as_os_str().as_encoded_bytes())
 }
 
-/// Others can write to the temporary folder too: a folder that somebody else made beforehand is refused.
+/// Creates the parent of [`fallback`]. Others can write to the temporary folder too, so a folder of somebody else is refused.
 fn make_own_parent(parent: &Path) -> Result<()> {
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let metadata = fs::symlink_metadata(parent)
         .with_context(|| format!("cannot look at {}", parent.display()))?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-        bail!("{} is not ours: remove it", parent.display());
+        bail!("{} belongs to another user: remove it", parent.display());
     }
     fs::set_permissions(parent, fs::Permissions::from_mode(0o711))
-        .with_context(|| format!("cannot open {} to the postgres user", parent.display()))
+        .with_context(|| format!("cannot open {} to the user postgres", parent.display()))
 }
 
 fn create(folder: &Path, account: Option<Account>) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot close {}", folder.display()))?;
+        .with_context(|| format!("cannot restrict the access to {}", folder.display()))?;
     account.map_or(Ok(()), |account| account.own(folder))
 }
 
@@ -141,17 +143,16 @@ fn id_of_postgres(option: &str) -> Result<u32> {
     let output = Command::new("id")
         .args([option, "postgres"])
         .output()
-        .context("cannot run id")?;
+        .context("cannot run `id`")?;
     if !output.status.success() {
         bail!(
-            "PostgreSQL cannot run as root and this system has no user `postgres`; its server binaries are in {}",
-            find_binaries()?.display()
+            "PostgreSQL cannot run as root, and this system has no user `postgres`: create it, or run this as another user"
         );
     }
     String::from_utf8_lossy(&output.stdout)
         .trim()
         .parse()
-        .context("id printed no number")
+        .context("`id` printed no number")
 }
 
 #[cfg(test)]

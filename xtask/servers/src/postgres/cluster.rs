@@ -12,7 +12,7 @@ use super::{Options, TlsFiles, find_binaries};
 use crate::process::Launch;
 use crate::temporary;
 
-/// The superuser's name; only xtask uses it.
+/// The superuser's name. Only this crate uses it.
 pub(super) const SUPERUSER: &str = "postgres";
 
 /// A cluster on disk.
@@ -20,23 +20,23 @@ pub(super) const SUPERUSER: &str = "postgres";
 pub(super) struct Cluster {
     /// The folder that was asked for.
     wanted: PathBuf,
-    /// The folder that it is in.
+    /// The folder that it is in, see [`Account`].
     folder: PathBuf,
-    temporary: bool,
+    is_temporary: bool,
     binaries: PathBuf,
     account: Option<Account>,
     superuser_password: String,
 }
 
 impl Cluster {
-    /// Makes the folder and runs initdb.
+    /// Creates the folder and runs initdb.
     pub(super) fn create(options: &Options) -> Result<Self> {
         let cluster = Self::empty(options.folder.as_deref(), random_password()?)?;
         cluster.initialise(options)?;
         Ok(cluster)
     }
 
-    /// Makes a temporary folder and runs `pg_basebackup`: a standby of a server that runs.
+    /// Creates a temporary folder and runs `pg_basebackup`. The result is a standby of a server that runs.
     pub(super) fn copy_of(primary: &Self, host: &str, port: u16) -> Result<Self> {
         let standby = Self::empty(None, primary.superuser_password.clone())?;
         let password = &primary.superuser_password;
@@ -49,7 +49,7 @@ impl Cluster {
             ))
             .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
             .directory(&standby.folder)
-            .account(standby.account)
+            .user(standby.account.map(Account::ids))
             .log_to(standby.folder.join("pg_basebackup.log"))
             .run()?;
         Ok(standby)
@@ -66,7 +66,7 @@ impl Cluster {
         Ok(Self {
             folder: make_folder(&wanted, account)?,
             wanted,
-            temporary: folder.is_none(),
+            is_temporary: folder.is_none(),
             binaries,
             account,
             superuser_password,
@@ -89,25 +89,24 @@ impl Cluster {
         self.binaries.join(name)
     }
 
-    /// The server, ready to be started.
+    /// Prepares the start of the server.
     pub(super) fn launch(&self, port: u16) -> Launch {
-        // SIGQUIT, if we die: an immediate shutdown, which also takes the children and the shared memory with it.
-        Launch::new("PostgreSQL", self.binary("postgres"))
+        // SIGQUIT is an immediate shutdown, which also ends the children and frees the shared memory.
+        Launch::with_death_signal("PostgreSQL", self.binary("postgres"), "QUIT")
             .arg("-D")
             .arg(self.data())
             .args(["-c", &format!("port={port}")])
             .directory(&self.folder)
-            .account(self.account)
+            .user(self.account.map(Account::ids))
             .log_to(self.log())
-            .death_signal("QUIT")
     }
 
-    /// Whether the server with this process id takes connections: it says so in the last line of its lock file.
+    /// Returns whether the server with this process id takes connections. Its lock file says so.
     pub(super) fn is_ready(&self, pid: u32) -> bool {
         fs::read_to_string(self.lock_file()).is_ok_and(|text| lock_file_says_ready(&text, pid))
     }
 
-    /// Removes what a killed server left; its process id may be another process's by now.
+    /// Removes the lock file of a killed server. Another process may have its process id by now.
     pub(super) fn remove_lock_file(&self) {
         fs::remove_file(self.lock_file()).ok();
     }
@@ -127,8 +126,8 @@ impl Cluster {
     fn initialise(&self, options: &Options) -> Result<()> {
         let password_file = self.folder.join("superuser-password");
         self.write_private(&password_file, self.superuser_password.as_bytes())?;
-        // SCRAM and no "trust": a wrong password must fail here as it does in production. Nothing is synced to disk: a
-        // machine that crashes in this very second has no data to lose yet.
+        // SCRAM, not "trust": a wrong password must fail here as it does in production. Nothing is synced to disk, because
+        // there is no data yet that a crash of the machine could lose.
         Launch::new("initdb", self.binary("initdb"))
             .arg("-D")
             .arg(self.data())
@@ -137,7 +136,7 @@ impl Cluster {
             .arg(&password_file)
             .args(["--encoding", "UTF8", "--no-locale", "--no-sync"])
             .directory(&self.folder)
-            .account(self.account)
+            .user(self.account.map(Account::ids))
             .log_to(self.folder.join("initdb.log"))
             .run()?;
         if let Some(tls) = &options.tls {
@@ -145,7 +144,7 @@ impl Cluster {
         }
         let settings = self.data().join("private.conf");
         self.write_private(&settings, render_settings(options).as_bytes())?;
-        // Through an include, so that ALTER SYSTEM (postgresql.auto.conf) still wins.
+        // It is included, so that ALTER SYSTEM (postgresql.auto.conf) still overrides it.
         let main_settings = self.data().join("postgresql.conf");
         let mut text = fs::read_to_string(&main_settings)
             .with_context(|| format!("cannot read {}", main_settings.display()))?;
@@ -166,31 +165,31 @@ impl Cluster {
     fn write_private(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-            .with_context(|| format!("cannot close {}", path.display()))?;
+            .with_context(|| format!("cannot restrict the access to {}", path.display()))?;
         self.account.map_or(Ok(()), |account| account.own(path))
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.temporary {
+        if self.is_temporary {
             remove_cluster_folder(&self.wanted).ok();
         }
     }
 }
 
-/// The settings of a private cluster, for a small machine that also compiles.
+/// Renders the settings of a private cluster on a small machine that also compiles.
 fn render_settings(options: &Options) -> String {
     let mut settings = vec![
         ("listen_addresses", "127.0.0.1"),
-        // No socket file: its path may be at most 107 bytes long, and a clone may lie deep.
+        // No socket file: its path may have at most 107 bytes, and the path of a clone may be longer.
         ("unix_socket_directories", ""),
-        // Each test has a database and pools of its own.
+        // Each test has its own database and pools.
         ("max_connections", "200"),
         ("shared_buffers", "256MB"),
         ("max_wal_size", "2GB"),
         ("checkpoint_timeout", "15min"),
-        // `on` is pglz, which takes 40 us of CPU for the image of a page: several times what an order costs.
+        // `on` is pglz, which needs 40 us of CPU for the image of a page. That is several times what an order costs.
         ("wal_compression", "off"),
         ("jit", "off"),
         ("timezone", "UTC"),
@@ -218,7 +217,7 @@ fn render_settings(options: &Options) -> String {
         .collect()
 }
 
-/// The lock file's first line is the process id, its eighth the state; a standby that takes connections says so.
+/// The first line of a lock file is the process id, its eighth is the state. A standby that takes connections is `standby`.
 fn lock_file_says_ready(text: &str, pid: u32) -> bool {
     let mut lines = text.lines().map(str::trim);
     let is_of_server = lines.next() == Some(&pid.to_string());

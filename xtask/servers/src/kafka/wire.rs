@@ -1,7 +1,7 @@
-//! The two requests of Kafka's protocol that the stack needs: "are you there" and "make a topic".
+//! The two requests of Kafka's protocol that are needed here: "are you there" and "create a topic".
 //!
-//! By hand, because the other ways are worse here: the console tool starts a JVM (two seconds), and librdkafka would have to
-//! be built before anything can start. <https://kafka.apache.org/protocol.html>
+//! They are written by hand because the alternatives are worse: the console tool starts a JVM, which takes two seconds, and
+//! librdkafka would have to be built before anything can start. <https://kafka.apache.org/protocol.html>
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,18 +14,18 @@ const CREATE_TOPICS: i16 = 19;
 
 const NO_ERROR: i16 = 0;
 const TOPIC_ALREADY_EXISTS: i16 = 36;
-/// Answered until the only broker has registered itself.
+/// The answer until the only broker has registered itself.
 const INVALID_REPLICATION_FACTOR: i16 = 38;
 const NOT_CONTROLLER: i16 = 41;
 const REQUEST_TIMED_OUT: i16 = 7;
 
-/// Whether a broker answers requests on a port of loopback.
+/// Returns whether a broker answers requests on a port of loopback.
 pub(super) fn is_ready(port: u16) -> bool {
-    // Version 0 has an empty body; its answer starts with an error code.
+    // A request of version 0 has an empty body. Its answer starts with an error code.
     request(port, API_VERSIONS, 0, &[]).is_ok_and(|answer| answer.starts_with(&[0, 0]))
 }
 
-/// Makes a topic; `None` if the broker is not ready for that yet.
+/// Creates a topic; `None` if the broker is not yet ready for that.
 pub(super) fn create_topic(port: u16, name: &str, partitions: u32) -> Result<Option<()>> {
     let answer = request(
         port,
@@ -33,10 +33,10 @@ pub(super) fn create_topic(port: u16, name: &str, partitions: u32) -> Result<Opt
         2,
         &create_topics_body(name, partitions)?,
     )?;
-    match error_of_created_topic(&answer).context("Kafka's answer makes no sense")? {
+    match error_of_created_topic(&answer).context("Kafka's answer cannot be parsed")? {
         NO_ERROR | TOPIC_ALREADY_EXISTS => Ok(Some(())),
         INVALID_REPLICATION_FACTOR | NOT_CONTROLLER | REQUEST_TIMED_OUT => Ok(None),
-        code => bail!("Kafka refuses to make topic {name}: error code {code}"),
+        code => bail!("Kafka refuses to create topic {name}: error code {code}"),
     }
 }
 
@@ -45,17 +45,17 @@ fn create_topics_body(name: &str, partitions: u32) -> Result<Vec<u8>> {
     body.extend(1_i32.to_be_bytes());
     put_string(&mut body, name)?;
     body.extend(i32::try_from(partitions)?.to_be_bytes());
-    // The replication factor; then no assignments, no settings.
+    // The replication factor, then no assignments and no settings.
     body.extend(1_i16.to_be_bytes());
     body.extend(0_i32.to_be_bytes());
     body.extend(0_i32.to_be_bytes());
-    // The broker's own timeout, and "do it, do not just validate".
+    // The timeout of the broker, and `validate_only`, which is false.
     body.extend(5_000_i32.to_be_bytes());
     body.push(0);
     Ok(body)
 }
 
-/// The error code behind throttle time, array length and the topic's name.
+/// Reads the error code, which follows the throttle time, the length of the array and the name of the topic.
 fn error_of_created_topic(answer: &[u8]) -> Option<i16> {
     let name_length = i16_at(answer, 8)?;
     i16_at(answer, 10 + usize::try_from(name_length).ok()?)
@@ -72,13 +72,13 @@ fn put_string(bytes: &mut Vec<u8>, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends one request and returns the answer behind its correlation id.
+/// Sends one request and returns the part of the answer that follows its correlation id.
 fn request(port: u16, api: i16, version: i16, body: &[u8]) -> Result<Vec<u8>> {
     let mut message = Vec::new();
     message.extend(api.to_be_bytes());
     message.extend(version.to_be_bytes());
     message.extend(1_i32.to_be_bytes());
-    put_string(&mut message, "xtask")?;
+    put_string(&mut message, "servers")?;
     message.extend(body);
 
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -89,10 +89,10 @@ fn request(port: u16, api: i16, version: i16, body: &[u8]) -> Result<Vec<u8>> {
 
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
-    // Not trusted: whatever listens there may not be Kafka.
+    // The length is not trusted, because the program that listens may not be Kafka.
     let length = usize::try_from(i32::from_be_bytes(length))?;
     if !(4..1_000_000).contains(&length) {
-        bail!("what listens on port {port} is not Kafka");
+        bail!("the program that listens on port {port} is not Kafka");
     }
     let mut answer = vec![0; length];
     stream.read_exact(&mut answer)?;

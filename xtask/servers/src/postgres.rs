@@ -1,7 +1,7 @@
-//! A private PostgreSQL cluster, made by the system's server binaries.
+//! A private PostgreSQL cluster, made with the system's server binaries.
 //!
-//! It listens on 127.0.0.1 alone, has its data in a folder of its own and never touches a cluster of the system's.
-//! PostgreSQL refuses to run as root; started by root it runs as the `postgres` user (see [`Account`]).
+//! It listens only on 127.0.0.1, has its data in its own folder and never touches a cluster of the system. PostgreSQL refuses
+//! to run as root. If root starts it, it runs as the user `postgres` (see [`Account`]).
 
 mod account;
 mod binaries;
@@ -15,44 +15,43 @@ use anyhow::{Context as _, Result, bail};
 
 pub use account::{Account, remove_cluster_folder as remove_folder};
 pub use binaries::find_binaries;
-pub(crate) use pooler::find_pgbouncer;
-pub use pooler::{PoolMode, PrivatePooler};
+pub use pooler::{PoolMode, PrivatePooler, find_pgbouncer};
 
 use crate::interrupt::wait_for;
 use crate::ports;
-use crate::process::{Launch, Process, Signal, kill_tree};
+use crate::process::{Launch, Process};
+use crate::signals::{Signal, kill_tree};
 use cluster::Cluster;
 
-/// How long a start may take; recovery after a kill replays at most `max_wal_size`.
+/// How long a start may take. After a kill it replays at most `max_wal_size` of the log.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a fast shutdown may take before it becomes a kill.
+/// How long a shutdown may take. Then the server is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How to start a cluster. The default one is temporary, not durable, without TLS, and holds `myapp_db`.
+/// The role that is created. It may log in and create databases, and is not a superuser.
+const USER: &str = "myapp_user";
+/// The database that is created. The role owns it.
+const DATABASE: &str = "myapp_db";
+
+/// How to start a cluster. The default cluster is temporary, not durable, and has no TLS.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folder for everything of this cluster, which is made anew; `None` is a temporary one, removed at the end.
+    /// The folder for everything of this cluster, which is emptied first; `None` is a temporary one, removed at the end.
     pub folder: Option<PathBuf>,
-    /// The port; `None` is a free one.
-    pub port: Option<u16>,
-    /// Whether commits survive a crash of the machine. `false` (fsync off) survives `kill -9` all the same.
+    /// Whether commits survive a crash of the machine. Even with `false` (fsync off) they survive `kill -9`.
     pub durable: bool,
-    /// The server's certificate and key; `None` leaves TLS off.
+    /// The server's certificate and key; without them TLS is off.
     pub tls: Option<TlsFiles>,
-    /// Further settings, which win over ours: name and value as in `postgresql.conf`, without quotes.
+    /// More settings, which override ours: name and value as in `postgresql.conf`, without quotes.
     pub settings: Vec<(String, String)>,
-    /// The role to make: it may log in and create databases, and is no superuser.
-    pub user: String,
-    /// Its password.
+    /// The password of the role.
     pub password: String,
-    /// The database to make, owned by the role.
-    pub database: String,
 }
 
-/// A PEM certificate and its key; both are copied.
+/// A PEM certificate and its key. Both files are copied.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The certificate, then its chain.
+    /// The certificate, followed by its chain.
     pub certificate: PathBuf,
     /// The private key.
     pub key: PathBuf,
@@ -62,115 +61,96 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             folder: None,
-            port: None,
             durable: false,
             tls: None,
             settings: Vec::new(),
-            user: "myapp_user".to_owned(),
             password: "myapp_password".to_owned(),
-            database: "myapp_db".to_owned(),
         }
     }
 }
 
-/// A running cluster; dropping it shuts it down at once, and removes its folder if that is temporary.
+/// A running cluster. Dropping it shuts it down at once, and removes its folder if that is temporary.
 #[derive(Debug)]
 pub struct PrivatePostgres {
-    // Declared, and so dropped, before the cluster's folder.
     server: Option<Process>,
     cluster: Cluster,
-    options: Options,
+    password: String,
     port: u16,
 }
 
 impl PrivatePostgres {
-    /// Makes a cluster and starts it.
+    /// Creates a cluster and starts it.
     pub fn start(options: &Options) -> Result<Self> {
-        let cluster = Cluster::create(options)?;
-        let port = match options.port {
-            Some(port) => port,
-            None => ports::free_port()?,
-        };
         let mut postgres = Self {
             server: None,
-            cluster,
-            options: options.clone(),
-            port,
+            cluster: Cluster::create(options)?,
+            password: options.password.clone(),
+            port: ports::free_port()?,
         };
         postgres.start_on_free_port()?;
         postgres.create_role_and_database()?;
         Ok(postgres)
     }
 
-    /// Makes a standby that follows it: a cluster of its own, on a free port, with the same roles and databases.
+    /// Starts a standby that follows it: another cluster, on a free port, with the same roles and databases.
     pub fn start_standby(&self) -> Result<Self> {
-        let options = Options {
-            folder: None,
-            port: None,
-            ..self.options.clone()
-        };
         let mut standby = Self {
             server: None,
             cluster: Cluster::copy_of(&self.cluster, self.host(), self.port)?,
-            options,
+            password: self.password.clone(),
             port: ports::free_port()?,
         };
         standby.start_on_free_port()?;
         Ok(standby)
     }
 
-    /// Starts a stopped standby on the port of a primary that is gone, as a failover moves an address.
+    /// Starts a standby on the port of a primary that is gone, as a failover moves an address. It is stopped first if it runs.
     pub fn restart_in_place_of(&mut self, primary: &Self) -> Result<()> {
         self.port = primary.port;
         self.restart()
     }
 
-    /// Makes a standby a primary.
+    /// Promotes a standby to primary.
     pub fn promote(&self) -> Result<()> {
         self.psql_as_superuser("SELECT pg_promote()").map(|_| ())
     }
 
-    /// The host that it listens on.
+    /// Returns the host that it listens on.
     pub fn host(&self) -> &'static str {
         "127.0.0.1"
     }
 
-    /// The port that it listens on.
+    /// Returns the port that it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The role that was made.
-    pub fn user(&self) -> &str {
-        &self.options.user
+    /// Returns the role that was created.
+    pub fn user(&self) -> &'static str {
+        USER
     }
 
-    /// The role's password.
+    /// Returns the role's password.
     pub fn password(&self) -> &str {
-        &self.options.password
+        &self.password
     }
 
-    /// The database that was made.
-    pub fn database(&self) -> &str {
-        &self.options.database
+    /// Returns the database that was created.
+    pub fn database(&self) -> &'static str {
+        DATABASE
     }
 
-    /// The folder that holds data and log; not always the one asked for (see [`Account`]).
+    /// Returns the folder of data and log. It may be another one than was asked for (see [`Account`]).
     pub fn folder(&self) -> &Path {
         self.cluster.folder()
     }
 
-    /// The process id of the postmaster, whose children are all other processes of the server; while it runs.
+    /// Returns the process id of the postmaster, the parent of all other processes of the server; `None` if it does not run.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Process::pid)
     }
 
-    /// The server's log.
-    pub fn log(&self) -> PathBuf {
-        self.cluster.log()
-    }
-
-    /// The variables that make the project's processes and tests use it.
+    /// Returns the environment variables that make the project's processes and tests use it.
     pub fn env(&self) -> Vec<(String, String)> {
         [
             ("DB_HOST", self.host()),
@@ -183,7 +163,7 @@ impl PrivatePostgres {
         .to_vec()
     }
 
-    /// Runs statements as the role in its database by `psql` and returns what they print, unaligned, without headers.
+    /// Runs statements with `psql` as the role, and returns what they print, unaligned and without headers.
     pub fn psql(&self, statements: &str) -> Result<String> {
         self.run_psql(
             self.user(),
@@ -194,7 +174,7 @@ impl PrivatePostgres {
         )
     }
 
-    /// As [`Self::psql`], as the superuser `postgres`.
+    /// Does the same as the superuser `postgres`.
     pub fn psql_as_superuser(&self, statements: &str) -> Result<String> {
         self.run_psql(
             cluster::SUPERUSER,
@@ -205,7 +185,10 @@ impl PrivatePostgres {
         )
     }
 
-    /// Fails, with the end of the log, if the server has ended.
+    /// Checks that the server runs.
+    ///
+    /// # Errors
+    /// Fails, with the end of the log, if it has ended or is stopped.
     pub fn check_running(&mut self) -> Result<()> {
         match &mut self.server {
             Some(server) => server.check_running(),
@@ -213,23 +196,24 @@ impl PrivatePostgres {
         }
     }
 
-    /// Stops it in order (a fast shutdown: sessions are ended, a checkpoint is written).
+    /// Stops it in good order (a fast shutdown: it ends sessions and writes a checkpoint).
     pub fn stop(&mut self) -> Result<()> {
-        match self.server.take() {
-            Some(mut server) => server.stop(Signal::INT, STOP_TIMEOUT),
-            None => Ok(()),
-        }
+        self.stop_by(Signal::INT)
     }
 
-    /// Stops it at once (an immediate shutdown: sessions are dropped, the next start recovers from the log).
+    /// Stops it at once (an immediate shutdown: it drops sessions, and the next start recovers from the log).
     pub fn stop_immediately(&mut self) -> Result<()> {
+        self.stop_by(Signal::QUIT)
+    }
+
+    fn stop_by(&mut self, signal: Signal) -> Result<()> {
         match self.server.take() {
-            Some(mut server) => server.stop(Signal::QUIT, STOP_TIMEOUT),
+            Some(mut server) => server.stop(signal, STOP_TIMEOUT),
             None => Ok(()),
         }
     }
 
-    /// Kills the postmaster and all its children by SIGKILL, as a crash would.
+    /// Kills the postmaster and all its children by SIGKILL, like a crash.
     pub fn kill_nine(&mut self) -> Result<()> {
         match self.server.take() {
             Some(server) => kill_tree(server.pid()),
@@ -237,18 +221,18 @@ impl PrivatePostgres {
         }
     }
 
-    /// Starts it again, on the same data and port, after [`Self::stop`] or [`Self::kill_nine`]; a running one is stopped first.
+    /// Starts it again with the same data and port. If it runs, it is stopped first.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.cluster.remove_lock_file();
         self.launch_server()
     }
 
-    /// A free port may be taken between the look and the bind: then the next one is tried.
+    /// Another program may take the port between the look and the bind. Then another port is tried.
     fn start_on_free_port(&mut self) -> Result<()> {
         for _ in 0..5 {
             match self.launch_server() {
-                Err(_) if self.options.port.is_none() && self.cluster.says_port_is_taken() => {
+                Err(_) if self.cluster.says_port_is_taken() => {
                     self.port = ports::free_port()?;
                 }
                 outcome => return outcome,
@@ -265,7 +249,7 @@ impl PrivatePostgres {
             Ok(self.cluster.is_ready(pid).then_some(()))
         });
         if let Err(error) = started {
-            // Children included: a `Process` kills its own group only.
+            // With its children: a `Process` kills only its own group.
             kill_tree(pid).ok();
             return Err(error);
         }
@@ -279,7 +263,7 @@ impl PrivatePostgres {
             ("password", self.password()),
             ("database", self.database()),
         ];
-        // psql quotes the variables; CREATEDB because each test makes a database of its own.
+        // psql quotes the variables. The role needs CREATEDB because each test creates its own database.
         self.run_psql(
             cluster::SUPERUSER,
             self.cluster.superuser_password(),
@@ -288,7 +272,7 @@ impl PrivatePostgres {
             "CREATE ROLE :\"role\" LOGIN CREATEDB PASSWORD :'password';\n\
              CREATE DATABASE :\"database\" OWNER :\"role\";\n",
         )
-        .context("cannot make the role and the database")?;
+        .context("cannot create the role and the database")?;
         Ok(())
     }
 
@@ -319,9 +303,7 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            // An immediate shutdown: as fast as a kill, and the postmaster still reaps its children.
-            server.stop(Signal::QUIT, STOP_TIMEOUT).ok();
-        }
+        // An immediate shutdown is as fast as a kill, and the postmaster still waits for its children.
+        self.stop_by(Signal::QUIT).ok();
     }
 }

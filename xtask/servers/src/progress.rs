@@ -1,4 +1,4 @@
-//! What the developer sees: one line a step, with the seconds since the start.
+//! What the developer sees: one line for each step, with the seconds since the start.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
@@ -17,12 +17,10 @@ pub fn step(text: &str) {
     say(&format!("[{elapsed:6.1} s] {text}"));
 }
 
-/// Prints text and a line end; a closed pipe is no reason to stop (`make demo | head`).
+/// Prints text and a line end. A closed pipe is not an error (`make demo | head`).
 pub fn say(text: &str) {
     let mut output = std::io::stdout().lock();
-    output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.write_all(b"\n"))
+    writeln!(output, "{text}")
         .and_then(|()| output.flush())
         .ok();
 }

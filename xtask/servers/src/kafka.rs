@@ -1,9 +1,8 @@
-//! A private Apache Kafka: `KRaft`, one node that is broker and controller at once.
+//! A private Apache Kafka in `KRaft` mode: one node that is both broker and controller.
 //!
-//! Its jars come from Maven by `xtask/kafka/pom.xml` and are cached in `.stack/kafka` (see [`Jars`]).
+//! Maven fetches its jars, as `xtask/servers/kafka/pom.xml` says. They are cached in `.stack/kafka` (see [`Jars`]).
 
 mod jars;
-mod mock;
 mod properties;
 mod wire;
 
@@ -13,51 +12,53 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-pub use jars::Jars;
-pub use mock::MockBroker;
+pub use jars::{Jars, java_is_new_enough};
 
 use crate::interrupt::wait_for;
-use crate::ports;
-use crate::process::{Process, Signal};
+use crate::process::Process;
+use crate::signals::Signal;
+use crate::{ports, temporary};
 
-/// How long a start may take; two seconds are usual on an idle machine, but a build may run beside it.
+/// How long a start may take. It takes about two seconds on an idle machine, but a build may run at the same time.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a stop in order may take before it becomes a kill.
+/// How long an orderly stop may take. Then the broker is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the making of a topic may take; right after the start the broker may not be registered yet.
+/// How long the creation of a topic may take. Right after its start the broker may not be registered yet.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Any 16 bytes in URL-safe base64; the cluster is alone in its folder.
+/// Any 16 bytes in URL-safe base64. The cluster is alone in its folder, so all clusters may have the same id.
 const CLUSTER_ID: &str = "b3JkZXItc2VydmljZS1kZQ";
 
-/// A running broker; dropping it kills it, and removes its folder if that is temporary.
+/// A running broker. Dropping it kills it, and removes its folder if that is temporary.
 #[derive(Debug)]
 pub struct PrivateKafka {
-    // Declared, and so dropped, before the folder.
     server: Option<Process>,
-    folder: Folder,
+    folder: PathBuf,
+    is_temporary: bool,
     jars: Jars,
     port: u16,
 }
 
 impl PrivateKafka {
-    /// Fetches the jars if need be, makes a broker in a folder that is made anew, and starts it.
-    ///
-    /// Without a folder it lives in a temporary one.
+    /// Fetches the jars if necessary, and starts a new broker in a folder that is emptied first; `None` is a temporary one.
     pub fn start(folder: Option<&Path>) -> Result<Self> {
         Self::start_with(folder, &[])
     }
 
-    /// As [`Self::start`], with further broker properties, which win over ours.
+    /// Does the same with more properties of the broker. They override ours.
     pub fn start_with(folder: Option<&Path>, settings: &[(&str, &str)]) -> Result<Self> {
         let jars = Jars::fetch()?;
         let mut kafka = Self {
             server: None,
-            folder: Folder::create(folder)?,
+            folder: match folder {
+                Some(folder) => std::path::absolute(folder)?,
+                None => temporary::folder("kafka"),
+            },
+            is_temporary: folder.is_none(),
             jars,
             port: 0,
         };
-        // Two ports are taken between the look and the bind once in a blue moon: then others are tried.
+        // In rare cases another program takes a port between the look and the bind. Then other ports are tried.
         for attempt in 0.. {
             match kafka.format_and_launch(settings) {
                 Err(_) if attempt < 4 && kafka.says_port_is_taken() => {}
@@ -70,34 +71,30 @@ impl PrivateKafka {
         Ok(kafka)
     }
 
-    /// The bootstrap address, `host:port`.
+    /// Returns the bootstrap address, `host:port`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The variables that make the project's processes and tests use it.
-    pub fn env(&self) -> Vec<(String, String)> {
-        vec![("KAFKA_BROKERS".to_owned(), self.bootstrap())]
-    }
-
-    /// The broker's process id, while it runs.
+    /// Returns the broker's process id; `None` if it does not run.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Process::pid)
     }
 
-    /// The broker's log.
+    /// Returns the path of the broker's log.
     pub fn log(&self) -> PathBuf {
-        self.folder.path.join("kafka.log")
+        self.folder.join("kafka.log")
     }
 
-    /// Makes a topic; one that exists is left as it is.
+    /// Creates a topic. An existing topic is left as it is.
     pub fn create_topic(&self, name: &str, partitions: u32) -> Result<()> {
-        wait_for(&format!("topic {name}"), TOPIC_TIMEOUT, || {
+        let problem = format!("Kafka does not create topic {name}");
+        wait_for(&problem, TOPIC_TIMEOUT, || {
             wire::create_topic(self.port, name, partitions)
         })
     }
 
-    /// Runs one of Kafka's Java classes (a console tool) to its end and returns what it prints.
+    /// Runs a console tool, named by its Java class, to its end, and returns what it prints.
     pub fn run_tool(&self, class: &str, arguments: &[&str], input: &str) -> Result<String> {
         self.jars
             .java(class)
@@ -106,7 +103,10 @@ impl PrivateKafka {
             .output_of(input)
     }
 
-    /// Fails, with the end of the log, if the broker has ended.
+    /// Checks that the broker runs.
+    ///
+    /// # Errors
+    /// Fails, with the end of the log, if it has ended or is stopped.
     pub fn check_running(&mut self) -> Result<()> {
         match &mut self.server {
             Some(server) => server.check_running(),
@@ -114,7 +114,7 @@ impl PrivateKafka {
         }
     }
 
-    /// Stops it in order.
+    /// Stops it in good order.
     pub fn stop(&mut self) -> Result<()> {
         match self.server.take() {
             Some(mut server) => server.stop(Signal::TERM, STOP_TIMEOUT),
@@ -122,20 +122,20 @@ impl PrivateKafka {
         }
     }
 
-    /// Kills it by SIGKILL, as a crash would.
+    /// Kills it by SIGKILL, like a crash.
     pub fn kill_nine(&mut self) {
         // Dropping a process kills it.
         self.server = None;
     }
 
-    /// Starts it again, on the same data and port, after [`Self::stop`] or [`Self::kill_nine`]; a running one is stopped first.
+    /// Starts it again with the same data and port. If it runs, it is stopped first.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.launch_server()
     }
 
     fn properties(&self) -> PathBuf {
-        self.folder.path.join("server.properties")
+        self.folder.join("server.properties")
     }
 
     fn says_port_is_taken(&self) -> bool {
@@ -143,12 +143,17 @@ impl PrivateKafka {
     }
 
     fn format_and_launch(&mut self, settings: &[(&str, &str)]) -> Result<()> {
-        self.folder.empty()?;
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder)
+                .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        }
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         self.port = ports::free_port()?;
         let text = properties::render(
             self.port,
             ports::free_port()?,
-            &self.folder.path.join("data"),
+            &self.folder.join("data"),
             settings,
         );
         let file = self.properties();
@@ -157,7 +162,7 @@ impl PrivateKafka {
             .java("kafka.tools.StorageTool")
             .args(["format", "--cluster-id", CLUSTER_ID, "--config"])
             .arg(&file)
-            .log_to(self.folder.path.join("format.log"))
+            .log_to(self.folder.join("format.log"))
             .run()?;
         self.launch_server()
     }
@@ -178,40 +183,11 @@ impl PrivateKafka {
     }
 }
 
-/// Where a broker has its data and its log.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    temporary: bool,
-}
-
-impl Folder {
-    fn create(wanted_opt: Option<&Path>) -> Result<Self> {
-        let path = match wanted_opt {
-            Some(wanted) => std::path::absolute(wanted)
-                .with_context(|| format!("cannot find {}", wanted.display()))?,
-            None => crate::temporary::folder("kafka"),
-        };
-        Ok(Self {
-            path,
-            temporary: wanted_opt.is_none(),
-        })
-    }
-
-    fn empty(&self) -> Result<()> {
-        if self.path.exists() {
-            fs::remove_dir_all(&self.path)
-                .with_context(|| format!("cannot remove {}", self.path.display()))?;
-        }
-        fs::create_dir_all(&self.path)
-            .with_context(|| format!("cannot make {}", self.path.display()))
-    }
-}
-
-impl Drop for Folder {
+impl Drop for PrivateKafka {
     fn drop(&mut self) {
-        if self.temporary {
-            fs::remove_dir_all(&self.path).ok();
+        self.kill_nine();
+        if self.is_temporary {
+            fs::remove_dir_all(&self.folder).ok();
         }
     }
 }
