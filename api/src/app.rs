@@ -10,20 +10,14 @@ use shared::db::{self, PoolLimits};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::authority::Authority;
 use crate::cache::OrderCache;
 use crate::config::Config;
-use crate::cors::Cors;
+use crate::http::authority::Authority;
+use crate::http::cors::Cors;
+use crate::http::problem::ApiError;
+use crate::http::rate_limit::RateLimiter;
 use crate::metrics::Metrics;
-use crate::problem::ApiError;
-use crate::rate_limit::RateLimiter;
-use crate::repository::Repository;
-
-/// The name of the pool's sessions in `pg_stat_activity`.
-pub const APPLICATION_NAME: &str = "orders-api";
-
-/// The name of the sessions of exports.
-pub const EXPORT_APPLICATION_NAME: &str = "orders-api-export";
+use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
 
 /// Most exports at a time: each holds a connection, and a snapshot that keeps dead rows from being removed.
 const MAX_EXPORTS: usize = 2;

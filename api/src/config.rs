@@ -1,10 +1,11 @@
 //! Command line and environment of the api.
 
+pub mod origin;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::server::deadlines::Deadlines;
 use anyhow::bail;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, Parser};
@@ -12,7 +13,7 @@ use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
 };
 
-use crate::cors::AllowedOrigin;
+use origin::AllowedOrigin;
 
 /// Answers for orders over HTTP, out of a cache that the database's events keep true
 #[derive(Parser, Debug)]
@@ -156,6 +157,32 @@ pub struct ServerLimits {
     pub max_connections_per_peer: usize,
     /// How long a connection may wait.
     pub deadlines: Deadlines,
+}
+
+/// How long a connection may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// From the first byte of a header to its last; a new connection must send its first header in this time.
+    pub header: Duration,
+    /// Between an answer and the first byte of the next request.
+    pub idle: Duration,
+    /// From a header to the last byte of its body.
+    pub body: Duration,
+    /// Without one byte of an answer being taken.
+    pub write: Duration,
+}
+
+impl Default for Deadlines {
+    /// Idle: longer than balancers keep connections that they do not use (60 s is common), so that it is they who close;
+    /// one who sends a request into a closing connection gets an error.
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(5),
+            idle: Duration::from_secs(75),
+            body: Duration::from_secs(10),
+            write: Duration::from_secs(30),
+        }
+    }
 }
 
 /// How much of PostgreSQL to use. Only the size is an operator's to set; tests shorten the times.

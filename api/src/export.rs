@@ -17,8 +17,8 @@ use warp::Reply;
 use warp::reply::Response;
 
 use crate::app::App;
+use crate::http::problem::ApiError;
 use crate::metrics::exports::{ExportOutcome, RunningExport};
-use crate::problem::ApiError;
 use crate::repository::{OrderFilter, Snapshot, StoreError};
 
 /// The media type.

@@ -1,38 +1,20 @@
 //! The api: orders over HTTP, out of a cache that the database's events keep true.
 //!
 //! ```text
-//! client -> [`server`] -> [`envelope`] -> [`routes`] -> [`handlers`] -> [`cache`] -> [`repository`] -> PostgreSQL
-//!                                                                          ^--- events of writers ---'
+//! client -> [`http::server`] -> [`http::envelope`] -> [`routes`] -> [`handlers`] -> [`cache`] -> [`repository`] -> PostgreSQL
+//!                                                                                     ^--- events of writers ---'
 //! ```
-//! - [`config`]: settings. [`app`]: what handlers share.
-//! - [`request`], [`listing`], [`conditional`]: checks of what clients send. [`authority`]: who may write.
-//! - [`cors`]: which pages may read. [`rate_limit`]: how much a peer may ask.
-//! - [`compression`]: how long answers travel.
-//! - [`export`]: lists without an end. [`feed`]: which orders have changed, as it happens.
-//! - `openapi.json`, beside `src`: the contract for machines; tests compare it with the routes and codes.
-//! - [`problem`]: how clients are told what went wrong. [`metrics`]: what operators count.
 
 pub mod app;
-pub mod authority;
 pub mod cache;
-pub mod compression;
-pub mod conditional;
 pub mod config;
-pub mod cors;
-pub mod envelope;
 pub mod export;
 pub mod feed;
 pub mod handlers;
-pub mod listing;
+pub mod http;
 pub mod metrics;
-#[cfg(test)]
-mod openapi;
-pub mod problem;
-pub mod rate_limit;
 pub mod repository;
-pub mod request;
 pub mod routes;
-pub mod server;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,9 +26,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::app::{APPLICATION_NAME, App};
+use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
+use crate::http::server;
+use crate::repository::APPLICATION_NAME;
 
 /// How often a wait for the schema says that it goes on.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);

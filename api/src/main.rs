@@ -45,7 +45,7 @@ async fn execute() -> anyhow::Result<()> {
     let shutdown = shutdown::on_signal()?;
     // Before it binds: what only a person can mend ends the process. What may heal is waited for while it serves.
     if let Err(StartupError::Fatal(message)) =
-        db::check(&config.database, api::app::APPLICATION_NAME).await
+        db::check(&config.database, api::repository::APPLICATION_NAME).await
     {
         anyhow::bail!(message);
     }

@@ -39,6 +39,12 @@ mod deadpool_types {
     pub(super) use diesel_async::pooled_connection::deadpool::{Object, PoolError};
 }
 
+/// The name of the pool's sessions in `pg_stat_activity`.
+pub const APPLICATION_NAME: &str = "orders-api";
+
+/// The name of the sessions of exports.
+pub const EXPORT_APPLICATION_NAME: &str = "orders-api-export";
+
 /// How much longer than the server's own limit an answer is waited for: beyond it the server hangs.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 

@@ -3,6 +3,9 @@
 //! Paths are matched before methods, and a rejection only means "not my path": each handler answers all methods of its
 //! path, so 405 always has its `Allow` and 404 is never turned into 405 by a neighbour.
 
+#[cfg(test)]
+mod openapi;
+
 use std::convert::Infallible;
 use std::future::ready;
 use std::sync::Arc;
@@ -18,10 +21,10 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use crate::app::App;
-use crate::envelope::{Answering, Outcome, at_once, reply};
 use crate::handlers::{cache, events, health, orders, web};
-use crate::problem::ApiError;
-use crate::request::{Call, OldProtocol, order_uid};
+use crate::http::envelope::{Answering, Outcome, at_once, reply};
+use crate::http::problem::ApiError;
+use crate::http::request::{Call, OldProtocol, order_uid};
 
 /// Each path and the methods that it knows, as its `Allow` says: what `openapi.json` describes and the tests ask.
 pub const ROUTES: [(&str, &str); 18] = [
@@ -30,7 +33,7 @@ pub const ROUTES: [(&str, &str); 18] = [
         "/api/v1/orders/{order_uid}",
         "GET, HEAD, PUT, DELETE, OPTIONS",
     ),
-    (crate::listing::PATH, READ),
+    (crate::handlers::listing::PATH, READ),
     ("/api/v1/cache/stats", READ),
     ("/api/v1/cache/warmup", "POST, OPTIONS"),
     ("/api/v1/cache", "DELETE, OPTIONS"),
@@ -61,7 +64,7 @@ fn routes(
         .then(orders::order)
         .map(reply("order"));
 
-    let rest_of_api = exactly(crate::listing::PATH)
+    let rest_of_api = exactly(crate::handlers::listing::PATH)
         .and(call.clone())
         .then(orders::order_list)
         .map(reply("orders"))

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use api::listing::{decode_cursor, encode_cursor};
+use api::handlers::listing::{decode_cursor, encode_cursor};
 use api::repository::OrderFilter;
 use chrono::DateTime;
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +17,7 @@ fuzz_target!(|input: (&str, Option<String>, i64, &str)| {
         assert_eq!(encode_cursor(&position, &filter), cursor);
     }
     let time = DateTime::from_timestamp_micros(micros);
-    if let (Some(time), Ok(uid)) = (time, api::request::order_uid(uid)) {
+    if let (Some(time), Ok(uid)) = (time, api::http::request::order_uid(uid)) {
         let position = (time, uid.to_string());
         let cursor = encode_cursor(&position, &filter);
         assert_eq!(decode_cursor(&cursor, &filter), Ok(position));

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use api::conditional::{Reading, reading};
+use api::http::conditional::{Reading, reading};
 use libfuzzer_sys::fuzz_target;
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderValue};

@@ -6,12 +6,12 @@ use tracing::info;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
-use super::json_response;
 use crate::app::App;
 use crate::cache::counters::Eviction;
-use crate::listing::parse_limit;
-use crate::problem::ApiError;
-use crate::request::{Call, Verb, empty};
+use crate::handlers::listing::parse_limit;
+use crate::http::problem::ApiError;
+use crate::http::request::{Call, Verb};
+use crate::http::{empty, json_response};
 
 /// Most orders that a warm-up may be asked for; it loads as many of them as the cache holds.
 const MAX_WARMUP: u32 = 10_000_000;

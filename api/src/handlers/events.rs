@@ -11,8 +11,8 @@ use warp::http::{HeaderName, HeaderValue, Method};
 use warp::reply::Response;
 
 use crate::feed::StreamEnd;
-use crate::problem::ApiError;
-use crate::request::{Call, Verb};
+use crate::http::problem::ApiError;
+use crate::http::request::{Call, Verb};
 
 /// The media type.
 const EVENT_STREAM: &str = "text/event-stream";

@@ -5,12 +5,12 @@ use warp::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use super::json_response;
 use crate::app::App;
 use crate::cache::status::ListenerState;
-use crate::problem::ApiError;
+use crate::http::json_response;
+use crate::http::problem::ApiError;
+use crate::http::request::{Call, Verb};
 use crate::repository::StoreError;
-use crate::request::{Call, Verb};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 const AUDIT_ALARM: &str = "a cached order was stale though no event had told of it, see the log";

@@ -16,19 +16,20 @@ use warp::http::header::{
 use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use warp::reply::Response;
 
-use super::json_response;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
-use crate::compression::compress;
-use crate::conditional::Reading;
-use crate::envelope::{Answering, X_REQUEST_ID, at_once};
-use crate::listing::{ListFormat, ListRequest};
-use crate::problem::{ApiError, CACHE_STATUS};
+use crate::export;
+use crate::handlers::listing::{ListFormat, ListRequest};
+use crate::http::compression::compress;
+use crate::http::conditional;
+use crate::http::conditional::Reading;
+use crate::http::envelope::{Answering, X_REQUEST_ID, at_once};
+use crate::http::problem::{ApiError, CACHE_STATUS};
+use crate::http::request::{Call, Verb, order_uid};
+use crate::http::{empty, json_response};
 use crate::repository::WriteError;
-use crate::request::{Call, Verb, empty, order_uid};
-use crate::{conditional, export};
 
 /// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");

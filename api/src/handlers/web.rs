@@ -9,9 +9,10 @@ use warp::http::header::{
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use crate::compression::compress;
-use crate::problem::ApiError;
-use crate::request::{Call, Verb, empty};
+use crate::http::compression::compress;
+use crate::http::empty;
+use crate::http::problem::ApiError;
+use crate::http::request::{Call, Verb};
 
 /// Everything from this server, nothing inline: text of an order can never become a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \

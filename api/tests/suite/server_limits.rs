@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::app::App;
-use api::envelope::{Answering, Outcome};
-use api::server::deadlines::Deadlines;
+use api::config::Deadlines;
+use api::http::envelope::{Answering, Outcome};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -214,8 +214,9 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
             };
             Answering::Right(Box::pin(fine))
         };
-        let service =
-            service_fn(|request| api::envelope::answer(&app, &panicking, address.ip(), request));
+        let service = service_fn(|request| {
+            api::http::envelope::answer(&app, &panicking, address.ip(), request)
+        });
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .await

@@ -9,8 +9,7 @@ pub mod program;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
-use api::server::deadlines::Deadlines;
+use api::config::{CacheSettings, Config, Deadlines, PoolSettings, ServerLimits};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;

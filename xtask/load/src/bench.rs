@@ -49,7 +49,7 @@ impl Service {
         // Standard error stays: a service that cannot start says why.
         command
             // The spans of requests cost what they do at the default level; their lines would be among the figures.
-            .env("RUST_LOG", "warn,api::envelope=info")
+            .env("RUST_LOG", "warn,api::http::envelope=info")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let child = command

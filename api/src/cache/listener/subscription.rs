@@ -15,9 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::history::History;
 use super::{APPLICATION_NAME, described, receive};
-use crate::app;
 use crate::cache::OrderCache;
 use crate::cache::status::ListenerState;
+use crate::repository;
 
 /// The server drops a listener that takes nothing in for this long: one that is frozen would fill the queue of
 /// notifications, and then no writer on that server could commit.
@@ -124,7 +124,7 @@ async fn notify_from_another_session(
     heartbeat_channel: &str,
     sent_ms: u64,
 ) -> anyhow::Result<()> {
-    let config = db::tokio_config(database, app::APPLICATION_NAME);
+    let config = db::tokio_config(database, repository::APPLICATION_NAME);
     let connected = config.connect(db::tls_connector(database)?).await;
     let (client, connection) = connected.map_err(described)?;
     let connection = tokio::spawn(connection);

@@ -5,8 +5,7 @@ use std::net::TcpStream;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use api::config::{CacheSettings, Config, PoolSettings, ServerLimits};
-use api::server::deadlines::Deadlines;
+use api::config::{CacheSettings, Config, Deadlines, PoolSettings, ServerLimits};
 use serde_json::Value;
 use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
 use tokio::net::TcpListener;

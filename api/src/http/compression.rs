@@ -18,7 +18,7 @@ use warp::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY
 use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::Response;
 
-use crate::request::{Call, permille};
+use crate::http::request::{Call, permille};
 
 /// Below it the head outweighs what is saved.
 const MIN_BYTES: u64 = 1024;

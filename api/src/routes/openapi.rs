@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 
-use crate::problem::ApiError;
-use crate::routes::ROUTES;
+use super::ROUTES;
+use crate::http::problem::ApiError;
 
-const DOCUMENT: &str = include_str!("../openapi.json");
+const DOCUMENT: &str = include_str!("../../openapi.json");
 
 fn document() -> Value {
     serde_json::from_str(DOCUMENT).unwrap()

@@ -5,7 +5,7 @@
 //! What is no HTTP at all, or has too large a header (16 KiB, 100 fields), hyper answers by itself, bare: 400, 414, 431.
 //! Stopping is bounded: requests get time to end, then connections are dropped.
 
-pub mod deadlines;
+mod deadlines;
 mod peers;
 
 use std::io;
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::app::App;
 use crate::config::ServerLimits;
-use crate::envelope;
+use crate::http::envelope;
 use crate::routes::router;
 
 use peers::Peers;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::problem::ApiError;
+use crate::http::problem::ApiError;
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// About a megabyte.

@@ -2,7 +2,7 @@
 //!
 //! With a token, whoever has it. Without one, people at the machine itself, but not the pages in their browsers: a page
 //! of another site can make a browser send requests to loopback, even under a name of its own (DNS rebinding). A page
-//! that the operator lists ([`crate::cors`]) is no other site.
+//! that the operator lists ([`crate::http::cors`]) is no other site.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,8 +13,8 @@ use warp::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use warp::http::uri::Authority as HostAndPort;
 
 use crate::config::Config;
-use crate::cors::Cors;
-use crate::problem::ApiError;
+use crate::http::cors::Cors;
+use crate::http::problem::ApiError;
 
 /// The rule that holds for this server.
 #[derive(Clone, Debug)]

@@ -19,9 +19,9 @@ use warp::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use warp::reply::Response;
 
 use crate::app::App;
-use crate::problem::ApiError;
-use crate::rate_limit::Quota;
-use crate::request::OldProtocol;
+use crate::http::problem::ApiError;
+use crate::http::rate_limit::Quota;
+use crate::http::request::OldProtocol;
 
 /// Names a request: in its answer, in the log.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

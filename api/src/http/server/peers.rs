@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::rate_limit::subscriber;
+use crate::http::rate_limit::subscriber;
 
 /// The connections of each peer.
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::order::{OrderUid, format_utc};
 
 use crate::export::NDJSON;
-use crate::problem::ApiError;
+use crate::http::problem::ApiError;
+use crate::http::request::Call;
 use crate::repository::{OrderFilter, Position};
-use crate::request::Call;
 
 /// Path of the list.
 pub const PATH: &str = "/api/v1/orders";

@@ -9,8 +9,9 @@ use warp::http::request::Parts;
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use warp::reply::Response;
 
+use super::empty;
 use crate::app::App;
-use crate::problem::ApiError;
+use crate::http::problem::ApiError;
 
 /// Longest name of a parameter that an error repeats, in characters.
 const MAX_NAME_CHARS: usize = 64;
@@ -210,13 +211,6 @@ pub fn order_uid(segment: &str) -> Result<OrderUid, ApiError> {
         .decode_utf8()
         .map_err(|_| ApiError::InvalidOrderUid)?;
     text.parse().map_err(|_| ApiError::InvalidOrderUid)
-}
-
-/// An answer without a body.
-pub fn empty(status: StatusCode) -> Response {
-    let mut response = Response::new(Default::default());
-    *response.status_mut() = status;
-    response
 }
 
 /// `application/x-www-form-urlencoded`, as browsers write queries.

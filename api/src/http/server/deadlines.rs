@@ -17,31 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// The bounds.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// From the first byte of a header to its last; a new connection must send its first header in this time.
-    pub header: Duration,
-    /// Between an answer and the first byte of the next request.
-    pub idle: Duration,
-    /// From a header to the last byte of its body.
-    pub body: Duration,
-    /// Without one byte of an answer being taken.
-    pub write: Duration,
-}
-
-impl Default for Deadlines {
-    /// Idle: longer than balancers keep connections that they do not use (60 s is common), so that it is they who close;
-    /// one who sends a request into a closing connection gets an error.
-    fn default() -> Self {
-        Self {
-            header: Duration::from_secs(5),
-            idle: Duration::from_secs(75),
-            body: Duration::from_secs(10),
-            write: Duration::from_secs(30),
-        }
-    }
-}
+use crate::config::Deadlines;
 
 /// A connection's wait for headers: hyper's timer, which it asks for a sleep when it begins to wait for a header, and all of
 /// these sleeps. One task uses it; behind a lock only because hyper wants timers that may be shared.
