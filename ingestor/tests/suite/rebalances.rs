@@ -72,15 +72,21 @@ fn members_that_come_and_go_lose_nothing_and_stall_nothing() {
     assert!(steady.stop().success());
 }
 
-/// A member with a name keeps its partitions over a restart.
+/// A static member: one with a name, which keeps its partitions over a restart.
+///
+/// The session outlives every restart here, however slow the machine: when it ends, the group moves the partitions.
 fn named(name: &str) -> (&'static str, String) {
     let settings =
-        format!("session.timeout.ms=10000,heartbeat.interval.ms=1000,group.instance.id={name}");
+        format!("session.timeout.ms=120000,heartbeat.interval.ms=1000,group.instance.id={name}");
     ("KAFKA_CONFIG", settings)
 }
 
 #[test]
 fn a_named_member_that_restarts_moves_no_partition() {
+    /// The log line of a claim; there is one for each partition.
+    const CLAIMED: &str = "claimed kafka.partition";
+    const OWNERS_OF_TWO: &str = "SELECT count(*) AS value FROM (SELECT FROM consumer_offsets \
+        WHERE owner IS NOT NULL GROUP BY owner HAVING count(*) = 2) AS owners";
     const PLACES: &str =
         "SELECT concat_ws(' ', partition, epoch, owner) AS value FROM consumer_offsets ORDER BY 1";
     let mut scene = Scene::new(4);
@@ -89,22 +95,22 @@ fn a_named_member_that_restarts_moves_no_partition() {
         let (variable, settings) = named(name);
         scene.start_daemon_with(&[(variable, &settings)])
     };
-    const OWNERS_OF_TWO: &str = "SELECT count(*) AS value FROM \
-        (SELECT FROM consumer_offsets GROUP BY owner HAVING count(*) = 2) AS owners";
-    let (first, second) = (start("first"), start("second"));
-    // One that has claimed the first of its partitions may still be about to claim the other, or to say so.
+    // One after the other: the second member then gets its two partitions at once, and claims no others before.
+    let first = start("first");
+    wait_until("the first owns everything", PATIENCE, || {
+        first.log().matches(CLAIMED).count() == 4
+    });
+    let second = start("second");
     wait_until("both own two partitions", PATIENCE, || {
         scene.database.integer(OWNERS_OF_TWO) == 2
-            && second.log().matches("claimed kafka.partition").count() >= 2
     });
     let places = scene.database.texts(PLACES);
-    let log_of_second = second.log();
     assert!(first.stop().success());
     let first = start("first");
-    first.wait_until_logged("claimed");
+    first.wait_until_logged(CLAIMED);
     first.kill_nine();
     let first = start("first");
-    first.wait_until_logged("claimed");
+    first.wait_until_logged(CLAIMED);
 
     let orders = scene.produce_orders(1_000);
     scene.wait_until_settled(1_000);
@@ -116,7 +122,12 @@ fn a_named_member_that_restarts_moves_no_partition() {
         .filter(|place| places.contains(place))
         .count();
     assert_eq!(kept, 2, "the second one's partitions were claimed again");
-    assert_eq!(second.log(), log_of_second);
+    // The rest of its log is left alone: a slow machine adds warnings, and a rebalance that moves nothing adds a line.
+    assert_eq!(
+        second.log().matches(CLAIMED).count(),
+        2,
+        "the second one claimed partitions again, or those of the first"
+    );
     assert!(first.stop().success() && second.stop().success());
 }
 
