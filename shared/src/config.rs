@@ -1,7 +1,7 @@
-//! Configuration that both processes share, and the rules by which all of it is read.
+//! The settings that both processes share, and the rules for reading all settings.
 //!
-//! Flags win over the environment, the environment over a `.env` file in the working directory; an empty variable counts
-//! as not set. Secrets may come from a file (`..._FILE`) and are never printed.
+//! Flags have precedence over the environment, and the environment over a `.env` file in the working directory. An empty
+//! variable counts as not set. Secrets may come from a file (`..._FILE`). They are never printed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -23,15 +23,16 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text itself; not for logs.
+    /// The text itself. Do not log it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Takes the secret from where it was given: directly or in a file, of which a final line break does not count.
+    /// Takes the secret from the variable `name` or from the file that `..._FILE` names. Line breaks at the end of the file
+    /// do not count.
     ///
     /// # Errors
-    /// Fails where both were given, or the file cannot be read or is empty; `name` is the variable's.
+    /// Returns an error if both are given, or if the file cannot be read or is empty.
     pub fn resolve(
         name: &str,
         direct: Option<Self>,
@@ -46,7 +47,7 @@ impl Secret {
                     .with_context(|| format!("{name}_FILE: cannot read {}", path.display()))?;
                 let secret = text.trim_end_matches(['\r', '\n']);
                 if secret.is_empty() {
-                    // Somebody meant to have a secret: without a token, writes would be open.
+                    // Whoever names a file wants a secret. Without a token, writes would be open.
                     bail!("{name}_FILE: {} is empty", path.display());
                 }
                 Ok(Some(Self(secret.to_owned())))
@@ -73,20 +74,20 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Effective settings as people may see them: variable and value, secrets redacted.
+/// Effective settings for people: variable and value, without secrets.
 pub type ShownSettings = Vec<(&'static str, String)>;
 
-/// Reads a program's configuration, after `.env`.
+/// Reads `.env` and then the configuration of a program. `--help` and `--version` print and end the process.
 ///
 /// # Errors
-/// Fails with one line that names the setting; `--help` and `--version` print and end the process.
+/// Returns an error of one line that names the setting.
 pub fn parse<T: Parser>() -> anyhow::Result<T> {
     match dotenvy::from_path(".env") {
         Ok(()) => {}
         Err(error) if error.not_found() => {}
-        // The error quotes the line, which may hold a secret.
+        // The error itself quotes the line, which may contain a secret.
         Err(dotenvy::Error::LineParse(_, position)) => {
-            bail!(".env: a line does not parse near its column {position}")
+            bail!(".env: a line cannot be parsed near its column {position}")
         }
         Err(error) => bail!(".env: {error}"),
     }
@@ -104,9 +105,9 @@ fn parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Resul
     T::from_arg_matches_mut(&mut matches)
 }
 
-/// Makes a variable that is set but empty count as not set: that is what `NAME=` means in a `.env` or a Compose file.
+/// Makes an empty variable count as not set. That is what `NAME=` means in a `.env` or Compose file.
 ///
-/// Without this, clap refuses an empty path or number, and takes an empty `DB_HOST` for a host: libpq's Unix socket.
+/// Otherwise clap would refuse an empty path or number, and would accept an empty `DB_HOST`, which is libpq's Unix socket.
 fn without_empty_variables(command: Command) -> Command {
     command.mut_args(|argument| {
         let value = argument.get_env().and_then(std::env::var_os);
@@ -118,7 +119,7 @@ fn without_empty_variables(command: Command) -> Command {
     })
 }
 
-/// Clap's message without its usage part.
+/// Clap's message in one line, without the usage.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or(&text);
@@ -129,7 +130,7 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     words.join(" ")
 }
 
-/// How to reach PostgreSQL, as given.
+/// The flags and variables that say how to reach PostgreSQL.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Database")]
 #[expect(
@@ -193,18 +194,18 @@ pub struct DatabaseArgs {
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS if the server has it, its certificate unchecked.
+    /// TLS if the server has it. The certificate is not checked.
     Prefer,
-    /// TLS; the certificate is checked only where `DB_SSLROOTCERT` is set, then as by `verify-ca`.
+    /// TLS. The certificate is checked only if `DB_SSLROOTCERT` is set, and then like `verify-ca` does.
     Require,
-    /// TLS, and the certificate is signed by a CA of `DB_SSLROOTCERT`.
+    /// TLS, and a CA of `DB_SSLROOTCERT` must have signed the certificate.
     VerifyCa,
-    /// As `verify-ca`, and the certificate names `DB_HOST`.
+    /// Like `verify-ca`, and the certificate must name `DB_HOST`.
     VerifyFull,
 }
 
 impl SslMode {
-    /// The name that libpq knows.
+    /// The name in libpq.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disable => "disable",
@@ -239,7 +240,7 @@ impl DatabaseArgs {
     /// Checks the combination and reads the files.
     ///
     /// # Errors
-    /// Fails with one line that names the variable.
+    /// Returns an error of one line that names the variable.
     pub fn resolve(self) -> anyhow::Result<DatabaseSettings> {
         let sslrootcert = self.db_sslrootcert;
         if matches!(self.db_sslmode, SslMode::VerifyCa | SslMode::VerifyFull)
@@ -285,7 +286,7 @@ impl DatabaseSettings {
     }
 }
 
-/// How to log.
+/// The settings of the log.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
@@ -312,9 +313,9 @@ pub struct LogSettings {
 /// Form of the log's lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -332,11 +333,11 @@ impl LogSettings {
     }
 }
 
-/// How to stop.
+/// The settings of the shutdown.
 #[derive(Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Process")]
 pub struct ShutdownSettings {
-    /// Milliseconds to finish in after SIGTERM or SIGINT
+    /// Milliseconds to finish after SIGTERM or SIGINT
     #[arg(
         long,
         env = "SHUTDOWN_TIMEOUT_MS",
@@ -347,14 +348,14 @@ pub struct ShutdownSettings {
 }
 
 impl ShutdownSettings {
-    /// For tests, which build their configuration directly.
+    /// Makes the settings for a test, which has no command line.
     pub fn new(timeout: Duration) -> Self {
         Self {
             shutdown_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         }
     }
 
-    /// Time to finish in after the first signal.
+    /// The time to finish after the first signal.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.shutdown_timeout_ms)
     }
@@ -405,7 +406,7 @@ mod tests {
         assert_eq!(settings.password.expose(), "canary");
     }
 
-    /// A file that goes when the test ends, also where it fails.
+    /// A file that is removed when the test ends.
     struct SecretFile(PathBuf);
 
     impl SecretFile {
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
+    fn a_secret_may_be_in_a_file_but_not_in_both_places() {
         let file = SecretFile::with_text("from file\n");
         let settings = database(&["--db-password-file", file.path()]).unwrap();
         assert_eq!(settings.password.expose(), "from file");
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_file_must_be_there_and_hold_something() {
+    fn a_secret_file_must_exist_and_must_not_be_empty() {
         let file = SecretFile::with_text("\n");
         let empty = database(&["--db-password-file", file.path()]).unwrap_err();
         assert_eq!(
@@ -454,7 +455,7 @@ mod tests {
         );
     }
 
-    /// Variables cannot be set safely in a process of many threads, so this runs itself again with them.
+    /// A process with several threads cannot set variables safely, so the test runs itself again with them.
     #[test]
     fn an_empty_variable_counts_as_not_set() {
         use clap::CommandFactory;

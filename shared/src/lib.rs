@@ -6,13 +6,19 @@
 //! browser, curl  <- HTTP -  api  <-------------+  LISTEN; the cache fills by reads of the primary
 //! ```
 //!
-//! - [`order`]: the order in JSON and its rules; the only way from bytes to an order.
-//! - [`db`]: connections, TLS, schema, rows, migrations.
-//! - [`events`]: the contract between writers and caches.
-//! - [`config`], [`telemetry`], [`shutdown`], [`backoff`], [`throttle`]: how a process of ours is set up, logs, stops,
-//!   retries, and reports what goes on failing.
+//! Only what both processes use belongs here. A module uses only modules that stand above it:
 //!
-//! Nothing stands here that only one process uses.
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | [`backoff`] | random waits between attempts | |
+//! | [`throttle`] | limits repeated reports in the log | |
+//! | [`shutdown`] | stops the process on a signal | |
+//! | [`order`] | the order as JSON, and its rules | |
+//! | [`events`] | the contract between writers and caches | |
+//! | [`config`] | the shared settings, and how settings are read | |
+//! | [`telemetry`] | sets up the log | [`config`] |
+//! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert | [`backoff`], [`throttle`], [`order`], [`config`] |
+//! | [`testing`] | helpers for tests (feature `testing`) | [`order`], [`events`], [`config`], [`db`] |
 
 pub mod backoff;
 pub mod config;

@@ -1,4 +1,4 @@
-//! Helpers for tests: a database of their own, orders to send, a proxy that cuts connections. Panics are how they fail.
+//! Helpers for tests: a database per test, orders to send, and a proxy that cuts connections. They fail by panicking.
 
 #![expect(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-/// Reads a command line as a program would that has no environment: tests must not depend on their own.
+/// Reads a command line without any environment, so that a test does not depend on its own.
 ///
 /// # Errors
-/// Fails with the line that the program would print.
+/// Returns the line that the program would print.
 pub fn parse_arguments<T: Parser>(arguments: &[&str]) -> anyhow::Result<T> {
     let command = T::command().mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
     let matches = command.try_get_matches_from([&["program"], arguments].concat());
@@ -30,7 +30,7 @@ pub fn parse_arguments<T: Parser>(arguments: &[&str]) -> anyhow::Result<T> {
 /// Waits until a condition holds.
 ///
 /// # Panics
-/// Panics with the description where it does not hold in time.
+/// Panics with the description if the condition does not hold in time.
 pub fn wait_until(description: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -42,10 +42,10 @@ pub fn wait_until(description: &str, timeout: Duration, mut condition: impl FnMu
     }
 }
 
-/// As [`wait_until`], for asynchronous conditions.
+/// Waits until an asynchronous condition holds.
 ///
 /// # Panics
-/// Panics with the description where the condition does not hold in time.
+/// Panics with the description if the condition does not hold in time.
 pub async fn eventually(
     description: &str,
     timeout: Duration,

@@ -189,7 +189,7 @@ async fn failover_that_loses_commits() {
     block_in_place(|| standby.restart_in_place_of(&primary)).unwrap();
     for program in &scene.programs {
         program
-            .wait_until_logged("the server takes no writes")
+            .wait_until_logged("the server accepts no writes")
             .await;
         // Nor is it read: its rows lag behind the events.
         let answer = program.send(LIST).await;

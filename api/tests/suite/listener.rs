@@ -17,7 +17,7 @@ async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
     database.execute(&read_only);
     let program = Program::start(&database, &[]).await;
     program
-        .wait_until_logged("reads go to the database: the server takes no writes")
+        .wait_until_logged("reads go to the database: the server accepts no writes")
         .await;
     program
         .wait_until_logged("point DB_HOST and DB_PORT at the primary")

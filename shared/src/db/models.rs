@@ -1,4 +1,4 @@
-//! Rows as they are read, and what is inserted.
+//! Rows: how orders are read, and how they are inserted.
 
 use std::io::Write;
 
@@ -15,10 +15,11 @@ use serde::{Serialize, Serializer};
 use super::schema::orders;
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
 
-/// First byte of a jsonb value on the wire; the JSON text follows (PostgreSQL's `jsonb_recv` and `jsonb_send`).
+/// The first byte of a jsonb value in the binary format. The JSON text follows it (PostgreSQL's `jsonb_recv` and
+/// `jsonb_send`).
 const JSONB_VERSION: u8 = 1;
 
-/// A text as [`Order`] has it: diesel's own way leads through an allocation for each.
+/// A text of an [`Order`]. Reading a `String` with diesel would allocate for each text.
 #[derive(Debug, FromSqlRow)]
 #[diesel(sql_type = Text)]
 pub struct ShortText(CompactString);
@@ -35,7 +36,7 @@ impl From<ShortText> for CompactString {
     }
 }
 
-/// The items of an order as they are read: the JSON text of the column, straight into items.
+/// The items of an order as they are read: the column's JSON text is parsed straight into items.
 #[derive(Debug, FromSqlRow)]
 #[diesel(sql_type = Jsonb)]
 pub struct StoredItems(Vec<Item>);
@@ -49,7 +50,7 @@ impl FromSql<Jsonb, Pg> for StoredItems {
     }
 }
 
-/// The items of an order as they are written: serialised straight into the statement's buffer.
+/// The items of an order as they are written: they are serialised straight into the statement's buffer.
 #[derive(Clone, Copy, Debug, AsExpression)]
 #[diesel(sql_type = Jsonb)]
 pub struct ItemsToStore<'a>(&'a [Item]);
@@ -63,8 +64,9 @@ impl ToSql<Jsonb, Pg> for ItemsToStore<'_> {
     }
 }
 
-/// An item with its fields in the order in which jsonb keeps keys: the shorter first, then by bytes. PostgreSQL sorts the keys
-/// of each object that it takes in; of those that are sorted already it only sees that they are.
+/// An item with its fields in the order in which jsonb stores keys: shorter keys first, then by bytes.
+///
+/// PostgreSQL sorts the keys of each object that it receives. Sorting is cheap if they are in order already.
 #[derive(Serialize)]
 struct ItemToStore<'a> {
     rid: &'a str,
@@ -98,7 +100,7 @@ impl<'a> From<&'a Item> for ItemToStore<'a> {
     }
 }
 
-/// A row of `orders`, without the columns that only operators look at.
+/// A row of `orders`, without the columns that only operators read.
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
 pub struct OrderRow {
@@ -155,7 +157,7 @@ pub struct PaymentColumns {
 pub struct VersionedOrder {
     /// The order.
     pub order: Order,
-    /// Its version: equal versions are equal orders.
+    /// Its version. Orders with the same uid and the same version are equal.
     pub version: i64,
 }
 
@@ -211,15 +213,15 @@ impl From<OrderRow> for VersionedOrder {
 pub struct Source {
     /// Its partition.
     pub partition: i32,
-    /// The incarnation of the partition: offsets of different ones say nothing about each other.
+    /// The partition's incarnation. Offsets of different incarnations cannot be compared.
     pub incarnation: i32,
     /// Its offset.
     pub offset: i64,
 }
 
-/// An order to be written. The columns left out are drawn by the database.
+/// An order to be written. The database fills in the other columns.
 ///
-/// Flat and complete (no default for `None`), as diesel's typed COPY wants it.
+/// It is flat, and `None` means NULL and not a default, because diesel's typed COPY requires both.
 #[derive(Clone, Copy, Debug, Insertable)]
 #[diesel(table_name = orders, treat_none_as_default_value = false)]
 pub struct NewOrder<'a> {
@@ -258,7 +260,7 @@ pub struct NewOrder<'a> {
 }
 
 impl<'a> NewOrder<'a> {
-    /// Takes an order over; `source` is its message, `None` for a write by the api.
+    /// Takes the fields of an order. `source` is its message; it is `None` for a write by the api.
     pub fn new(order: &'a Order, source: Option<Source>) -> Self {
         let Order {
             delivery, payment, ..

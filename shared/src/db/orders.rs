@@ -1,7 +1,7 @@
-//! The statement by which both processes replace orders.
+//! The statement with which both processes replace orders.
 //!
-//! One order is one row, so one statement writes it whole. Every writer first locks the rows that it changes, in the order
-//! of their uids.
+//! One order is one row, so one statement writes it whole. Every writer first locks the rows that it will change, in the
+//! order of their uids.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::Pg;
@@ -14,13 +14,13 @@ use super::models::{ItemsToStore, NewOrder};
 /// Defines [`UpsertOrders`] for the columns of [`NewOrder`], with their Rust and SQL types.
 macro_rules! upsert_orders {
     ($($column:ident: $value:ty => $sql_type:ty),+ $(,)?) => {
-        /// Replaces orders, or inserts those that do not exist; answers the new version of each.
+        /// Replaces orders, or inserts those that do not exist. Returns the new version of each.
         ///
         /// The rows travel as one array per column, so the text of the statement does not depend on their number and the
         /// server plans it once per session. diesel's own upsert is planned anew each time.
         ///
-        /// The version is drawn by `SET`, while the row is locked. A value from `EXCLUDED` or from a subquery is drawn
-        /// before the lock, and was seen to go backwards.
+        /// `SET` draws the version while the row is locked. A value from `EXCLUDED` or from a subquery is drawn before the
+        /// lock, and such versions were seen to go backwards.
         #[derive(Debug)]
         pub struct UpsertOrders<'a> {
             $($column: Vec<$value>),+

@@ -1,4 +1,4 @@
-//! The first look at the database: what only a person can mend ends the process, what may heal is waited for.
+//! The first connection to the database. A fault that only a person can mend ends the process. For others it waits.
 
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
@@ -12,18 +12,18 @@ use crate::throttle::Throttle;
 /// Why the database cannot be used now.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
-    /// The settings or the server must be changed: wrong password, no such database, wrong CA.
+    /// Somebody must change the settings or the server: wrong password, no such database, wrong CA.
     #[error("{0}")]
     Fatal(String),
-    /// It may heal by itself: nobody answers, or the server is starting.
+    /// It may pass by itself: nobody answers, or the server is starting.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// Connects once and looks.
+/// Connects once and checks that the server is a primary.
 ///
 /// # Errors
-/// [`StartupError`] says whether waiting may help.
+/// Returns [`StartupError`], which says whether waiting may help.
 pub async fn check(
     settings: &DatabaseSettings,
     application_name: &str,
@@ -56,7 +56,7 @@ pub async fn check(
     });
     match is_standby {
         Some(false) => Ok(()),
-        // It may be promoted.
+        // A standby may be promoted.
         Some(true) => Err(StartupError::Unreachable(format!("{at}: {NOT_A_PRIMARY}"))),
         None => Err(StartupError::Unreachable(format!(
             "{at}: pg_is_in_recovery() gave no row"
@@ -64,10 +64,12 @@ pub async fn check(
     }
 }
 
-/// Waits until the database can be used; says so once in a while. `false` means that the process is to stop.
+/// Waits until the database can be used, and reports from time to time that it waits.
+///
+/// Returns `false` if `shutdown` was cancelled first.
 ///
 /// # Errors
-/// Fails with one line where only a person can help.
+/// Returns an error of one line if only a person can help.
 pub async fn wait_until_reachable(
     settings: &DatabaseSettings,
     application_name: &str,
@@ -97,8 +99,8 @@ pub async fn wait_until_reachable(
     }
 }
 
-/// SQLSTATE classes 28 (authorisation), 3D (no such database), 42 (access rule, syntax), and every refusal of the
-/// server's certificate.
+/// Returns true for the SQLSTATE classes 28 (authorisation), 3D (no such database) and 42 (access rule, syntax), and if
+/// we refused the server's certificate.
 fn needs_a_person(error: &tokio_postgres::Error) -> bool {
     if let Some(code) = error.code() {
         return ["28", "3D", "42"]

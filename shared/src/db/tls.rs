@@ -1,4 +1,4 @@
-//! The five `sslmode`s of libpq, for tokio-postgres over rustls.
+//! TLS for tokio-postgres through rustls, with the five values of libpq's `sslmode`.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::{DatabaseSettings, SslMode};
 
-/// Makes TLS sessions with the checks that the settings ask for.
+/// Makes TLS sessions with the checks that the settings require.
 pub type TlsConnector = MakeRustlsConnect;
 
 /// Builds a [`TlsConnector`].
 ///
 /// # Errors
-/// Fails where the CA's file cannot be used.
+/// Returns an error if the file of the CA cannot be used.
 pub fn tls_connector(settings: &DatabaseSettings) -> anyhow::Result<TlsConnector> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = server_verifier(settings, &provider)?;
@@ -43,7 +43,7 @@ fn server_verifier(
     let roots = || root_certificates(settings);
     Ok(match (settings.sslmode, &settings.sslrootcert) {
         (SslMode::VerifyFull, _) => {
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots()?), provider.clone())
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots()?), Arc::clone(provider))
                 .build()?
         }
         (SslMode::VerifyCa, _) | (SslMode::Require, Some(_)) => Arc::new(CertificateCheck {
@@ -81,7 +81,7 @@ fn root_certificates(settings: &DatabaseSettings) -> anyhow::Result<RootCertStor
     Ok(roots)
 }
 
-/// Checks the chain of certificates, or nothing, but never the host name.
+/// Checks the chain of certificates if there are `roots`, and never checks the host name.
 #[derive(Debug)]
 struct CertificateCheck {
     algorithms: WebPkiSupportedAlgorithms,

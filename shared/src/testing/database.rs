@@ -1,5 +1,6 @@
-//! One database a test, cloned from a migrated template: NOTIFY is per database and fires only on commit, so neither
-//! schemas nor rolled-back transactions would do.
+//! One database per test, cloned from a migrated template.
+//!
+//! NOTIFY is per database and is sent only on commit, so neither schemas nor rolled-back transactions would do.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
@@ -8,24 +9,24 @@ use servers::postgres::PrivatePostgres;
 use crate::config::{DatabaseSettings, Secret, SslMode};
 use crate::db;
 
-/// Serialises the making of the template over test processes.
+/// The advisory lock that lets one test process make the template at a time.
 const TEMPLATE_LOCK: i64 = 0x7465_6d70;
 
-/// A migrated database of a test's own, dropped at its end.
+/// A migrated database that belongs to one test and is dropped when the test ends.
 #[derive(Debug)]
 pub struct TestDatabase {
     server: DatabaseSettings,
     settings: DatabaseSettings,
 }
 
-/// The server that `DB_HOST` and the like name; `make test` and `cargo xtask stack` set them.
+/// The server that the variables `DB_HOST` and so on name. `make test` and `cargo xtask stack` set them.
 ///
 /// # Panics
-/// Panics where no server is named: a test never touches a server that nobody gave it.
+/// Panics if no server is named, because a test must not use a server that nobody gave it.
 pub fn database_settings_from_environment() -> DatabaseSettings {
     let variable = |name: &str| {
         std::env::var(name).unwrap_or_else(|_| {
-            panic!("{name} is not set: run the tests by `make test`, or see README, Development")
+            panic!("{name} is not set: run the tests with `make test`, or see CONTRIBUTING.md")
         })
     };
     DatabaseSettings {
@@ -39,7 +40,7 @@ pub fn database_settings_from_environment() -> DatabaseSettings {
     }
 }
 
-/// The database of a private server: for tests that hurt theirs.
+/// The database of a private server, for tests that damage or stop their server.
 pub fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
     DatabaseSettings {
         host: server.host().to_owned(),
@@ -85,17 +86,17 @@ impl TestDatabase {
         Self { server, settings }
     }
 
-    /// How to reach it.
+    /// How to reach the database.
     pub fn settings(&self) -> DatabaseSettings {
         self.settings.clone()
     }
 
-    /// A connection to it.
+    /// A connection to the database.
     pub fn connect(&self) -> PgConnection {
         connect(&self.settings)
     }
 
-    /// A connection as `psql` makes it: its writes are foreign ones.
+    /// A connection like one of `psql`: its writes are those of a foreign writer.
     pub fn connect_foreign(&self) -> PgConnection {
         let settings = &self.settings;
         let conninfo = format!(
@@ -141,7 +142,7 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        // A test that failed may have taken the server away; its own message must stay the last one.
+        // A failed test may have stopped the server. Its own message must stay the last one.
         if let Ok(mut connection) = db::connect_blocking(&self.server, "orders-test") {
             use diesel::connection::SimpleConnection;
             let drop_database = [
@@ -164,7 +165,7 @@ fn execute(connection: &mut PgConnection, statements: &str) {
     connection.batch_execute(statements).unwrap();
 }
 
-/// The name of the migrated template, which is made where it is not there yet.
+/// The name of the migrated template. It is made if it does not exist yet.
 fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String {
     let name = format!("template_{}", schema_fingerprint());
     diesel::sql_query("SELECT pg_advisory_lock($1)")
@@ -176,7 +177,7 @@ fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String 
         .execute(connection)
         .unwrap();
     if exists == 0 {
-        // Migrated under another name: one that was left half-way is never taken for the template.
+        // It is migrated under another name, so that an unfinished one is never used as the template.
         let unfinished = format!("{name}_unfinished");
         execute(
             connection,
@@ -200,7 +201,7 @@ fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String 
     name
 }
 
-/// A number that changes when a migration does.
+/// A number that changes when a migration changes.
 fn schema_fingerprint() -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations");

@@ -1,4 +1,4 @@
-//! What writers emit, exactly as it is sent.
+//! Receives the events that writers emit, exactly as they are sent.
 
 use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
@@ -6,7 +6,7 @@ use diesel::connection::SimpleConnection;
 use super::TestDatabase;
 use crate::events::{self, OrderEvent};
 
-/// Notified when all is to be there that was sent before.
+/// The channel of our own notification, which arrives after everything that was committed before it.
 const END: &str = "test_end";
 
 /// A session that LISTENs and does nothing else.
@@ -16,7 +16,7 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// Everything that is committed from now on will be there.
+    /// Starts to listen. Everything that is committed from now on will be received.
     pub fn listen(database: &TestDatabase) -> Self {
         let mut connection = database.connect();
         let listen = ["LISTEN ", events::CHANNEL, "; LISTEN ", END].concat();
@@ -24,8 +24,8 @@ impl Notifications {
         Self { connection }
     }
 
-    /// The payloads that were committed since the last call: notifications come in the order of commits, so the own one
-    /// comes last.
+    /// The payloads that were committed since the last call. Notifications arrive in the order of the commits, so our own
+    /// arrives last.
     pub fn payloads(&mut self) -> Vec<String> {
         let notify = ["NOTIFY ", END].concat();
         self.connection.batch_execute(&notify).unwrap();
@@ -42,7 +42,7 @@ impl Notifications {
         }
     }
 
-    /// The same as events.
+    /// The events that were committed since the last call.
     pub fn events(&mut self) -> Vec<OrderEvent> {
         let payloads = self.payloads();
         payloads

@@ -1,11 +1,11 @@
-//! Orders to send: varied like a shop's, the same for the same seed.
+//! Makes orders to send. They vary like those of a shop and are the same for the same seed.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use compact_str::{CompactString, ToCompactString, format_compact};
 
 use crate::order::{Delivery, Item, Order, OrderUid, Payment};
 
-/// The sample order that everyone in this field tests with.
+/// The sample order of this field.
 pub fn model_json() -> &'static str {
     include_str!("../../data/model.json")
 }
@@ -42,16 +42,16 @@ const BANKS: [&str; 4] = ["alpha", "sber", "tinkoff", "leumi"];
 const CARRIERS: [&str; 4] = ["meest", "cdek", "dhl", "post"];
 const LOCALES: [&str; 4] = ["en", "ru", "de", "he"];
 
-/// A kind of message that is no order.
+/// A kind of message that is not an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidKind {
-    /// Text that is no JSON.
+    /// Text that is not JSON.
     NotJson,
-    /// An order without its customer.
+    /// An order without a customer.
     MissingField,
     /// An order with a negative price.
     WrongNumber,
-    /// An order whose name holds NUL, which PostgreSQL cannot store.
+    /// An order with NUL in a name, which PostgreSQL cannot store.
     NulCharacter,
     /// An order in an array.
     Array,
@@ -93,9 +93,9 @@ pub struct OrderGenerator {
 }
 
 impl OrderGenerator {
-    /// Starts a series; the same seed makes the same orders but for their dates.
+    /// Starts a series. The same seed makes the same orders, except for their dates.
     ///
-    /// The orders are dated from `newest` on, a millisecond apart, so that later ones are newer.
+    /// Each order is a millisecond newer than the one before it. The first one is a millisecond newer than `newest`.
     pub fn new(seed: u64, newest: DateTime<Utc>) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),

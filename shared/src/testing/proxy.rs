@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server that tests can cut, mend, slow down, and turn into a black hole.
+//! A TCP proxy in front of a server. Tests can cut it, mend it, slow it down, and make it a black hole.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,15 +11,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// As much of a connection's beginning as is looked at for a name; PostgreSQL's holds the application's.
+/// How many of a connection's first bytes are searched for a name. PostgreSQL's start-up message contains the
+/// application's name.
 const BEGINNING_BYTES: usize = 1024;
 
-/// As much as is read at once.
+/// How many bytes are read at once.
 const READ_BYTES: usize = 1024;
-/// How many reads may be under way: few enough that a sender soon feels a receiver that takes nothing.
+/// How many reads may be in flight. They are few enough that a sender soon notices a receiver that reads nothing.
 const READS_UNDER_WAY: usize = 4096;
 
-/// Passes bytes on until it is told otherwise.
+/// Passes bytes on until a test says otherwise.
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
@@ -29,17 +30,17 @@ pub struct TcpProxy {
 #[derive(Clone, Debug)]
 struct Link {
     is_cut: bool,
-    /// How often it was cut: connections from before are dropped even where it was mended in the same moment.
+    /// How often it was cut. Connections from before a cut are dropped even if the proxy was mended at once.
     cuts: u64,
     held: Option<Held>,
-    /// How long the server's answers to connections of a name take to arrive.
+    /// The delay of the server's answers, for the connections with this name.
     slow: Option<(String, Duration)>,
 }
 
 #[derive(Clone, Debug)]
 enum Held {
     All,
-    /// Connections that begin with this in them.
+    /// The connections whose first bytes contain this name.
     Named(String),
 }
 
@@ -86,7 +87,7 @@ impl TcpProxy {
         Self { address, link_tx }
     }
 
-    /// The port on 127.0.0.1 that it listens on.
+    /// The port on 127.0.0.1 at which it listens.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
@@ -99,7 +100,7 @@ impl TcpProxy {
         });
     }
 
-    /// Takes connections again, lets the held ones go on, and is quick.
+    /// Ends all faults: accepts connections again, releases the held ones, and delays nothing.
     pub fn mend(&self) {
         self.link_tx.send_modify(|link| {
             link.is_cut = false;
@@ -108,18 +109,18 @@ impl TcpProxy {
         });
     }
 
-    /// Passes nothing on in either direction, the end of a connection included, and tells nobody.
+    /// Passes nothing on in either direction, not even the end of a connection.
     pub fn hold(&self) {
         self.link_tx.send_modify(|link| link.held = Some(Held::All));
     }
 
-    /// As [`Self::hold`], for the connections that have this in their first bytes.
+    /// Like [`Self::hold`], for the connections whose first bytes contain `name`.
     pub fn hold_named(&self, name: &str) {
         let held = Held::Named(name.to_owned());
         self.link_tx.send_modify(|link| link.held = Some(held));
     }
 
-    /// Lets what the server sends arrive so much later, for the connections that have this in their first bytes.
+    /// Delays what the server sends, for the connections whose first bytes contain `name`.
     pub fn slow_named(&self, name: &str, delay: Duration) {
         let slow = Some((name.to_owned(), delay));
         self.link_tx.send_modify(|link| link.slow = slow);
@@ -168,7 +169,7 @@ async fn pass_both_ways(
     Ok(())
 }
 
-/// Bytes and when they came; none at the end.
+/// Bytes, and when they were read. There are none at the end of the connection.
 type Read = (Instant, Vec<u8>);
 
 async fn read(mut from: OwnedReadHalf, read_tx: mpsc::Sender<Read>) -> io::Result<()> {
@@ -191,7 +192,7 @@ async fn write(
     delay: impl Fn(&Link) -> Duration,
 ) -> io::Result<()> {
     while let Some((read_at, bytes)) = read_rx.recv().await {
-        // A sender closes only with its test.
+        // The sender is closed only when its test ends.
         link_rx.wait_for(|link| !link.holds(beginning)).await.ok();
         let delay = delay(&link_rx.borrow());
         sleep_until(read_at + delay).await;
