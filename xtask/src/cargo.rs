@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use servers::process::Launch;
 use servers::project;
 
-/// Cargo in the workspace's root, the same one that runs us.
-pub fn cargo(name: &str) -> Launch {
+/// Prepares a run of cargo in the root of the workspace. It is the same cargo that runs xtask.
+pub(crate) fn cargo(name: &str) -> Launch {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut launch = Launch::new(name, program).directory(project::root());
-    // Set by `cargo run` for our own package; a build script that reads them must not see ours.
+    // `cargo run` sets these variables for xtask. The build scripts of other packages must not see them.
     for (variable, _) in std::env::vars_os() {
         if let Some(variable) = variable.to_str()
             && (variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_"))
@@ -21,14 +21,10 @@ pub fn cargo(name: &str) -> Launch {
     launch
 }
 
-/// Where cargo puts what it builds.
-pub fn target_folder(release: bool) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| project::root().join("target"), PathBuf::from);
-    let target = if target.is_relative() {
-        project::root().join(target)
-    } else {
-        target
-    };
-    target.join(if release { "release" } else { "debug" })
+/// Returns the folder for what cargo builds.
+pub(crate) fn target_folder(is_release: bool) -> PathBuf {
+    // If the variable is an absolute path, `join` returns it as it is.
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let profile = if is_release { "release" } else { "debug" };
+    project::root().join(target).join(profile)
 }

@@ -1,18 +1,18 @@
-//! `cargo xtask check`: what is quick to check and must hold for every commit. `.ci/run` runs it too, so there is no drift.
+//! `cargo xtask check`: checks that are quick and must pass for every commit. `.ci/run` runs them too, so the two cannot
+//! drift apart.
 
 mod gates;
 
 use anyhow::{Result, bail};
-
 use servers::process::Launch;
 use servers::{progress, project};
 
 use crate::cargo::cargo;
-use crate::packages;
+use crate::packages::{self, Purpose};
 
-/// Runs all checks, the quick ones first, and stops at the first that fails.
-pub fn run() -> Result<()> {
-    packages::ensure(&[packages::Purpose::Build])?;
+/// Runs all checks, the quick ones first, and stops at the first one that fails.
+pub(crate) fn run() -> Result<()> {
+    packages::ensure(&[Purpose::Build])?;
     progress::step("gates: no SQL by format!, no paths of a developer's machine");
     let findings = gates::findings(project::root())?;
     if !findings.is_empty() {
@@ -21,46 +21,39 @@ pub fn run() -> Result<()> {
     progress::step("cargo tree: no failpoints outside of tests");
     if has_failpoints(&tree_of_builds()?) {
         bail!(
-            "the crate `fail` is in builds that are no tests: see the feature `failpoints` of ingestor"
+            "a build without tests contains the crate `fail`: only dev-dependencies may enable the feature `failpoints` \
+             of ingestor"
         );
     }
     progress::step("cargo fmt");
-    cargo("cargo fmt").args(["fmt", "--all", "--check"]).run()?;
-    cargo("cargo fmt of the fuzz targets")
-        .args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
-        .run()?;
+    run_cargo(&["fmt", "--all", "--check"])?;
+    run_cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])?;
     progress::step("cargo clippy");
-    cargo("cargo clippy")
-        .args(["clippy", "--workspace", "--all-targets", "--all-features"])
-        .args(["--", "-D", "warnings"])
-        .run()?;
-    // As it is shipped, without failpoints; and the tests of `cargo xtask faults`, which are in no list of all targets.
-    for target in [
-        &["-p", "ingestor", "--lib", "--bins"][..],
+    for targets in [
+        &["--workspace", "--all-targets", "--all-features"][..],
+        // As it is shipped, without failpoints.
+        &["-p", "ingestor", "--lib", "--bins"],
+        // The tests of `cargo xtask faults`, which `--all-targets` leaves out.
         &["-p", "ingestor", "-p", "api", "--test", "faults"],
     ] {
-        cargo("cargo clippy")
-            .arg("clippy")
-            .args(target)
-            .args(["--", "-D", "warnings"])
-            .run()?;
+        run_cargo(&[&["clippy"], targets, &["--", "-D", "warnings"]].concat())?;
     }
     progress::step("cargo doc");
     cargo("cargo doc")
-        .args([
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--all-features",
-            "--document-private-items",
-        ])
+        .args(["doc", "--workspace", "--no-deps", "--all-features"])
+        .arg("--document-private-items")
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()?;
     progress::step("all checks have passed");
     Ok(())
 }
 
-/// What is built when no tests are: a line for each crate and its features.
+fn run_cargo(arguments: &[&str]) -> Result<()> {
+    let name = format!("cargo {}", arguments.join(" "));
+    cargo(&name).args(arguments).run()
+}
+
+/// Returns what is built without tests: a line for each crate and its features.
 fn tree_of_builds() -> Result<String> {
     cargo("cargo tree")
         .args(["tree", "--workspace", "--edges", "no-dev"])
@@ -72,8 +65,8 @@ fn has_failpoints(tree: &str) -> bool {
     tree.lines().any(|line| line.starts_with("fail "))
 }
 
-/// `cargo xtask check-deploy`: the static checks of what cannot be run here (compose, Dockerfile).
-pub fn run_deploy() -> Result<()> {
+/// `cargo xtask check-deploy`: static checks of the compose file and the Dockerfile, which cannot be run here.
+pub(crate) fn run_deploy() -> Result<()> {
     progress::step("deploy/check.sh");
     Launch::new("deploy/check.sh", "bash")
         .arg("deploy/check.sh")

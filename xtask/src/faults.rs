@@ -1,4 +1,4 @@
-//! `cargo xtask faults`: the tests that take minutes, on a PostgreSQL and a Kafka that this run has to itself.
+//! `cargo xtask faults`: the tests that take minutes, with their own PostgreSQL and Kafka.
 
 use std::process::ExitStatus;
 
@@ -7,25 +7,12 @@ use anyhow::Result;
 use crate::packages::{self, Purpose};
 use crate::testing;
 
-/// Tests at once. They wait most of the time: for session time-outs, for restarts.
-const THREADS: &str = "6";
+/// Six tests run at once, because most of the time they wait for session timeouts and restarts.
+const ARGUMENTS: &str = "-p ingestor -p api --test faults -- --test-threads 6";
 
-/// Runs the tests whose names contain one of the filters, or all, and returns how they ended.
-pub fn run(filters: &[String]) -> Result<ExitStatus> {
+/// Runs the tests whose names contain one of the filters, or all tests, and returns how they ended.
+pub(crate) fn run(filters: &[String]) -> Result<ExitStatus> {
     packages::ensure(&[Purpose::Faults])?;
-    let fixed = [
-        "-p",
-        "ingestor",
-        "-p",
-        "api",
-        "--test",
-        "faults",
-        "--",
-        "--test-threads",
-    ];
-    let arguments: Vec<String> = (fixed.iter().chain(&[THREADS]))
-        .map(|argument| (*argument).to_owned())
-        .chain(filters.iter().cloned())
-        .collect();
-    testing::run(&arguments)
+    let arguments = ARGUMENTS.split(' ').map(str::to_owned);
+    testing::run(&arguments.chain(filters.iter().cloned()).collect::<Vec<_>>())
 }

@@ -1,54 +1,51 @@
-//! `cargo xtask fuzz`: hostile inputs for what reads strangers' bytes, for a short while, from the saved corpus on.
+//! `cargo xtask fuzz`: hostile inputs for the code that reads foreign bytes, for a short time, starting with the saved corpus.
 //!
-//! libFuzzer is a library here. What cargo-fuzz would do is passing a few flags, which stable compilers take, so that
-//! nothing has to be installed.
+//! libFuzzer is a library here. cargo-fuzz would only pass a few flags, which stable compilers accept, so that nothing has to
+//! be installed.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-
 use servers::process::Launch;
 use servers::{progress, project};
 
+use crate::arguments::take_number;
 use crate::cargo::cargo;
-use crate::packages;
+use crate::packages::{self, Purpose};
 
 const TARGETS: [&str; 5] = ["order", "order_uid", "cursor", "if_match", "event"];
-/// With five targets a minute in all.
+/// The five targets take one minute together.
 const DEFAULT_SECONDS: u64 = 12;
-/// No input that is read is larger than an order, and none that is accepted is much larger.
+/// No input is larger than an order, and no accepted order is much larger than this.
 const MAX_INPUT_BYTES: &str = "-max_len=300000";
 
-/// Coverage that libFuzzer reads. No sanitizer: there is no `unsafe` in this workspace.
+/// Coverage that libFuzzer reads. There is no sanitizer, because there is no `unsafe` in this workspace.
 const INSTRUMENTATION: &str = "--cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Runs the named targets, or all, for so many seconds each (`--seconds N`).
-pub fn run(arguments: &[String]) -> Result<()> {
+/// Runs the named targets, or all, for some seconds each (`--seconds N`).
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let (targets, seconds) = options(arguments)?;
-    packages::ensure(&[packages::Purpose::Build])?;
+    packages::ensure(&[Purpose::Build])?;
     let host = host_triple()?;
-    progress::step("building the fuzz targets (the first time takes some minutes)");
+    progress::step("building the fuzz targets (the first time this takes some minutes)");
     cargo("cargo build of the fuzz targets")
         .args(["build", "--bins", "--manifest-path", "fuzz/Cargo.toml"])
-        // Named, so that build scripts are not instrumented: they would not link.
+        // With a target, build scripts are not instrumented. Instrumented ones could not be linked.
         .args(["--target", &host, "--target-dir", "target/fuzz"])
         .env("RUSTFLAGS", INSTRUMENTATION)
         .run()?;
-    let built = project::root()
-        .join("target/fuzz")
-        .join(&host)
-        .join("debug");
+    let folder = project::root().join("target/fuzz");
     for target in targets {
         progress::step(&format!("fuzzing {target} for {seconds} s"));
-        // What is found goes to a folder that git ignores; the saved corpus is only read.
-        let found = project::root().join("target/fuzz/corpus").join(target);
-        fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
-        Launch::new(target, built.join(target))
+        // What is found goes to a folder that git ignores. The saved corpus is only read.
+        let found = folder.join("corpus").join(&target);
+        fs::create_dir_all(&found).with_context(|| format!("cannot create {}", found.display()))?;
+        Launch::new(&target, folder.join(&host).join("debug").join(&target))
             .directory(project::root())
             .arg(&found)
-            .arg(project::root().join("fuzz/corpus").join(target))
+            .arg(project::root().join("fuzz/corpus").join(&target))
             .arg(format!("-max_total_time={seconds}"))
             .args([
                 MAX_INPUT_BYTES,
@@ -59,30 +56,24 @@ pub fn run(arguments: &[String]) -> Result<()> {
             .arg(format!("-artifact_prefix={}/crash-", found.display()))
             .run()?;
     }
-    progress::step("no input broke a target");
+    progress::step("no input has broken a target");
     Ok(())
 }
 
-fn options(arguments: &[String]) -> Result<(Vec<&'static str>, u64)> {
-    let (mut targets, mut seconds) = (Vec::new(), DEFAULT_SECONDS);
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        if argument == "--seconds" {
-            let given = arguments.next().context("--seconds needs a number")?;
-            seconds = given
-                .parse()
-                .with_context(|| format!("--seconds {given}: no number"))?;
-        } else if let Some(target) = TARGETS.iter().find(|target| *target == argument) {
-            targets.push(*target);
-        } else {
-            bail!(
-                "no such fuzz target: {argument}, there are {}",
-                TARGETS.join(", ")
-            );
-        }
+fn options(arguments: &[String]) -> Result<(Vec<String>, u64)> {
+    let mut targets = arguments.to_vec();
+    let seconds = take_number(&mut targets, "--seconds")?.unwrap_or(DEFAULT_SECONDS);
+    if let Some(unknown) = targets
+        .iter()
+        .find(|name| !TARGETS.contains(&name.as_str()))
+    {
+        bail!(
+            "there is no fuzz target {unknown}; the targets are {}",
+            TARGETS.join(", ")
+        );
     }
     if targets.is_empty() {
-        targets.extend(TARGETS);
+        targets.extend(TARGETS.map(str::to_owned));
     }
     Ok((targets, seconds))
 }
@@ -94,7 +85,7 @@ fn host_triple() -> Result<String> {
         .arg("-vV")
         .output_of("")?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.to_owned())
+    Ok(host.context("`rustc -vV` names no host")?.to_owned())
 }
 
 #[cfg(test)]
@@ -107,9 +98,10 @@ mod tests {
             let corpus = project::root().join("fuzz/corpus").join(target);
             assert!(fs::read_dir(corpus).unwrap().next().is_some(), "{target}");
         }
-        assert_eq!(options(&[]).unwrap(), (TARGETS.to_vec(), DEFAULT_SECONDS));
+        let all = TARGETS.map(str::to_owned).to_vec();
+        assert_eq!(options(&[]).unwrap(), (all, DEFAULT_SECONDS));
         let some = ["event", "--seconds", "60"].map(str::to_owned);
-        assert_eq!(options(&some).unwrap(), (vec!["event"], 60));
+        assert_eq!(options(&some).unwrap(), (vec!["event".to_owned()], 60));
         assert!(options(&["nothing".to_owned()]).is_err());
     }
 }

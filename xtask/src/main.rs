@@ -1,6 +1,24 @@
 //! `cargo xtask`: what developers run.
+//!
+//! The private servers are in the crate `servers`. Like that crate, this one uses nothing of the services: it must build in
+//! seconds on a machine that has only cargo and a linker, because it installs everything else.
+//!
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | [`arguments`] | options of the commands | |
+//! | [`cargo`] | runs cargo for the workspace | |
+//! | [`packages`] | what a bare machine lacks, installed by apt-get | |
+//! | [`stack`] | PostgreSQL and Kafka together, and the environment that names them | [`cargo`], [`packages`] |
+//! | [`tools`] | psql and the console tools of Kafka, for the servers of a stack | [`stack`] |
+//! | [`testing`] | `test`: all tests, with their own servers | [`cargo`], [`packages`], [`stack`] |
+//! | [`faults`] | `faults`: the tests that take minutes | [`packages`], [`testing`] |
+//! | [`fuzz`] | `fuzz`: hostile inputs for the code that reads foreign bytes | [`arguments`], [`cargo`], [`packages`] |
+//! | [`check`] | `check` and `check-deploy`: formatting, lints, documentation, gates | [`cargo`], [`packages`] |
+//! | [`benchmarks`] | `bench`: the benchmarks of `load`, with their own servers | [`cargo`], [`packages`], [`stack`] |
+//! | [`demo`] | `demo`: the whole service on this machine | [`arguments`], [`cargo`], [`stack`] |
 
-mod bench;
+mod arguments;
+mod benchmarks;
 mod cargo;
 mod check;
 mod demo;
@@ -13,27 +31,28 @@ mod tools;
 
 use std::process::{ExitCode, ExitStatus};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use packages::Purpose;
 use servers::{interrupt, progress};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  demo [--rate N] [--release]   the whole service here, with real servers and a stream of orders, until Ctrl-C
-  test [cargo test arguments]   every test, on a PostgreSQL and a Kafka of its own
-  faults [filter]...            the tests that take minutes: kills, frozen processes, cut connections
-  fuzz [target]... [--seconds N] hostile inputs for what reads strangers' bytes, 12 s a target
-  check                         formatting, lints, documentation, gates
-  check-deploy                  static checks of compose and the image
-  stack                         PostgreSQL and Kafka alone, until Ctrl-C; their addresses in .stack/dev.env
-  bench ingest|read|freshness   throughput and delays beside a rival in one run: bare COPY, nginx, LISTEN
-  install                       what the other commands would install
+  demo [--rate N] [--release]    run the whole service here, with real servers and a stream of orders, until Ctrl-C
+  test [arguments of cargo test] run all tests, with their own PostgreSQL and Kafka
+  faults [filter]...             run the tests that take minutes: kills, frozen processes, cut connections
+  fuzz [target]... [--seconds N] feed hostile inputs to the code that reads foreign bytes, 12 s for each target
+  check                          check formatting, lints, documentation and gates
+  check-deploy                   check the compose file and the image, without running them
+  stack                          run only PostgreSQL and Kafka, until Ctrl-C; .stack/dev.env has their addresses
+  bench ingest|read|freshness    measure throughput and delays, and compare them with COPY, nginx and LISTEN
+  install                        install what the other commands need
 
-  with a demo or a stack running:
+While a demo or a stack runs:
   psql, kafka-topics, kafka-consumer-groups, kafka-console-producer, kafka-console-consumer, kafka-get-offsets
 
-PostgreSQL and Kafka are private ones, on free ports, in the ignored folder .stack. DB_HOST, DB_PORT, DB_USER, DB_PASSWORD,
-DB_NAME or KAFKA_BROKERS in the environment name others to use instead.";
+PostgreSQL and Kafka are private: they listen on free ports and write to the folder .stack, which git ignores. To use
+other servers, set DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME or KAFKA_BROKERS.";
 
 fn main() -> ExitCode {
     progress::start_clock();
@@ -52,35 +71,33 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[String]) -> Result<ExitCode> {
     let Some((command, arguments)) = arguments.split_first() else {
-        bail!("{USAGE}");
+        bail!("a command is missing\n\n{USAGE}");
     };
     if let Some(class) = tools::kafka_tool_class(command) {
-        tools::become_kafka_tool(class, arguments)?;
-        return Ok(ExitCode::SUCCESS);
+        return tools::become_kafka_tool(class, arguments);
     }
     if command == "psql" {
-        tools::become_psql(arguments)?;
-        return Ok(ExitCode::SUCCESS);
+        return tools::become_psql(arguments);
     }
     interrupt::install()?;
     match (command.as_str(), arguments) {
-        ("demo", _) => demo::run(demo_options(arguments)?)?,
+        ("demo", _) => demo::run(arguments)?,
         ("test", _) => return Ok(exit_code(testing::run(arguments)?)),
         ("faults", _) => return Ok(exit_code(faults::run(arguments)?)),
         ("fuzz", _) => fuzz::run(arguments)?,
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,
-        ("bench", [which, arguments @ ..]) => bench::run(which, arguments)?,
+        ("bench", [which, arguments @ ..]) => benchmarks::run(which, arguments)?,
         ("install", []) => packages::ensure(&[
-            packages::Purpose::Build,
-            packages::Purpose::Postgres,
-            packages::Purpose::Kafka,
-            packages::Purpose::ApiTests,
+            Purpose::Build,
+            Purpose::Postgres,
+            Purpose::Kafka,
+            Purpose::ApiTests,
         ])?,
         ("help" | "--help" | "-h", _) => progress::say(USAGE),
         _ => bail!(
-            "no such command: {command} {}\n\n{USAGE}",
+            "there is no command `{command} {}`\n\n{USAGE}",
             arguments.join(" ")
         ),
     }
@@ -90,22 +107,4 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     ExitCode::from(code.unwrap_or(1))
-}
-
-fn demo_options(arguments: &[String]) -> Result<demo::Options> {
-    let mut options = demo::Options::default();
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--release" => options.release = true,
-            "--rate" => {
-                let rate = arguments.next().context("--rate needs a number")?;
-                options.rate = rate
-                    .parse()
-                    .with_context(|| format!("--rate {rate}: no number"))?;
-            }
-            _ => bail!("no such option: {argument}\n\n{USAGE}"),
-        }
-    }
-    Ok(options)
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL and Kafka together, and the environment that makes the project's processes and tests use them.
+//! PostgreSQL and Kafka together, and the environment variables that make the project's processes and tests use them.
 
 mod folder;
 mod mock;
@@ -18,12 +18,12 @@ use servers::{interrupt, progress, project};
 
 use crate::packages;
 
-/// The topic that ingestors read unless `KAFKA_TOPIC` says otherwise.
+/// The topic that ingestors read if `KAFKA_TOPIC` is not set.
 const DEFAULT_TOPIC: &str = "orders";
-/// Enough for two ingestors to share, few enough to start fast.
+/// Two ingestors can share them, and they start fast.
 const PARTITIONS: u32 = 4;
 
-/// Variables any of which says that a PostgreSQL of the user's is to be used.
+/// If one of these variables is set, the user's own PostgreSQL is used.
 const DATABASE_VARIABLES: [&str; 6] = [
     "DB_HOST",
     "DB_PORT",
@@ -33,38 +33,36 @@ const DATABASE_VARIABLES: [&str; 6] = [
     "DB_NAME",
 ];
 
-/// Which Kafka a run uses.
+/// The Kafka that a run uses.
 #[derive(Debug)]
-pub enum Broker {
-    /// The one that `KAFKA_BROKERS` names.
+pub(crate) enum Broker {
+    /// The Kafka that `KAFKA_BROKERS` names.
     Given,
     /// A private Apache Kafka.
     Private(PrivateKafka),
-    /// librdkafka's in-process broker, because Apache Kafka cannot be had.
+    /// librdkafka's in-process broker, because Apache Kafka could not be fetched.
     Mock(MockBroker),
 }
 
-/// The servers of a run.
-///
-/// Dropped in this order: Kafka, PostgreSQL.
+/// The servers of a run. Kafka is dropped first.
 #[derive(Debug)]
-pub struct Stack {
+pub(crate) struct Stack {
     broker: Broker,
-    /// `None` where the environment names one.
+    /// `None` if the environment names a PostgreSQL.
     postgres: Option<PrivatePostgres>,
 }
 
 impl Stack {
-    /// Starts what the environment does not name, both at once.
-    pub fn start(folder: &Path, durable: bool) -> Result<Self> {
-        Self::start_with(folder, durable, &[])
-    }
-
-    /// As [`Self::start`], with further settings of a private PostgreSQL.
-    pub fn start_with(folder: &Path, durable: bool, settings: &[(&str, &str)]) -> Result<Self> {
+    /// Starts the servers that the environment does not name, both at the same time. `settings` are more settings of a
+    /// private PostgreSQL.
+    pub(crate) fn start(
+        folder: &Path,
+        is_durable: bool,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         thread::scope(|scope| {
             let broker = scope.spawn(|| start_broker(&folder.join("kafka")));
-            let postgres = start_postgres(&folder.join("postgres"), durable, settings);
+            let postgres = start_postgres(&folder.join("postgres"), is_durable, settings);
             let broker = broker
                 .join()
                 .map_err(|_| anyhow!("the start of Kafka panicked"))?;
@@ -75,18 +73,34 @@ impl Stack {
         })
     }
 
-    /// Which Kafka it uses.
-    pub fn broker(&self) -> &Broker {
+    /// Starts the servers while `build` runs.
+    pub(crate) fn start_during(
+        folder: &Path,
+        is_durable: bool,
+        build: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        thread::scope(|scope| {
+            let servers = scope.spawn(|| Self::start(folder, is_durable, &[]));
+            let built = build().map(|()| progress::step("built"));
+            let servers = servers
+                .join()
+                .map_err(|_| anyhow!("the start of the servers panicked"))?;
+            built.and(servers)
+        })
+    }
+
+    /// Returns the Kafka that it uses.
+    pub(crate) fn broker(&self) -> &Broker {
         &self.broker
     }
 
-    /// The private PostgreSQL, where the environment names none.
-    pub fn postgres(&self) -> Option<&PrivatePostgres> {
+    /// Returns the private PostgreSQL; `None` if the environment names another one.
+    pub(crate) fn postgres(&self) -> Option<&PrivatePostgres> {
         self.postgres.as_ref()
     }
 
     /// Makes the topic of the orders; on a Kafka of the user's it has to be there already.
-    pub fn create_topic(&self) -> Result<()> {
+    pub(crate) fn create_topic(&self) -> Result<()> {
         match &self.broker {
             Broker::Private(kafka) => kafka.create_topic(&topic(), PARTITIONS),
             Broker::Given | Broker::Mock(_) => Ok(()),
@@ -94,7 +108,7 @@ impl Stack {
     }
 
     /// The variables that make the project's processes and tests use the private servers.
-    pub fn env(&self) -> Vec<(String, String)> {
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
         let mut variables = self
             .postgres
             .as_ref()
@@ -109,8 +123,11 @@ impl Stack {
         variables
     }
 
+    /// Checks that the servers run.
+    ///
+    /// # Errors
     /// Fails, with the end of its log, if a server has ended.
-    pub fn check_running(&mut self) -> Result<()> {
+    pub(crate) fn check_running(&mut self) -> Result<()> {
         match &mut self.broker {
             Broker::Given => {}
             Broker::Private(kafka) => kafka.check_running()?,
@@ -121,8 +138,8 @@ impl Stack {
             .map_or(Ok(()), PrivatePostgres::check_running)
     }
 
-    /// Stops both in order, Kafka first.
-    pub fn stop(&mut self) -> Result<()> {
+    /// Stops both in good order, Kafka first.
+    pub(crate) fn stop(&mut self) -> Result<()> {
         let broker = match &mut self.broker {
             Broker::Given => Ok(()),
             Broker::Private(kafka) => kafka.stop(),
@@ -133,8 +150,8 @@ impl Stack {
     }
 }
 
-/// Installs what the private servers of this run and the build need.
-pub fn install_packages() -> Result<()> {
+/// Installs what the build and the private servers of this run need.
+pub(crate) fn install_packages() -> Result<()> {
     let mut purposes = vec![packages::Purpose::Build];
     if !database_is_given() {
         purposes.push(packages::Purpose::Postgres);
@@ -147,7 +164,7 @@ pub fn install_packages() -> Result<()> {
 
 fn start_broker(folder: &Path) -> Result<Broker> {
     if let Some(brokers) = variable("KAFKA_BROKERS") {
-        progress::step(&format!("Kafka: using KAFKA_BROKERS={brokers}"));
+        progress::step(&format!("Kafka: KAFKA_BROKERS={brokers}"));
         return Ok(Broker::Given);
     }
     let start = Instant::now();
@@ -155,19 +172,19 @@ fn start_broker(folder: &Path) -> Result<Broker> {
         interrupt::check()?;
         progress::say(&format!(
             "\n{error:#}\n\n\
-             *** Apache Kafka cannot be had. Falling back to librdkafka's in-process broker: it keeps nothing on disk,\n\
-             *** has no console tools, and proves nothing about a real Kafka.\n"
+             *** Apache Kafka is not available. librdkafka's in-process broker is used in its place. It stores nothing on\n\
+             *** disk, has no console tools, and proves nothing about a real Kafka.\n"
         ));
         let broker = MockBroker::start(folder, &topic(), PARTITIONS)?;
         progress::step(&format!(
-            "the in-process broker is up at {}",
+            "the in-process broker runs at {}",
             broker.bootstrap()
         ));
         return Ok(Broker::Mock(broker));
     }
     let kafka = PrivateKafka::start(Some(folder))?;
     progress::step(&format!(
-        "Apache Kafka is up at {} ({:.1} s)",
+        "Apache Kafka runs at {} ({:.1} s)",
         kafka.bootstrap(),
         start.elapsed().as_secs_f32()
     ));
@@ -176,17 +193,17 @@ fn start_broker(folder: &Path) -> Result<Broker> {
 
 fn start_postgres(
     folder: &Path,
-    durable: bool,
+    is_durable: bool,
     settings: &[(&str, &str)],
 ) -> Result<Option<PrivatePostgres>> {
     if database_is_given() {
-        progress::step("PostgreSQL: using the server that the DB_* variables name");
+        progress::step("PostgreSQL: the server that the DB_* variables name");
         return Ok(None);
     }
     let start = Instant::now();
     let postgres = PrivatePostgres::start(&postgres::Options {
         folder: Some(folder.to_owned()),
-        durable,
+        durable: is_durable,
         settings: settings
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -194,7 +211,7 @@ fn start_postgres(
         ..postgres::Options::default()
     })?;
     progress::step(&format!(
-        "PostgreSQL is up at {}:{} ({:.1} s)",
+        "PostgreSQL runs at {}:{} ({:.1} s)",
         postgres.host(),
         postgres.port(),
         start.elapsed().as_secs_f32()
@@ -208,25 +225,25 @@ fn database_is_given() -> bool {
         .any(|name| variable(name).is_some())
 }
 
-/// The topic of the orders.
-pub fn topic() -> String {
+/// Returns the topic of the orders.
+pub(crate) fn topic() -> String {
     variable("KAFKA_TOPIC").unwrap_or_else(|| DEFAULT_TOPIC.to_owned())
 }
 
-/// A variable of the environment that is set to something.
-pub fn variable(name: &str) -> Option<String> {
+/// Returns a variable of the environment; `None` if it is not set or empty.
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Renders variables as lines that a shell can `source`.
-pub fn render_exports(variables: &[(String, String)]) -> String {
+/// Writes variables as lines that a shell can `source`.
+pub(crate) fn render_exports(variables: &[(String, String)]) -> String {
     variables
         .iter()
         .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")))
         .collect()
 }
 
-/// The variables in a file that [`render_exports`] has rendered.
+/// Reads the lines that [`render_exports`] has written.
 pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
     text.lines()
         .filter_map(|line| {
@@ -237,8 +254,8 @@ pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `cargo xtask stack`: starts both servers, writes `.stack/dev.env`, and stays until a signal comes.
-pub fn run() -> Result<()> {
+/// `cargo xtask stack`: starts both servers, writes `.stack/dev.env`, and waits for a signal.
+pub(crate) fn run() -> Result<()> {
     let mut folder = StackFolder::take("dev")?;
     install_packages()?;
     let outcome = run_in(folder.path());
@@ -247,14 +264,14 @@ pub fn run() -> Result<()> {
 }
 
 fn run_in(folder: &Path) -> Result<()> {
-    let mut stack = Stack::start(folder, false)?;
+    let mut stack = Stack::start(folder, false, &[])?;
     stack.create_topic()?;
     let exports = render_exports(&stack.env());
     let file = env_file("dev");
     fs::write(&file, &exports).with_context(|| format!("cannot write {}", file.display()))?;
     progress::say(&format!(
-        "\n{exports}\nThe same lines are in {}:\n    source .stack/dev.env && cargo test -p shared\n\
-         Ctrl-C stops both servers; nothing is kept.",
+        "\n{exports}\nThese lines are also in {}:\n    source .stack/dev.env && cargo test -p shared\n\
+         Ctrl-C stops both servers and removes their data.",
         file.display()
     ));
     let ended = stay(&mut stack);
@@ -263,8 +280,8 @@ fn run_in(folder: &Path) -> Result<()> {
     ended
 }
 
-/// The file that names the servers of a running `demo` or `dev` stack.
-pub fn env_file(name: &str) -> PathBuf {
+/// Returns the file with the variables of a running `demo` or `dev` stack.
+pub(crate) fn env_file(name: &str) -> PathBuf {
     project::stack_folder().join(format!("{name}.env"))
 }
 

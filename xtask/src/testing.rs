@@ -1,41 +1,30 @@
-//! `cargo xtask test`: every test, on a PostgreSQL and a Kafka that this run has to itself.
+//! `cargo xtask test`: all tests, with their own PostgreSQL and Kafka.
 //!
-//! Two runs at once do not meet: each has a folder and ports of its own. Everything is removed at the end.
+//! Two runs at the same time do not disturb each other: each has its own folder and ports. At the end everything is removed.
 
 use std::process::ExitStatus;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
-
+use anyhow::Result;
 use servers::progress;
 use servers::signals::Signal;
 
 use crate::cargo::cargo;
-use crate::packages;
+use crate::packages::{self, Purpose};
 use crate::stack::{self, Stack, StackFolder};
 
-/// How long a test binary that was asked to stop may take.
+/// How long an interrupted test binary may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs `cargo test` with further arguments and returns how it ended.
-pub fn run(arguments: &[String]) -> Result<ExitStatus> {
+/// Runs `cargo test` with more arguments and returns how it ended.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitStatus> {
     let folder = StackFolder::take_own("test")?;
     stack::install_packages()?;
-    packages::ensure(&[packages::Purpose::ApiTests])?;
+    packages::ensure(&[Purpose::ApiTests])?;
     let (build_arguments, test_arguments) = cargo_arguments(arguments);
-    // The servers start while cargo builds.
-    let servers = thread::scope(|scope| {
-        let servers = scope.spawn(|| Stack::start(folder.path(), false));
-        progress::step("building the tests (the first time takes some minutes)");
-        let built = cargo("cargo test --no-run")
-            .args(&build_arguments)
-            .run()
-            .map(|()| progress::step("built"));
-        let servers = servers
-            .join()
-            .map_err(|_| anyhow!("the start of the servers panicked"))?;
-        built.and(servers)
+    let servers = Stack::start_during(folder.path(), false, || {
+        progress::step("building the tests (the first time this takes some minutes)");
+        cargo("cargo test --no-run").args(&build_arguments).run()
     })?;
     let status = cargo("cargo test")
         .args(&test_arguments)
@@ -43,12 +32,12 @@ pub fn run(arguments: &[String]) -> Result<ExitStatus> {
         .env("RUST_BACKTRACE", "1")
         .spawn()?
         .wait(Signal::INT, GRACE);
-    // At once: nothing of it is kept. And not a word: the last lines are those of the tests.
+    // They are killed, because nothing is kept. This prints nothing: the tests print the last lines.
     drop(servers);
     status
 }
 
-/// What cargo is called with, to build and to test.
+/// Returns the arguments of cargo for the build and for the tests.
 fn cargo_arguments(arguments: &[String]) -> (Vec<String>, Vec<String>) {
     let mut test = vec!["test".to_owned()];
     let selects_packages = arguments
@@ -61,20 +50,20 @@ fn cargo_arguments(arguments: &[String]) -> (Vec<String>, Vec<String>) {
     if !selects_packages {
         test.push("--workspace".to_owned());
     }
-    // All that is broken is told at once.
+    // By default all failures are reported, not only the first one.
     if !arguments
         .iter()
         .any(|argument| argument.contains("fail-fast"))
     {
         test.push("--no-fail-fast".to_owned());
     }
-    test.extend(arguments.iter().cloned());
-    let mut build = test.clone();
-    if let Some(separator) = build.iter().position(|argument| argument == "--") {
-        build.truncate(separator);
-    }
-    // `--no-run` builds doc tests neither now nor later; they are compiled when they are run.
-    build.retain(|argument| argument != "--doc");
+    test.extend_from_slice(arguments);
+    let build = test.iter().take_while(|argument| *argument != "--");
+    // `--no-run` does not build doc tests: they are compiled when they run.
+    let mut build: Vec<_> = build
+        .filter(|argument| *argument != "--doc")
+        .cloned()
+        .collect();
     build.push("--no-run".to_owned());
     (build, test)
 }
@@ -83,38 +72,24 @@ fn cargo_arguments(arguments: &[String]) -> (Vec<String>, Vec<String>) {
 mod tests {
     use super::*;
 
-    fn strings(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(|text| (*text).to_owned()).collect()
+    fn strings(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
     }
 
     #[test]
     fn everything_is_tested_unless_told_otherwise() {
         let (build, test) = cargo_arguments(&[]);
-        assert_eq!(test, strings(&["test", "--workspace", "--no-fail-fast"]));
-        assert_eq!(
-            build,
-            strings(&["test", "--workspace", "--no-fail-fast", "--no-run"])
-        );
+        assert_eq!(test, strings("test --workspace --no-fail-fast"));
+        assert_eq!(build, strings("test --workspace --no-fail-fast --no-run"));
     }
 
     #[test]
     fn arguments_for_the_test_binaries_do_not_reach_the_build() {
-        let (build, test) = cargo_arguments(&strings(&["-p", "api", "cache", "--", "--nocapture"]));
+        let (build, test) = cargo_arguments(&strings("-p api cache -- --nocapture"));
         assert_eq!(
             test,
-            strings(&[
-                "test",
-                "--no-fail-fast",
-                "-p",
-                "api",
-                "cache",
-                "--",
-                "--nocapture"
-            ])
+            strings("test --no-fail-fast -p api cache -- --nocapture")
         );
-        assert_eq!(
-            build,
-            strings(&["test", "--no-fail-fast", "-p", "api", "cache", "--no-run"])
-        );
+        assert_eq!(build, strings("test --no-fail-fast -p api cache --no-run"));
     }
 }

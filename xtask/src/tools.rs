@@ -1,17 +1,16 @@
-//! Kafka's console tools and psql, pointed at the servers of a running demo or `cargo xtask stack`.
+//! psql and the console tools of Kafka, for the servers of a running demo or stack.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
-
 use servers::kafka::Jars;
 use servers::postgres::find_binaries;
 
 use crate::stack::{env_file, parse_exports, variable};
 
-/// The console tools by the names of their scripts in Kafka's own distribution.
+/// The console tools, by the names of their scripts in Kafka's own distribution.
 const TOOLS: [(&str, &str); 5] = [
     ("kafka-topics", "org.apache.kafka.tools.TopicCommand"),
     (
@@ -29,16 +28,16 @@ const TOOLS: [(&str, &str); 5] = [
     ("kafka-get-offsets", "org.apache.kafka.tools.GetOffsetShell"),
 ];
 
-/// The Java class of a console tool.
-pub fn kafka_tool_class(name: &str) -> Option<&'static str> {
+/// Returns the Java class of a console tool.
+pub(crate) fn kafka_tool_class(name: &str) -> Option<&'static str> {
     TOOLS
         .iter()
         .find(|(tool, _)| *tool == name)
         .map(|(_, class)| *class)
 }
 
-/// Becomes a console tool of Kafka's; returns only if that fails.
-pub fn become_kafka_tool(class: &str, arguments: &[String]) -> Result<()> {
+/// Replaces this process by a console tool of Kafka. It returns only if that fails.
+pub(crate) fn become_kafka_tool(class: &str, arguments: &[String]) -> Result<ExitCode> {
     let jars = Jars::fetch()?;
     let mut command = Command::new("java");
     command
@@ -52,13 +51,13 @@ pub fn become_kafka_tool(class: &str, arguments: &[String]) -> Result<()> {
     {
         command.args(["--bootstrap-server", &server_variable("KAFKA_BROKERS")?]);
     }
-    let error = command.args(arguments).exec();
-    Err(error).context("cannot start java")
+    Err(command.args(arguments).exec()).context("cannot start java")
 }
 
-/// Becomes psql; returns only if that fails.
-pub fn become_psql(arguments: &[String]) -> Result<()> {
-    let program = find_binaries().map_or_else(|_| PathBuf::from("psql"), |bin| bin.join("psql"));
+/// Replaces this process by psql. It returns only if that fails.
+pub(crate) fn become_psql(arguments: &[String]) -> Result<ExitCode> {
+    let program =
+        find_binaries().map_or_else(|_| PathBuf::from("psql"), |folder| folder.join("psql"));
     let mut command = Command::new(program);
     for (name, source) in [
         ("PGHOST", "DB_HOST"),
@@ -69,11 +68,10 @@ pub fn become_psql(arguments: &[String]) -> Result<()> {
     ] {
         command.env(name, server_variable(source)?);
     }
-    let error = command.args(arguments).exec();
-    Err(error).context("cannot start psql")
+    Err(command.args(arguments).exec()).context("cannot start psql")
 }
 
-/// A variable of the environment, else of the running demo, else of the running `cargo xtask stack`.
+/// Returns a variable of the environment, of the running demo, or of the running stack, whichever has it first.
 fn server_variable(name: &str) -> Result<String> {
     if let Some(value) = variable(name) {
         return Ok(value);
@@ -88,7 +86,8 @@ fn server_variable(name: &str) -> Result<String> {
         }
     }
     bail!(
-        "neither `cargo xtask demo` nor `cargo xtask stack` runs in this clone, and {name} is not set"
+        "{name} is not set, and neither `cargo xtask demo` nor `cargo xtask stack` runs in this clone: start one of them, \
+         or set {name}"
     )
 }
 

@@ -1,6 +1,6 @@
 //! The load generator: orders into Kafka, as a shop's producers would send them. And the benchmarks.
 
-mod bench;
+mod benchmarks;
 mod mock_broker;
 mod orders;
 mod producer;
@@ -47,14 +47,14 @@ enum Command {
     /// connections, 1,000 orders a transaction; and `ingestor run` from its first claim to the last message stored. Prints
     /// messages a second and their ratio, CPU time of each process, the ingestor's peak memory, statements and commits.
     /// Fails where either has not stored every row.
-    BenchIngest(bench::ingest::Options),
+    BenchIngest(benchmarks::ingest::Options),
     /// Asks the api for orders, beside nginx, bare hyper and pgbench (see `cargo xtask bench read`)
     ///
     /// Needs wrk, nginx and pgbench. Measures in turn: one cached order over 64 connections, of the api, of nginx from a
     /// file and of hyper from memory; orders that are not cached over 8 and 64, of the api and by pgbench; orders at random
     /// out of a small and a large cache. Prints requests a second, p50, p99 and ratios, memory of an entry and the rate of
     /// warm-up. Fails where the bytes differ, or where hits were misses or misses hits.
-    BenchRead(bench::read::Options),
+    BenchRead(benchmarks::read::Options),
     /// Serves one answer by hyper alone, a rival of the api in `bench-read`
     BareHyper {
         /// A file with head and body
@@ -70,7 +70,7 @@ enum Command {
     /// topic of its own, sends a paced stream of orders, and asks both api for a sample of them until they answer the new
     /// state. Prints p50, p99 and the longest time, beside those of a session that only LISTENs. Fails where a state does
     /// not come, comes wrong, or goes back.
-    BenchFreshness(bench::freshness::Options),
+    BenchFreshness(benchmarks::freshness::Options),
     /// Runs librdkafka's in-process broker and prints its address; for machines without Apache Kafka
     MockBroker {
         /// The topic to make
@@ -119,10 +119,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             rate,
             count,
         } => producer::produce(&target.into(), mix, rate, count),
-        Command::BenchIngest(options) => bench::ingest::run(&options),
-        Command::BenchRead(options) => bench::read::run(&options),
-        Command::BenchFreshness(options) => bench::freshness::run(&options),
-        Command::BareHyper { answer, port } => bench::read::serve_bare_hyper(&answer, port),
+        Command::BenchIngest(options) => benchmarks::ingest::run(&options),
+        Command::BenchRead(options) => benchmarks::read::run(&options),
+        Command::BenchFreshness(options) => benchmarks::freshness::run(&options),
+        Command::BareHyper { answer, port } => benchmarks::read::serve_bare_hyper(&answer, port),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
     }
 }

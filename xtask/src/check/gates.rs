@@ -1,16 +1,16 @@
-//! What no linter knows: patterns that must not be in this repository.
+//! Patterns that must not be in this repository, and that no linter knows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Built or fetched, not written.
+/// What is in them is built or fetched, not written.
 const SKIPPED_FOLDERS: [&str; 4] = [".git", ".stack", "target", "node_modules"];
 
-/// Text that is formatted into SQL sooner or later holds somebody's input: values are bound, names are constants.
+/// Sooner or later, text that is formatted into SQL contains somebody's input. Values must be bound; names are constants.
 ///
-/// Matched against the source without white space.
+/// The patterns are compared with the source without its white space.
 const SQL_BY_FORMAT: [&str; 6] = [
     "sql_query(format!",
     "sql_query(&format!",
@@ -20,17 +20,17 @@ const SQL_BY_FORMAT: [&str; 6] = [
     "batch_execute(&format!",
 ];
 
-/// Where home folders are; in two parts, so that this line is no finding.
+/// Parents of home folders. Each is written in two parts, so that this line is not a finding.
 const HOME_FOLDERS: [&str; 2] = [concat!("/ho", "me/"), concat!("/Us", "ers/")];
 
-/// Findings in all files under `root`, as `file: what`.
+/// Returns the findings in all files under `root`, each with its file.
 pub(super) fn findings(root: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     collect(root, &mut files)?;
     let own_root = machine_path(root);
     let mut findings = Vec::new();
     for file in files {
-        // Files that are no text have no such patterns.
+        // Files that are not text have no such patterns.
         let Ok(text) = fs::read_to_string(&file) else {
             continue;
         };
@@ -79,7 +79,7 @@ fn sql_by_format(text: &str) -> impl Iterator<Item = &'static str> + use<> {
         .filter(move |pattern| dense.contains(pattern))
 }
 
-/// The clone's own path, if it is telling enough: one such as `/app` occurs for good reasons.
+/// Returns the path of this clone. A short one such as `/app` may be in a file for good reasons, so it is not looked for.
 fn machine_path(root: &Path) -> Option<String> {
     (root.components().count() > 2).then(|| root.display().to_string())
 }
@@ -90,7 +90,7 @@ fn foreign_path<'a>(text: &'a str, own_root: Option<&str>) -> Option<&'a str> {
         .chain(own_root)
         .flat_map(|path| text.match_indices(path))
         .find(|(start, _)| {
-            // A path starts here, it does not go on: `https://host/home/` is none.
+            // The path must begin here: `https://host/home/` is not a finding.
             !text[..*start].ends_with(|before: char| {
                 before.is_alphanumeric() || ['.', '/', '-', '_', '}', '$', '~'].contains(&before)
             })

@@ -1,51 +1,49 @@
-//! The project's own processes in the demo: migrated, started, watched, stopped in order.
+//! The project's own processes in the demo: they are started, watched, and stopped in the right order.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-
 use servers::interrupt::{Interrupted, wait_for};
 use servers::process::{Launch, Process};
 use servers::signals::Signal;
 use servers::{progress, project};
 
-use super::Ports;
+use super::{Options, SAMPLE_UID};
 use crate::cargo::target_folder;
 
-/// Joining a consumer group and the first warm-up are part of it.
+/// This includes joining the consumer group and the first warm-up.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// A hundred times what it takes.
+/// A hundred times as long as the sample order usually takes.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an answer may take.
 const REQUEST_TIMEOUT_SECONDS: u64 = 2;
 /// The processes promise to stop within 10 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
-/// How many warnings of a process are shown at a time; the log has the others.
+/// How many warnings of a process are shown at a time. The log has the others.
 const WARNINGS_AT_A_TIME: usize = 5;
 
-/// The running processes, in the order in which they are stopped: producers first.
+/// The running processes. The newest one is stopped first, and the producer is started last.
 #[derive(Debug)]
 pub(super) struct Services {
-    binaries: PathBuf,
+    options: Options,
     logs: PathBuf,
     environment: Vec<(String, String)>,
     running: Vec<Process>,
+    /// How much of each log was looked through for warnings.
     shown_bytes: HashMap<String, u64>,
 }
 
 impl Services {
-    pub(super) fn new(release: bool, environment: Vec<(String, String)>) -> Result<Self> {
+    pub(super) fn new(options: Options, environment: Vec<(String, String)>) -> Result<Self> {
         let logs = project::stack_folder().join("logs");
-        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        for entry in fs::read_dir(&logs)?.flatten() {
-            fs::remove_file(entry.path()).ok();
-        }
+        fs::remove_dir_all(&logs).ok();
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         Ok(Self {
-            binaries: target_folder(release),
+            options,
             logs,
             environment,
             running: Vec::new(),
@@ -53,37 +51,36 @@ impl Services {
         })
     }
 
-    /// Migrates, starts both processes and waits until both are ready.
-    pub(super) fn start(&mut self, ports: Ports) -> Result<()> {
-        self.launch("ingestor migrate", "ingestor", &["migrate"], "migrate")
+    /// Migrates the database, starts both processes and waits until both are ready.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let (api_port, ingestor_port) = (self.options.api_port, self.options.ingestor_port);
+        self.launch("ingestor", &["migrate"])
+            .log_to(self.log_of("migrate"))
             .run()?;
         progress::step("the database is migrated");
         let ingestor = self
-            .launch("ingestor", "ingestor", &["run"], "ingestor")
-            .env("INGESTOR_PORT", ports.ingestor.to_string())
-            .spawn()?;
-        self.running.push(ingestor);
+            .launch("ingestor", &["run"])
+            .env("INGESTOR_PORT", ingestor_port.to_string());
+        self.running.push(ingestor.spawn()?);
         let api = self
-            .launch("api", "api", &[], "api")
-            .env("SERVER_PORT", ports.api.to_string())
-            .spawn()?;
-        self.running.push(api);
-        self.wait_until_ready("ingestor", ports.ingestor)?;
-        self.wait_until_ready("api", ports.api)
+            .launch("api", &[])
+            .env("SERVER_PORT", api_port.to_string());
+        self.running.push(api.spawn()?);
+        self.wait_until_ready("ingestor", ingestor_port)?;
+        self.wait_until_ready("api", api_port)
     }
 
-    /// Sends the sample order to Kafka and waits until the api answers it: the whole way works.
-    pub(super) fn send_sample(&mut self, api_port: u16) -> Result<()> {
-        self.launch("load sample", "load", &["sample"], "load")
-            .run()?;
+    /// Sends the sample order to Kafka and waits until the api answers with it. Then the whole chain works.
+    pub(super) fn send_sample(&mut self) -> Result<()> {
+        self.launch("load", &["sample"]).run()?;
         let sent_at = Instant::now();
-        let path = format!("/order/{}", super::SAMPLE_UID);
+        let (port, path) = (self.options.api_port, format!("/order/{SAMPLE_UID}"));
         wait_for(
-            "the sample order does not come out of the api (see .stack/logs)",
+            "the api does not answer with the sample order (its log and that of the ingestor are in .stack/logs)",
             SAMPLE_TIMEOUT,
             || {
                 self.check_running()?;
-                Ok(get(api_port, &path).filter(|response| response.status_code == 200))
+                Ok(get(port, &path).filter(|response| response.status_code == 200))
             },
         )?;
         progress::step(&format!(
@@ -93,25 +90,28 @@ impl Services {
         Ok(())
     }
 
-    /// Starts a stream of orders in the background, unless `rate` is 0.
-    pub(super) fn stream(&mut self, rate: u32) -> Result<()> {
-        if rate == 0 {
-            return Ok(());
+    /// Starts a stream of orders in the background, unless the rate is 0.
+    pub(super) fn stream(&mut self) -> Result<()> {
+        let rate = self.options.rate.to_string();
+        if self.options.rate > 0 {
+            let load = self.launch(
+                "load",
+                &["produce", "--rate", &rate, "--invalid-percent", "2"],
+            );
+            self.running.push(load.spawn()?);
         }
-        let rate = rate.to_string();
-        let arguments = ["produce", "--rate", &rate, "--invalid-percent", "2"];
-        let load = self.launch("load", "load", &arguments, "load").spawn()?;
-        // Pushed last, so stopped first.
-        self.running.push(load);
         Ok(())
     }
 
+    /// Checks that all processes run.
+    ///
+    /// # Errors
     /// Fails, with the end of its log, if one has ended.
     pub(super) fn check_running(&mut self) -> Result<()> {
         self.running.iter_mut().try_for_each(Process::check_running)
     }
 
-    /// Prints what the logs have got since the last call, warnings and errors only.
+    /// Prints the warnings and errors that are new in the logs since the last call.
     pub(super) fn show_warnings(&mut self) {
         for process in &self.running {
             let log = self.logs.join(process.name()).with_extension("log");
@@ -128,7 +128,7 @@ impl Services {
             }
             if warnings.len() > WARNINGS_AT_A_TIME {
                 progress::say(&format!(
-                    "{}: {} more such lines in {}",
+                    "{}: {} more warnings are in {}",
                     process.name(),
                     warnings.len() - WARNINGS_AT_A_TIME,
                     log.display()
@@ -137,7 +137,7 @@ impl Services {
         }
     }
 
-    /// Stops all, the newest first.
+    /// Stops all processes, the newest one first.
     pub(super) fn stop(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         while let Some(mut process) = self.running.pop() {
@@ -148,20 +148,27 @@ impl Services {
         outcome
     }
 
-    fn launch(&self, name: &str, program: &str, arguments: &[&str], log: &str) -> Launch {
-        Launch::new(name, self.binaries.join(program))
-            .args(arguments)
-            .envs(&self.environment)
-            // No escape codes: these logs are files.
-            .env("NO_COLOR", "1")
-            // Not the project's root: a `.env` there is meant for other servers than these.
-            .directory(&self.logs)
-            .log_to(self.logs.join(log).with_extension("log"))
+    fn launch(&self, program: &str, arguments: &[&str]) -> Launch {
+        Launch::new(
+            program,
+            target_folder(self.options.is_release).join(program),
+        )
+        .args(arguments)
+        .envs(&self.environment)
+        // No escape codes, because the logs are files.
+        .env("NO_COLOR", "1")
+        // Not the project's root: a `.env` there is meant for other servers.
+        .directory(&self.logs)
+        .log_to(self.log_of(program))
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.logs.join(name).with_extension("log")
     }
 
     fn wait_until_ready(&mut self, name: &str, port: u16) -> Result<()> {
-        let mut last_answer = "nothing answers".to_owned();
-        let ready = wait_for(name, READY_TIMEOUT, || {
+        let mut last_answer = "no answer".to_owned();
+        let ready = wait_for(&format!("{name} is not ready"), READY_TIMEOUT, || {
             self.check_running()?;
             let Some(response) = get(port, "/readyz") else {
                 return Ok(None);
@@ -181,14 +188,14 @@ impl Services {
     }
 }
 
-/// Asks a process on loopback; `None` if it does not answer.
+/// Sends a request to a process on loopback; `None` if it does not answer.
 fn get(port: u16, path: &str) -> Option<minreq::Response> {
     let request = minreq::get(format!("http://127.0.0.1:{port}{path}"));
     request.with_timeout(REQUEST_TIMEOUT_SECONDS).send().ok()
 }
 
-/// The complete lines behind the first `*position` bytes, which moves on.
-fn read_lines_from(log: &PathBuf, position: &mut u64) -> Option<String> {
+/// Returns the complete lines after the first `*position` bytes, and moves the position to their end.
+fn read_lines_from(log: &Path, position: &mut u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
     file.seek(SeekFrom::Start(*position)).ok()?;
     let mut bytes = Vec::new();
@@ -198,7 +205,7 @@ fn read_lines_from(log: &PathBuf, position: &mut u64) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// Whether a line of a tracing log, text or JSON, is a warning or an error.
+/// Returns whether a line of a tracing log, text or JSON, is a warning or an error.
 fn is_warning(line: &str) -> bool {
     [" WARN ", " ERROR ", "\"WARN\"", "\"ERROR\""]
         .iter()

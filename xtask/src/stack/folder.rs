@@ -1,4 +1,4 @@
-//! The folder that the servers of one run have to themselves.
+//! The folder for the servers of one run.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,58 +10,63 @@ use anyhow::{Context as _, Result, bail};
 use servers::interrupt::Interrupted;
 use servers::{postgres, project};
 
-/// A folder under `.stack` that one process holds as long as it runs.
+/// A folder under `.stack` that one process holds for as long as it runs.
 #[derive(Debug)]
-pub struct StackFolder {
+pub(crate) struct StackFolder {
     path: PathBuf,
-    /// Held for its lock, which the kernel takes away however the process ends.
+    /// The locked file. The kernel releases the lock however the process ends.
     _lock: File,
-    removed_at_end: bool,
+    is_removed_at_end: bool,
 }
 
 impl StackFolder {
-    /// Takes the folder of that name, empty; fails if another process has it.
-    pub fn take(name: &str) -> Result<Self> {
+    /// Takes the folder of that name and empties it.
+    ///
+    /// # Errors
+    /// Fails if another process has it.
+    pub(crate) fn take(name: &str) -> Result<Self> {
         let path = project::stack_folder().join(name);
         let Some(lock) = lock(&lock_path(&path))? else {
-            bail!("another `{name}` runs in this clone (its servers: .stack/{name}.env)");
+            bail!(
+                "another `{name}` runs in this clone (.stack/{name}.env names its servers): stop it first"
+            );
         };
         remove_stack_folder(&path)?;
-        // What a killed run left would name servers that are gone.
+        // The file that a killed run has left names servers that are gone.
         fs::remove_file(super::env_file(name)).ok();
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self {
             path,
             _lock: lock,
-            removed_at_end: false,
+            is_removed_at_end: false,
         })
     }
 
-    /// Takes a folder of this process alone, removed at the end; what killed processes left is removed first.
-    pub fn take_own(name: &str) -> Result<Self> {
+    /// Takes a folder that belongs to this process and is removed at the end. It first removes what killed processes have left.
+    pub(crate) fn take_own(name: &str) -> Result<Self> {
         remove_stale(name);
         let mut folder = Self::take(&format!("{name}-{}", std::process::id()))?;
-        folder.removed_at_end = true;
+        folder.is_removed_at_end = true;
         Ok(folder)
     }
 
-    /// Removes it at the end, unless the run has failed: then it is kept, to be looked at.
-    pub fn remove_at_end_unless_failed(&mut self, outcome: &Result<()>) {
-        self.removed_at_end = match outcome {
+    /// Removes it at the end, unless the run has failed. Then somebody will want to look at it.
+    pub(crate) fn remove_at_end_unless_failed(&mut self, outcome: &Result<()>) {
+        self.is_removed_at_end = match outcome {
             Ok(()) => true,
             Err(error) => error.is::<Interrupted>(),
         };
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
+    /// Returns its path.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
 impl Drop for StackFolder {
     fn drop(&mut self) {
-        if self.removed_at_end {
+        if self.is_removed_at_end {
             remove_stack_folder(&self.path).ok();
             fs::remove_file(lock_path(&self.path)).ok();
         }
@@ -105,15 +110,15 @@ fn lock_path(folder: &Path) -> PathBuf {
     folder.with_extension("lock")
 }
 
-/// Locks a file for as long as the process lives; `None` if another process has it.
+/// Locks a file for as long as the process lives; `None` if another process has locked it.
 fn lock(path: &Path) -> Result<Option<File>> {
     for _ in 0..20 {
         let lock = open_lock(path)?;
         match lock.try_lock() {
-            // Another one may have removed the file between our open and our lock: then it protects nothing.
+            // If another process removes the file between our open and our lock, the lock protects nothing.
             Ok(()) if is_still_at(&lock, path) => return Ok(Some(lock)),
             Ok(()) => {}
-            // Perhaps only one that looks for stale folders.
+            // Perhaps the other process only looks for stale folders.
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("cannot lock {}", path.display()));
@@ -132,7 +137,8 @@ fn is_still_at(file: &File, path: &Path) -> bool {
 
 fn open_lock(path: &Path) -> Result<File> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
     }
     File::options()
         .create(true)

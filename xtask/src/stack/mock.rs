@@ -1,7 +1,7 @@
-//! The stand-in where Apache Kafka cannot be had: librdkafka's in-process broker, run by the `load` program.
+//! The substitute for Apache Kafka: librdkafka's in-process broker, run by the program `load`.
 //!
-//! It keeps nothing on disk, knows no admin requests and only the simple part of consumer groups: good enough to look at
-//! the service, not to judge it.
+//! It stores nothing on disk, knows no admin requests and only the simple part of consumer groups. It is good enough to look
+//! at the service, but not to judge it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use servers::signals::Signal;
 
 use crate::cargo::cargo;
 
-/// The build of `load`, librdkafka included, counts.
+/// This includes the build of `load` with librdkafka.
 const START_TIMEOUT: Duration = Duration::from_secs(1_800);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What `load mock-broker` prints before its bootstrap address.
 const ADDRESS_PREFIX: &str = "KAFKA_BROKERS=";
 
-/// A running in-process broker; dropping it kills it.
+/// A running in-process broker. Dropping it kills it.
 #[derive(Debug)]
-pub struct MockBroker {
+pub(crate) struct MockBroker {
     process: Process,
     bootstrap: String,
 }
 
 impl MockBroker {
-    /// Builds `load` if need be and starts the broker with one topic.
-    pub fn start(folder: &Path, topic: &str, partitions: u32) -> Result<Self> {
+    /// Builds `load` if necessary, and starts the broker with one topic.
+    pub(crate) fn start(folder: &Path, topic: &str, partitions: u32) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let log = folder.join("mock-broker.log");
         let mut process = cargo("the in-process broker")
@@ -50,23 +50,26 @@ impl MockBroker {
         Ok(Self { process, bootstrap })
     }
 
-    /// The bootstrap address.
-    pub fn bootstrap(&self) -> &str {
+    /// Returns the bootstrap address.
+    pub(crate) fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
+    /// Checks that it runs.
+    ///
+    /// # Errors
     /// Fails, with the end of its log, if it has ended.
-    pub fn check_running(&mut self) -> Result<()> {
+    pub(crate) fn check_running(&mut self) -> Result<()> {
         self.process.check_running()
     }
 
     /// Stops it.
-    pub fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         self.process.stop(Signal::TERM, STOP_TIMEOUT)
     }
 }
 
-/// The address in a complete line of the log.
+/// Returns the address in a complete line of the log.
 fn parse_address(log: &str) -> Option<String> {
     log.split_inclusive('\n')
         .filter_map(|line| line.strip_suffix('\n'))

@@ -11,7 +11,7 @@ use shared::db::schema::orders;
 
 use super::api::FIRST_UID;
 use super::http::Load;
-use crate::bench::{generator, output_of};
+use crate::benchmarks::{generator, output_of};
 
 /// Connections of the api's pool to the database, by default.
 pub(super) const POOL_SIZE: u32 = 8;

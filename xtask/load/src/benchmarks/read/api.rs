@@ -6,7 +6,7 @@ use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
 use super::http::get;
-use crate::bench::{Service, copy_orders};
+use crate::benchmarks::{Service, copy_orders};
 
 /// Orders are numbered from here, so that wrk and pgbench can make up their ids.
 pub(super) const FIRST_UID: usize = 1_000_000_000;

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::bench::{generator, output_of};
+use crate::benchmarks::{generator, output_of};
 
 /// Head, in lower case, and body.
 pub(super) fn get(port: u16, path: &str) -> anyhow::Result<(String, String)> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
-use crate::bench::PATIENCE;
+use crate::benchmarks::PATIENCE;
 use crate::producer::Target;
 
 /// Most time in one poll.

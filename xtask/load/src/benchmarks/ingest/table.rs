@@ -1,7 +1,7 @@
 //! The figures of one side of one round, and how they are shown.
 
 use super::server::Counters;
-use crate::bench::median;
+use crate::benchmarks::median;
 
 /// What a side did.
 #[derive(Clone, Copy, Debug)]

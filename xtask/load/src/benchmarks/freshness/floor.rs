@@ -15,7 +15,7 @@ use super::rival::{self, Calls};
 use super::stages::Clock;
 use super::table::Times;
 use super::{Options, log};
-use crate::bench::topic::Topic;
+use crate::benchmarks::topic::Topic;
 use crate::orders::{Messages, Mix};
 use crate::producer::{self, Target};
 

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use super::http::get;
-use crate::bench::Service;
+use crate::benchmarks::Service;
 
 /// nginx; its workers outlive a master that is killed, so it is asked to stop.
 pub(super) struct Nginx {

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use super::http::{Load, get, load};
-use crate::bench::{in_turn, median, print_load_average};
+use crate::benchmarks::{in_turn, median, print_load_average};
 
 /// Pages of 1,000 orders that are walked to get far from the beginning, or all there are.
 const WALKED_PAGES: usize = 100;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Options;
 use servers::proc;
 
-use crate::bench::Service;
+use crate::benchmarks::Service;
 
 /// A process, or a server with its children.
 enum Program {

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
-use crate::bench::topic::Topic;
+use crate::benchmarks::topic::Topic;
 use crate::producer::{self, Target};
 
 /// Seed of the orders, and so the beginning of their uids.
