@@ -13,9 +13,7 @@ use tracing::warn;
 use crate::cache::OrderCache;
 use crate::config::Config;
 use crate::http::authority::Authority;
-use crate::http::cors::Cors;
 use crate::http::problem::ApiError;
-use crate::http::rate_limit::RateLimiter;
 use crate::metrics::Metrics;
 use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
 
@@ -27,10 +25,6 @@ const MAX_EXPORTS: usize = 2;
 pub struct App {
     /// Who may write.
     pub authority: Authority,
-    /// Which pages of other sites may read.
-    pub cors: Cors,
-    /// How much a peer may ask; `None` for no limit.
-    pub rate_limiter: Option<RateLimiter>,
     /// Orders in PostgreSQL.
     pub repository: Repository,
     /// Orders in memory.
@@ -38,7 +32,7 @@ pub struct App {
     /// How many orders a warm-up loads where it is not told.
     pub warmup_limit: usize,
     /// What operators count.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// When the process started.
     pub started_at: DateTime<Utc>,
     /// Cancelled when the process is to stop.
@@ -76,12 +70,10 @@ impl App {
         let cache = Arc::new(OrderCache::new(&config.cache, repository.clone()));
         Ok(Arc::new(Self {
             authority: Authority::new(config, address),
-            cors: Cors::new(config.cors_allowed_origins.clone()),
-            rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
             body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
             repository,
-            metrics: Metrics::new(&cache),
+            metrics: Arc::new(Metrics::new(&cache)),
             cache,
             warmup_limit: config.cache.warmup,
             started_at: Utc::now(),

@@ -1,5 +1,7 @@
-//! What each route does. Each handler makes its checks in one order: path,
-//! method, authority, media type, size, JSON, order, uids, existence, precondition.
+//! What each route does. The table in `routes.rs` says which handler answers which request.
+//!
+//! Path, method and authorization were checked before a handler runs. Each handler makes the remaining checks in the
+//! same order: media type, size, JSON, order, order ids, existence, precondition.
 
 pub mod cache;
 pub mod events;
@@ -7,3 +9,25 @@ pub mod health;
 pub mod listing;
 pub mod orders;
 pub mod web;
+
+use std::sync::Arc;
+
+use warp::reply::Response;
+
+use crate::app::App;
+use crate::http::envelope::Answering;
+use crate::http::problem::ApiError;
+use crate::http::request::{Body, Head};
+
+/// What a handler returns.
+pub type Answer = Answering<Result<Response, ApiError>>;
+
+/// A request and what is needed to answer it.
+pub struct Call {
+    /// The process's state.
+    pub app: Arc<App>,
+    /// The request's head.
+    pub head: Head,
+    /// The request's body.
+    pub body: Body,
+}

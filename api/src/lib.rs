@@ -1,9 +1,26 @@
-//! The api: orders over HTTP, out of a cache that the database's events keep true.
+//! The `api` process: answers for orders over HTTP from a cache that the database's events keep correct.
 //!
 //! ```text
-//! client -> [`http::server`] -> [`http::envelope`] -> [`routes`] -> [`handlers`] -> [`cache`] -> [`repository`] -> PostgreSQL
-//!                                                                                     ^--- events of writers ---'
+//! client -> http::server -> http::envelope -> routes -> handlers -> cache -> repository -> PostgreSQL
+//!                                                                     ^--- events of writers ---'
 //! ```
+//!
+//! A module uses only modules above it in this table:
+//!
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | [`config`] | the command line and the environment | |
+//! | [`repository`] | the queries, and what their failures mean | |
+//! | [`feed`] | the live feed: which orders have changed | |
+//! | [`cache`] | orders in memory, and the protocols that keep them correct | [`config`], [`repository`], [`feed`] |
+//! | [`metrics`] | what operators count | [`cache`] |
+//! | [`http`] | what speaks HTTP and knows no route: server, envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
+//! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
+//! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`], [`http`], [`app`] |
+//! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
+//! | [`routes`] | the table of routes, which dispatches | [`http`], [`app`], [`handlers`] |
+//!
+//! `openapi.json`, beside `src`, is the contract for machines. Tests compare it with the routes and the codes.
 
 pub mod app;
 pub mod cache;
@@ -17,11 +34,11 @@ pub mod repository;
 pub mod routes;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use shared::backoff::Backoff;
 use shared::db;
+use shared::throttle::Throttle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -29,11 +46,9 @@ use tracing::{info, warn};
 use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
+use crate::http::envelope::Envelope;
 use crate::http::server;
 use crate::repository::APPLICATION_NAME;
-
-/// How often a wait for the schema says that it goes on.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Serves on `listener` until `shutdown`. The port answers from the first moment; while the database is away or has no
 /// schema, it answers 503.
@@ -51,6 +66,8 @@ pub async fn run(
     // A child: a failure in the background stops the server, and leaves the caller's token alone.
     let stop = shutdown.child_token();
     let app = App::new(&config, address, stop.clone())?;
+    let metrics = Arc::clone(&app.metrics);
+    let envelope = Arc::new(Envelope::new(&config, metrics, routes::router(&app)));
     info!("listening on http://{address}");
     // Events are followed for as long as anything is answered, the drain included.
     let finished = CancellationToken::new();
@@ -63,14 +80,7 @@ pub async fn run(
     };
     let timeout = config.shutdown.timeout();
     let server = async {
-        server::serve(
-            Arc::clone(&app),
-            listener,
-            config.server,
-            stop.clone(),
-            timeout,
-        )
-        .await;
+        server::serve(envelope, listener, config.server, stop.clone(), timeout).await;
         finished.cancel();
     };
     let ((), outcome) = tokio::join!(server, background);
@@ -102,16 +112,15 @@ async fn keep_cache_true(
 /// The ingestor brings the schema; `false` means that the process is to stop.
 async fn wait_for_schema(app: &App, stop: &CancellationToken) -> bool {
     let mut backoff = Backoff::for_database();
-    let mut last_report: Option<Instant> = None;
+    let mut reports = Throttle::for_reports();
     loop {
         // What failed is in the log already.
         if app.repository.has_schema().await == Ok(true) {
             app.set_has_schema();
             return true;
         }
-        if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+        if reports.is_due() {
             warn!("waiting for the schema: run `ingestor migrate` or `ingestor run`");
-            last_report = Some(Instant::now());
         }
         tokio::select! {
             () = stop.cancelled() => return false,

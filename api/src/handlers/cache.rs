@@ -6,48 +6,29 @@ use tracing::info;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
+use super::Call;
+use super::listing::parse_limit;
 use crate::app::App;
 use crate::cache::counters::Eviction;
-use crate::handlers::listing::parse_limit;
 use crate::http::problem::ApiError;
-use crate::http::request::{Call, Verb};
 use crate::http::{empty, json_response};
 
 /// Most orders that a warm-up may be asked for; it loads as many of them as the cache holds.
 const MAX_WARMUP: u32 = 10_000_000;
 
-/// `/api/v1/cache/stats`.
-pub async fn stats(call: Call) -> Result<Response, ApiError> {
-    match call.verb() {
-        Verb::Get => {
-            call.parameters(&[])?;
-            call.require_accepts_json()?;
-            Ok(json_response(StatusCode::OK, &Stats::of(&call.app)))
-        }
-        _ => call.other_method("GET, HEAD, OPTIONS"),
-    }
+/// Answers with the cache's statistics.
+pub async fn stats(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    head.parameters(&[])?;
+    head.require_accepts_json()?;
+    Ok(json_response(StatusCode::OK, &Stats::of(&app)))
 }
 
-/// `/api/v1/cache`.
-pub async fn whole(call: Call) -> Result<Response, ApiError> {
-    match call.verb() {
-        Verb::Delete => {
-            call.app.authority.check(&call.headers)?;
-            call.parameters(&[])?;
-            call.app.cache.clear();
-            info!(operation = "clear_cache", "cache operation");
-            Ok(empty(StatusCode::NO_CONTENT))
-        }
-        _ => call.other_method("DELETE, OPTIONS"),
-    }
-}
-
-/// `/api/v1/cache/warmup`.
-pub async fn warmup(call: Call) -> Result<Response, ApiError> {
-    match call.verb() {
-        Verb::Post => warm_up(&call).await,
-        _ => call.other_method("POST, OPTIONS"),
-    }
+/// Drops every entry of the cache.
+pub async fn clear(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    head.parameters(&[])?;
+    app.cache.clear();
+    info!(operation = "clear_cache", "cache operation");
+    Ok(empty(StatusCode::NO_CONTENT))
 }
 
 #[derive(Serialize)]
@@ -56,21 +37,21 @@ struct WarmupAnswer {
     duration_ms: u64,
 }
 
-async fn warm_up(call: &Call) -> Result<Response, ApiError> {
-    call.app.authority.check(&call.headers)?;
-    let [limit] = call.parameters(&["limit"])?;
-    call.require_accepts_json()?;
+/// Loads the newest orders into the cache.
+pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    let [limit] = head.parameters(&["limit"])?;
+    head.require_accepts_json()?;
     let limit = match limit {
         Some(value) => parse_limit(&value, MAX_WARMUP)? as usize,
-        None => call.app.warmup_limit,
+        None => app.warmup_limit,
     };
-    call.app.require_schema()?;
-    if !call.app.cache.core().accepts_fills() {
+    app.require_schema()?;
+    if !app.cache.core().accepts_fills() {
         return Err(ApiError::DatabaseUnavailable(
             "the cache stores nothing while its listener is away, try again",
         ));
     }
-    let done = call.app.cache.warm_up(limit).await?;
+    let done = app.cache.warm_up(limit).await?;
     info!(
         operation = "warm_up",
         orders = done.loaded,

@@ -10,9 +10,11 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use warp::http::{HeaderName, HeaderValue, Method};
 use warp::reply::Response;
 
+use super::Call;
+use crate::app::App;
 use crate::feed::StreamEnd;
 use crate::http::problem::ApiError;
-use crate::http::request::{Call, Verb};
+use crate::http::request::Head;
 
 /// The media type.
 const EVENT_STREAM: &str = "text/event-stream";
@@ -21,17 +23,14 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// `/api/v1/events`. Never compressed: an encoder would hold events back, too.
-pub async fn events(call: Call) -> Result<Response, ApiError> {
-    if call.verb() != Verb::Get {
-        return call.other_method("GET, HEAD, OPTIONS");
-    }
-    call.parameters(&[])?;
-    call.require_accepts(EVENT_STREAM)?;
-    let mut response = if call.method == Method::HEAD {
+pub async fn follow(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    head.parameters(&[])?;
+    head.require_accepts(EVENT_STREAM)?;
+    let mut response = if head.method == Method::HEAD {
         // Of unknown length, as that to GET is.
         warp::reply::stream(stream::empty::<Result<Vec<u8>, Infallible>>()).into_response()
     } else {
-        feed(&call)?
+        feed(app, &head)?
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
@@ -40,18 +39,17 @@ pub async fn events(call: Call) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-fn feed(call: &Call) -> Result<Response, ApiError> {
-    if call.app.shutdown.is_cancelled() {
+fn feed(app: Arc<App>, head: &Head) -> Result<Response, ApiError> {
+    if app.shutdown.is_cancelled() {
         return Err(ApiError::Overloaded("the server is stopping, try again"));
     }
     // What is no text is no id of ours.
-    let last_event_id = call.headers.get(LAST_EVENT_ID);
+    let last_event_id = head.headers.get(LAST_EVENT_ID);
     let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
-    let client = call.app.cache.feed().join(last_event_id);
+    let client = app.cache.feed().join(last_event_id);
     let client = client.ok_or(ApiError::Overloaded(
         "as many clients as may follow the events do, try again",
     ))?;
-    let app = Arc::clone(&call.app);
     let following = app.metrics.feed.client_joined();
     let body = stream::unfold(
         (app, client, following),

@@ -5,14 +5,13 @@ use warp::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use super::Call;
 use crate::app::App;
 use crate::cache::status::ListenerState;
 use crate::http::json_response;
 use crate::http::problem::ApiError;
-use crate::http::request::{Call, Verb};
 use crate::repository::StoreError;
 
-const ALLOW: &str = "GET, HEAD, OPTIONS";
 const AUDIT_ALARM: &str = "a cached order was stale though no event had told of it, see the log";
 
 /// How the process is.
@@ -55,21 +54,14 @@ impl Health {
 
 /// `/livez`: the process answers. It looks at nothing else: a probe that failed with the database would have every
 /// process restarted during an outage.
-pub async fn livez(call: Call) -> Result<Response, ApiError> {
-    match call.verb() {
-        Verb::Get => Ok(json_response(StatusCode::OK, &json!({"status": "ok"}))),
-        _ => call.other_method(ALLOW),
-    }
+pub async fn livez(_: Call) -> Result<Response, ApiError> {
+    Ok(json_response(StatusCode::OK, &json!({"status": "ok"})))
 }
 
 /// `/readyz`: whether to send requests here. Blind is degraded, not down: all processes go blind together at a
 /// failover, and all of them still answer.
-pub async fn readyz(call: Call) -> Result<Response, ApiError> {
-    if call.verb() != Verb::Get {
-        return call.other_method(ALLOW);
-    }
-    let app = &call.app;
-    let health = Health::of(app).await;
+pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
+    let health = Health::of(&app).await;
     let detail = match health.database {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
@@ -85,12 +77,8 @@ pub async fn readyz(call: Call) -> Result<Response, ApiError> {
 }
 
 /// `/health`: for people.
-pub async fn health(call: Call) -> Result<Response, ApiError> {
-    if call.verb() != Verb::Get {
-        return call.other_method(ALLOW);
-    }
-    let app = &call.app;
-    let health = Health::of(app).await;
+pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
+    let health = Health::of(&app).await;
     let listener = app.cache.listener();
     let state = listener.state();
     let answer = json!({
@@ -117,11 +105,8 @@ pub async fn health(call: Call) -> Result<Response, ApiError> {
 }
 
 /// `/metrics`.
-pub async fn metrics(call: Call) -> Result<Response, ApiError> {
-    if call.verb() != Verb::Get {
-        return call.other_method(ALLOW);
-    }
-    let mut response = Response::new(call.app.metrics.encode().into());
+pub async fn metrics(Call { app, .. }: Call) -> Result<Response, ApiError> {
+    let mut response = Response::new(app.metrics.encode().into());
     let content_type =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, content_type);

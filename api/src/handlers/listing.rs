@@ -11,7 +11,7 @@ use shared::order::{OrderUid, format_utc};
 
 use crate::export::NDJSON;
 use crate::http::problem::ApiError;
-use crate::http::request::Call;
+use crate::http::request::Head;
 use crate::repository::{OrderFilter, Position};
 
 /// Path of the list.
@@ -46,9 +46,9 @@ impl ListFormat {
     ///
     /// # Errors
     /// `NotAcceptable`.
-    pub fn of(call: &Call) -> Result<Self, ApiError> {
-        let json = call.preference("application/json");
-        let ndjson = call.preference(NDJSON).filter(|_| call.can_stream);
+    pub fn of(head: &Head) -> Result<Self, ApiError> {
+        let json = head.preference("application/json");
+        let ndjson = head.preference(NDJSON).filter(|_| head.can_stream);
         if ndjson > json {
             Ok(Self::Ndjson)
         } else if json.is_some() {
@@ -79,8 +79,8 @@ impl ListRequest {
     ///
     /// # Errors
     /// `UnknownParameter`, `InvalidParameter`, `InvalidLimit`, `InvalidCursor` or `NotAcceptable`.
-    pub fn parse(call: &Call) -> Result<Self, ApiError> {
-        let [limit, cursor, customer_id, track_number, from, to] = call.parameters(&PARAMETERS)?;
+    pub fn parse(head: &Head) -> Result<Self, ApiError> {
+        let [limit, cursor, customer_id, track_number, from, to] = head.parameters(&PARAMETERS)?;
         let filter = OrderFilter {
             customer_id: customer_id
                 .map(|value| text("customer_id", value))
@@ -96,7 +96,7 @@ impl ListRequest {
         let after = cursor
             .map(|cursor| decode_cursor(&cursor, &filter))
             .transpose()?;
-        let format = ListFormat::of(call)?;
+        let format = ListFormat::of(head)?;
         match paging.iter().find(|(_, is_given)| *is_given) {
             Some((name, _)) if format == ListFormat::Ndjson => Err(ApiError::InvalidParameter {
                 name,

@@ -3,9 +3,9 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
 use futures_util::future::Either;
-use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
 use tracing::{Instrument, info};
@@ -16,18 +16,19 @@ use warp::http::header::{
 use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use warp::reply::Response;
 
+use super::listing::{ListFormat, ListRequest};
+use super::{Answer, Call};
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
 use crate::export;
-use crate::handlers::listing::{ListFormat, ListRequest};
 use crate::http::compression::compress;
 use crate::http::conditional;
 use crate::http::conditional::Reading;
-use crate::http::envelope::{Answering, X_REQUEST_ID, at_once};
+use crate::http::envelope::{X_REQUEST_ID, at_once};
 use crate::http::problem::{ApiError, CACHE_STATUS};
-use crate::http::request::{Call, Verb, order_uid};
+use crate::http::request::{Body, Head};
 use crate::http::{empty, json_response};
 use crate::repository::WriteError;
 
@@ -51,62 +52,30 @@ static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
 /// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
-/// `/order/{uid}`: reads only.
-pub fn read_only_order(
-    uid: Result<OrderUid, ApiError>,
-    call: Call,
-) -> Answering<Result<Response, ApiError>> {
-    let answering = uid.and_then(|uid| match call.verb() {
-        Verb::Get => get_order(&uid, call),
-        _ => Ok(at_once(call.other_method("GET, HEAD, OPTIONS"))),
-    });
-    answering.unwrap_or_else(|error| at_once(Err(error)))
-}
-
-/// `/api/v1/orders/{uid}`.
-pub async fn order<B: Buf>(
-    segment: String,
-    call: Call,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Response, ApiError> {
-    let uid = order_uid(&segment)?;
-    match call.verb() {
-        Verb::Get => get_order(&uid, call)?.await,
-        Verb::Put => put_order(uid, &call, body).await,
-        Verb::Delete => delete_order(uid, &call).await,
-        _ => call.other_method("GET, HEAD, PUT, DELETE, OPTIONS"),
-    }
-}
-
-/// `/api/v1/orders`.
-pub async fn order_list(call: Call) -> Result<Response, ApiError> {
-    match call.verb() {
-        Verb::Get => list_orders(&call).await,
-        _ => call.other_method("GET, HEAD, OPTIONS"),
-    }
-}
-
-fn get_order(
-    uid: &OrderUid,
-    call: Call,
-) -> Result<Answering<Result<Response, ApiError>>, ApiError> {
-    call.parameters(&[])?;
-    call.require_accepts_json()?;
-    call.app.require_schema()?;
-    let demand = demand(&call.headers);
-    Ok(match call.app.cache.get(uid.as_str(), demand) {
-        Either::Left(cached) => at_once(order_answer(&call, cached, Duration::ZERO)),
-        Either::Right(loading) => {
+/// Reads an order. A cache hit is answered at once.
+pub fn get(uid: OrderUid, call: Call) -> Answer {
+    let fetching =
+        check_read(&call).map(|()| call.app.cache.get(uid.as_str(), demand(&call.head.headers)));
+    match fetching {
+        Err(refused) => at_once(Err(refused)),
+        Ok(Either::Left(cached)) => at_once(order_answer(&call.head, cached, Duration::ZERO)),
+        Ok(Either::Right(loading)) => {
             let started = Instant::now();
             Either::Right(Box::pin(async move {
                 let loaded = call.app.in_time(loading).await?;
-                order_answer(&call, loaded, started.elapsed())
+                order_answer(&call.head, loaded, started.elapsed())
             }))
         }
-    })
+    }
 }
 
-fn order_answer(call: &Call, fetched: Fetched, waited: Duration) -> Result<Response, ApiError> {
+fn check_read(call: &Call) -> Result<(), ApiError> {
+    call.head.parameters(&[])?;
+    call.head.require_accepts_json()?;
+    call.app.require_schema()
+}
+
+fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Response, ApiError> {
     let Fetched { order, source } = fetched;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
@@ -123,7 +92,7 @@ fn order_answer(call: &Call, fetched: Fetched, waited: Duration) -> Result<Respo
     })?;
     let version = order.version;
     let (etag, body) = order.into_parts();
-    let mut response = match conditional::reading(&call.headers, version) {
+    let mut response = match conditional::reading(&head.headers, version) {
         Reading::Send => Response::new(body.into()),
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
         Reading::Mismatch => return Err(ApiError::VersionMismatch { current: version }),
@@ -179,15 +148,16 @@ struct OrderPage<'a> {
     next_cursor: Option<&'a str>,
 }
 
-async fn list_orders(call: &Call) -> Result<Response, ApiError> {
-    let request = ListRequest::parse(call)?;
-    call.app.require_schema()?;
+/// Lists orders: a page, or all of them as a stream.
+pub async fn list(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    let request = ListRequest::parse(&head)?;
+    app.require_schema()?;
     let mut response = match request.format {
-        ListFormat::Json => call.app.in_time(list_page(call, &request)).await?,
-        ListFormat::Ndjson if call.method == Method::HEAD => export::no_orders(),
+        ListFormat::Json => app.in_time(list_page(&app, &request)).await?,
+        ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
         ListFormat::Ndjson => {
-            let beginning = export::stream_orders(&call.app, request.filter);
-            call.app.in_time(beginning).await?
+            let beginning = export::stream_orders(&app, request.filter);
+            app.in_time(beginning).await?
         }
     };
     let headers = response.headers_mut();
@@ -196,14 +166,13 @@ async fn list_orders(call: &Call) -> Result<Response, ApiError> {
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(VARY, HeaderValue::from_static("Accept"));
-    Ok(compress(call, response))
+    Ok(compress(&head, response))
 }
 
-async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiError> {
+async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
     // One more than asked for says whether another page follows.
     let wanted = i64::from(request.limit) + 1;
-    let mut found = call
-        .app
+    let mut found = app
         .repository
         .list_orders(&request.filter, request.after.as_ref(), wanted)
         .await?;
@@ -211,7 +180,7 @@ async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiEr
     found.truncate(request.limit as usize);
     for versioned in &found {
         let uid = versioned.order.order_uid.as_str();
-        call.app.cache.supersede(uid, Some(versioned.version));
+        app.cache.supersede(uid, Some(versioned.version));
     }
     let next_cursor = found.last().filter(|_| has_more).map(|last| {
         request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
@@ -229,17 +198,14 @@ async fn list_page(call: &Call, request: &ListRequest) -> Result<Response, ApiEr
     Ok(response)
 }
 
-async fn put_order<B: Buf>(
-    uid: OrderUid,
-    call: &Call,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Response, ApiError> {
-    call.app.authority.check(&call.headers)?;
-    call.parameters(&[])?;
-    call.require_accepts_json()?;
-    require_json_body(call)?;
-    refuse_announced_oversize(call)?;
-    let body = read_body(&call.app, body).await?;
+/// Replaces an order.
+pub async fn put(uid: OrderUid, call: Call) -> Result<Response, ApiError> {
+    let Call { app, head, body } = call;
+    head.parameters(&[])?;
+    head.require_accepts_json()?;
+    require_json_body(&head)?;
+    refuse_announced_oversize(&head)?;
+    let body = read_body(&app, body).await?;
     let order = Order::decode(&body).map_err(|error| match error {
         OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
         OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
@@ -248,10 +214,10 @@ async fn put_order<B: Buf>(
     if order.order_uid != uid {
         return Err(ApiError::UidMismatch);
     }
-    let precondition = conditional::precondition(&call.headers);
-    let (repository, replacement) = (call.app.repository.clone(), Arc::new(order));
+    let precondition = conditional::precondition(&head.headers);
+    let (repository, replacement) = (app.repository.clone(), Arc::new(order));
     let order = Arc::clone(&replacement);
-    let version = write(&call.app, "put", uid, async move {
+    let version = write(&app, "put", uid, async move {
         repository.replace_order(&replacement, &precondition).await
     })
     .await?;
@@ -263,12 +229,12 @@ async fn put_order<B: Buf>(
     Ok(response)
 }
 
-async fn delete_order(uid: OrderUid, call: &Call) -> Result<Response, ApiError> {
-    call.app.authority.check(&call.headers)?;
-    call.parameters(&[])?;
-    let precondition = conditional::precondition(&call.headers);
-    let (repository, deleted) = (call.app.repository.clone(), uid.clone());
-    write(&call.app, "delete", uid, async move {
+/// Deletes an order.
+pub async fn delete(uid: OrderUid, Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    head.parameters(&[])?;
+    let precondition = conditional::precondition(&head.headers);
+    let (repository, deleted) = (app.repository.clone(), uid.clone());
+    write(&app, "delete", uid, async move {
         repository
             .delete_order(deleted.as_str(), &precondition)
             .await
@@ -317,8 +283,8 @@ fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiE
     );
 }
 
-fn require_json_body(call: &Call) -> Result<(), ApiError> {
-    let media_type = call
+fn require_json_body(head: &Head) -> Result<(), ApiError> {
+    let media_type = head
         .headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -328,7 +294,7 @@ fn require_json_body(call: &Call) -> Result<(), ApiError> {
     let is_utf8 = !parameters.starts_with("charset=")
         || parameters.trim_start_matches("charset=").trim_matches('"') == "utf-8";
     let is_json = essence.trim().eq_ignore_ascii_case("application/json");
-    let is_plain = call
+    let is_plain = head
         .headers
         .get_all(CONTENT_ENCODING)
         .iter()
@@ -341,22 +307,19 @@ fn require_json_body(call: &Call) -> Result<(), ApiError> {
 }
 
 /// A client that asks before it sends (`Expect: 100-continue`) is spared sending what is refused anyway.
-fn refuse_announced_oversize(call: &Call) -> Result<(), ApiError> {
-    let announced = call
+fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
+    let announced = head
         .headers
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse().ok());
     let is_too_large = announced.is_some_and(|size_bytes: usize| size_bytes > MAX_ORDER_BYTES);
-    if is_too_large && call.headers.contains_key(EXPECT) {
+    if is_too_large && head.headers.contains_key(EXPECT) {
         return Err(ApiError::BodyTooLarge);
     }
     Ok(())
 }
 
-async fn read_body<B: Buf>(
-    app: &App,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Bytes, ApiError> {
+async fn read_body(app: &App, body: Body) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(app.body_deadline, collect_body(body)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(ApiError::RequestTimeout),
@@ -364,27 +327,21 @@ async fn read_body<B: Buf>(
 }
 
 /// Counts what comes, not what Content-Length says: a chunked body has none.
-async fn collect_body<B: Buf>(
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Bytes, ApiError> {
-    let mut body = std::pin::pin!(body);
+async fn collect_body(mut body: Body) -> Result<Bytes, ApiError> {
     let mut collected = Vec::new();
     let mut size_bytes = 0;
     // An error here is a client that hung up or broke the framing: nobody is left to be told more.
-    while let Some(mut chunk) = body
+    while let Some(chunk) = body
         .try_next()
         .await
         .map_err(|_| ApiError::MalformedJson("the body is not complete".into()))?
     {
-        size_bytes += chunk.remaining();
+        size_bytes += chunk.len();
         if size_bytes > MAX_DRAINED_BYTES {
             break;
         }
-        while size_bytes <= MAX_ORDER_BYTES && chunk.has_remaining() {
-            let part = chunk.chunk();
-            collected.extend_from_slice(part);
-            let part_bytes = part.len();
-            chunk.advance(part_bytes);
+        if size_bytes <= MAX_ORDER_BYTES {
+            collected.extend_from_slice(&chunk);
         }
     }
     if size_bytes > MAX_ORDER_BYTES {

@@ -9,10 +9,10 @@ use warp::http::header::{
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use super::Call;
 use crate::http::compression::compress;
 use crate::http::empty;
 use crate::http::problem::ApiError;
-use crate::http::request::{Call, Verb};
 
 /// Everything from this server, nothing inline: text of an order can never become a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -51,12 +51,9 @@ pub static ICON: Asset = asset!("../web/favicon.svg", "image/svg+xml");
 pub static OPENAPI: Asset = asset!("openapi.json", "application/json");
 
 /// Answers with a file. Its parameters are the page's own business.
-pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiError> {
-    if call.verb() != Verb::Get {
-        return call.other_method("GET, HEAD, OPTIONS");
-    }
+pub async fn asset(asset: &'static Asset, Call { head, .. }: Call) -> Result<Response, ApiError> {
     let etag = content_etag(asset.content);
-    let known = call
+    let known = head
         .headers
         .get(IF_NONE_MATCH)
         .and_then(|value| value.to_str().ok())
@@ -77,7 +74,7 @@ pub async fn asset(asset: &'static Asset, call: Call) -> Result<Response, ApiErr
     if let Ok(etag) = HeaderValue::try_from(etag) {
         headers.insert(ETAG, etag);
     }
-    Ok(compress(&call, response))
+    Ok(compress(&head, response))
 }
 
 /// Weak: the same content may travel compressed.

@@ -12,9 +12,9 @@ use warp::http::HeaderMap;
 use warp::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use warp::http::uri::Authority as HostAndPort;
 
+use super::cors::Cors;
+use super::problem::ApiError;
 use crate::config::Config;
-use crate::http::cors::Cors;
-use crate::http::problem::ApiError;
 
 /// The rule that holds for this server.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use warp::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY
 use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::Response;
 
-use crate::http::request::{Call, permille};
+use super::request::{Head, permille};
 
 /// Below it the head outweighs what is saved.
 const MIN_BYTES: u64 = 1024;
@@ -37,7 +37,7 @@ enum Encoding {
 }
 
 /// Compresses an answer's body where the client takes it so.
-pub fn compress(call: &Call, mut response: Response) -> Response {
+pub fn compress(head: &Head, mut response: Response) -> Response {
     response
         .headers_mut()
         .append(VARY, HeaderValue::from_static("Accept-Encoding"));
@@ -47,13 +47,13 @@ pub fn compress(call: &Call, mut response: Response) -> Response {
         .exact()
         .is_some_and(|bytes| bytes < MIN_BYTES);
     // Without chunks, the end of the connection would have to stand for the end of the answer.
-    if is_short || !call.can_stream {
+    if is_short || !head.can_stream {
         return response;
     }
-    let Some(encoding) = preferred(&call.headers) else {
+    let Some(encoding) = preferred(&head.headers) else {
         return response;
     };
-    let (mut head, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let plain = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
     let (name, compressed) = match encoding {
         Encoding::Gzip => ("gzip", stream(GzipEncoder::with_quality(plain, GZIP_LEVEL))),
@@ -64,10 +64,11 @@ pub fn compress(call: &Call, mut response: Response) -> Response {
             ("br", stream(BrotliEncoder::with_params(plain, parameters)))
         }
     };
-    head.headers
+    parts
+        .headers
         .insert(CONTENT_ENCODING, HeaderValue::from_static(name));
-    head.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(head, compressed.into_body())
+    parts.headers.remove(CONTENT_LENGTH);
+    Response::from_parts(parts, compressed.into_body())
 }
 
 fn stream(encoder: impl AsyncRead + Send + Sync + 'static) -> Response {

@@ -14,14 +14,17 @@ use hyper::body::Incoming;
 use tracing::{Instrument, Span, debug, error, info_span};
 use uuid::Uuid;
 use uuid::fmt::Simple;
+use warp::Reply;
 use warp::http::header::X_CONTENT_TYPE_OPTIONS;
-use warp::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use warp::http::{HeaderName, HeaderValue, Method, Request};
 use warp::reply::Response;
 
-use crate::app::App;
-use crate::http::problem::ApiError;
-use crate::http::rate_limit::Quota;
-use crate::http::request::OldProtocol;
+use super::cors::Cors;
+use super::empty;
+use super::problem::ApiError;
+use super::rate_limit::{Quota, RateLimiter};
+use crate::config::Config;
+use crate::metrics::Metrics;
 
 /// Names a request: in its answer, in the log.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -35,7 +38,7 @@ pub fn at_once<T>(answer: T) -> Answering<T> {
     Either::Left(ready(answer))
 }
 
-/// What a route made of a request. A problem is written later, by [`answer`], which knows the request's id.
+/// What a route made of a request. A problem is written later, by [`Envelope::answer`], which knows the request's id.
 #[derive(Debug)]
 pub struct Outcome {
     /// The name of the route, for metrics.
@@ -44,70 +47,143 @@ pub struct Outcome {
     pub result: Result<Response, ApiError>,
 }
 
-/// Carries [`Outcome::route`] through warp; the problem goes with it, in the place of the answer.
-#[derive(Clone, Copy, Debug)]
-struct RouteName(&'static str);
+/// The part of an [`Outcome`] that its answer cannot hold, on its way through warp.
+#[derive(Clone)]
+struct Carried {
+    route: &'static str,
+    problem: Option<ApiError>,
+}
 
-/// Makes what a handler returns into what warp's filters may give.
-pub fn reply(route: &'static str) -> impl Fn(Result<Response, ApiError>) -> Response + Clone {
-    move |outcome| {
-        let mut response = outcome.unwrap_or_else(|error| {
-            let mut response = Response::new(Default::default());
-            response.extensions_mut().insert(error);
-            response
-        });
-        response.extensions_mut().insert(RouteName(route));
+impl Reply for Outcome {
+    fn into_response(self) -> Response {
+        let (mut response, problem) = match self.result {
+            Ok(response) => (response, None),
+            Err(problem) => (empty(problem.status()), Some(problem)),
+        };
+        let route = self.route;
+        response.extensions_mut().insert(Carried { route, problem });
         response
     }
 }
 
 impl Outcome {
-    /// Takes it out of what [`reply`] made.
+    /// Takes an outcome out of the response that warp made of it.
     pub fn of_reply(mut response: Response) -> Self {
-        let extensions = response.extensions_mut();
-        let route = extensions.remove::<RouteName>();
-        let problem = extensions.remove::<ApiError>();
-        Self {
-            route: route.map_or("none", |name| name.0),
-            result: problem.map_or(Ok(response), Err),
+        match response.extensions_mut().remove() {
+            Some(Carried { route, problem }) => Self {
+                route,
+                result: problem.map_or(Ok(response), Err),
+            },
+            // Not reached: the one filter rejects no request.
+            None => Self {
+                route: "none",
+                result: Err(ApiError::Internal),
+            },
         }
     }
 }
 
-/// Answers a request. What the routes have at once costs neither a future nor a span, for nothing is logged on the way.
-pub fn answer(
-    app: &Arc<App>,
-    routes: &(impl Fn(Request<Incoming>) -> Answering<Outcome> + ?Sized),
-    peer: IpAddr,
-    mut request: Request<Incoming>,
-) -> Answering<Result<Response, Infallible>> {
-    let envelope = Envelope::open(app, peer, &request);
-    if request.version() < Version::HTTP_11 {
-        request.extensions_mut().insert(OldProtocol);
+/// Encloses the routes in what all answers have in common.
+#[derive(Debug)]
+pub struct Envelope<R> {
+    cors: Cors,
+    rate_limiter: Option<RateLimiter>,
+    pub(super) metrics: Arc<Metrics>,
+    routes: R,
+}
+
+impl<R> Envelope<R>
+where
+    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
+{
+    /// Encloses `routes`.
+    pub fn new(config: &Config, metrics: Arc<Metrics>, routes: R) -> Self {
+        Self {
+            cors: Cors::new(config.cors_allowed_origins.clone()),
+            rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
+            metrics,
+            routes,
+        }
     }
-    let answering = match envelope.own_answer(app, &request) {
-        Some(outcome) => at_once(outcome),
-        // The state that a panic may leave half-changed is behind locks that hold no invariants across calls.
-        None => catch_unwind(AssertUnwindSafe(|| routes(request)))
-            .unwrap_or_else(|panic| at_once(envelope.panicked(&*panic))),
-    };
-    let waiting = match answering {
-        Either::Left(outcome) => return at_once(Ok(envelope.close(app, outcome.into_inner()))),
-        Either::Right(waiting) => waiting,
-    };
-    let app = Arc::clone(app);
-    let waiting = waiting.instrument(envelope.span());
-    Either::Right(Box::pin(async move {
-        let in_flight = app.metrics.request_started();
-        let outcome = AssertUnwindSafe(waiting).catch_unwind().await;
-        let outcome = outcome.unwrap_or_else(|panic| envelope.panicked(&*panic));
-        drop(in_flight);
-        Ok(envelope.close(&app, outcome))
-    }))
+
+    /// Answers a request. An answer that the routes have at once costs neither a future nor a span, because nothing is
+    /// logged on the way.
+    pub fn answer(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        request: Request<Incoming>,
+    ) -> Answering<Result<Response, Infallible>> {
+        let exchange = self.open(peer, &request);
+        let answering = match self.own_answer(&exchange, &request) {
+            Some(outcome) => at_once(outcome),
+            // A panic may leave state half changed, but only behind locks, and no lock guards an invariant across calls.
+            None => catch_unwind(AssertUnwindSafe(|| (self.routes)(request)))
+                .unwrap_or_else(|panic| at_once(exchange.panicked(&*panic))),
+        };
+        let waiting = match answering {
+            Either::Left(outcome) => {
+                return at_once(Ok(self.close(exchange, outcome.into_inner())));
+            }
+            Either::Right(waiting) => waiting,
+        };
+        let envelope = Arc::clone(self);
+        let waiting = waiting.instrument(exchange.span());
+        Either::Right(Box::pin(async move {
+            let in_flight = envelope.metrics.request_started();
+            let outcome = AssertUnwindSafe(waiting).catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|panic| exchange.panicked(&*panic));
+            drop(in_flight);
+            Ok(envelope.close(exchange, outcome))
+        }))
+    }
+
+    fn open(&self, peer: IpAddr, request: &Request<Incoming>) -> Exchange {
+        let limiter = self.rate_limiter.as_ref();
+        Exchange {
+            started: Instant::now(),
+            request_id: request_id(request),
+            method: request.method().clone(),
+            origin: self.cors.allowed_origin(request.headers()),
+            quota: limiter.and_then(|limiter| limiter.take(peer, request.uri().path())),
+        }
+    }
+
+    /// Answers what needs no route.
+    fn own_answer(&self, exchange: &Exchange, request: &Request<Incoming>) -> Option<Outcome> {
+        if let Some(Err(refused)) = exchange.quota.as_ref().map(Quota::check) {
+            return Some(Outcome {
+                route: "rate_limit",
+                result: Err(refused),
+            });
+        }
+        self.cors.preflight(request).map(|response| Outcome {
+            route: "preflight",
+            result: Ok(response),
+        })
+    }
+
+    fn close(&self, exchange: Exchange, outcome: Outcome) -> Response {
+        let route = outcome.route;
+        let mut response = outcome.result.unwrap_or_else(|problem| {
+            exchange.log_problem(&problem, route);
+            problem.response(exchange.id_text())
+        });
+        let duration = exchange.started.elapsed();
+        self.metrics
+            .request_ended(&exchange.method, route, response.status(), duration);
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(X_REQUEST_ID, exchange.request_id);
+        self.cors.set_headers(exchange.origin, headers);
+        if let Some(quota) = &exchange.quota {
+            quota.set_headers(headers);
+        }
+        response
+    }
 }
 
 /// What is kept of a request for its answer.
-struct Envelope {
+struct Exchange {
     started: Instant,
     request_id: HeaderValue,
     method: Method,
@@ -115,51 +191,7 @@ struct Envelope {
     quota: Option<Quota>,
 }
 
-impl Envelope {
-    fn open(app: &App, peer: IpAddr, request: &Request<Incoming>) -> Self {
-        let limiter = app.rate_limiter.as_ref();
-        Self {
-            started: Instant::now(),
-            request_id: request_id(request),
-            method: request.method().clone(),
-            origin: app.cors.allowed_origin(request.headers()),
-            quota: limiter.and_then(|limiter| limiter.take(peer, request.uri().path())),
-        }
-    }
-
-    /// What no route is asked for.
-    fn own_answer(&self, app: &App, request: &Request<Incoming>) -> Option<Outcome> {
-        if let Some(Err(refused)) = self.quota.as_ref().map(Quota::check) {
-            return Some(Outcome {
-                route: "rate_limit",
-                result: Err(refused),
-            });
-        }
-        app.cors.preflight(request).map(|response| Outcome {
-            route: "preflight",
-            result: Ok(response),
-        })
-    }
-
-    fn close(self, app: &App, outcome: Outcome) -> Response {
-        let route = outcome.route;
-        let mut response = outcome.result.unwrap_or_else(|problem| {
-            self.log_problem(&problem, route);
-            problem.response(self.id_text())
-        });
-        let duration = self.started.elapsed();
-        app.metrics
-            .request_ended(&self.method, route, response.status(), duration);
-        let headers = response.headers_mut();
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(X_REQUEST_ID, self.request_id);
-        app.cors.set_headers(self.origin, headers);
-        if let Some(quota) = &self.quota {
-            quota.set_headers(headers);
-        }
-        response
-    }
-
+impl Exchange {
     fn id_text(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
     }
@@ -178,12 +210,11 @@ impl Envelope {
     }
 
     fn log_problem(&self, problem: &ApiError, route: &'static str) {
-        let (status, code, _) = problem.kind();
+        let (status_code, code, _) = problem.kind();
         let method = self.method.as_str();
         let duration_ms = self.started.elapsed().as_millis();
-        let status_code = status.as_u16();
-        self.span().in_scope(|| match status {
-            StatusCode::INTERNAL_SERVER_ERROR => {
+        self.span().in_scope(|| match problem {
+            ApiError::Internal => {
                 error!(
                     method,
                     route, status_code, code, duration_ms, "request failed"

@@ -66,8 +66,8 @@ pub enum ApiError {
     NoSuchEndpoint,
     /// The path does not know the method.
     MethodNotAllowed {
-        /// Those that it knows.
-        allow: &'static str,
+        /// Those that it allows.
+        allow: String,
     },
     /// The client does not take what the answer is.
     NotAcceptable {
@@ -117,106 +117,39 @@ struct Problem<'a> {
 }
 
 impl ApiError {
-    /// Status, code and title.
-    pub fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+    /// Returns the status, the code and the title.
+    pub fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::InvalidOrderUid => (
-                StatusCode::BAD_REQUEST,
-                "invalid_order_uid",
-                "Invalid order id",
-            ),
-            Self::InvalidLimit { .. } => {
-                (StatusCode::BAD_REQUEST, "invalid_limit", "Invalid limit")
-            }
-            Self::InvalidCursor => (StatusCode::BAD_REQUEST, "invalid_cursor", "Invalid cursor"),
-            Self::InvalidParameter { .. } => (
-                StatusCode::BAD_REQUEST,
-                "invalid_parameter",
-                "Invalid parameter",
-            ),
-            Self::UnknownParameter { .. } => (
-                StatusCode::BAD_REQUEST,
-                "unknown_parameter",
-                "Unknown parameter",
-            ),
-            Self::MalformedJson(_) => (StatusCode::BAD_REQUEST, "malformed_json", "Malformed JSON"),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Token needed"),
-            Self::WritesDisabled => (
-                StatusCode::FORBIDDEN,
-                "writes_disabled",
-                "Writes are disabled",
-            ),
-            Self::ForbiddenOrigin => (StatusCode::FORBIDDEN, "forbidden_origin", "Foreign origin"),
-            Self::OrderNotFound { .. } => {
-                (StatusCode::NOT_FOUND, "order_not_found", "No such order")
-            }
-            Self::NoSuchEndpoint => (
-                StatusCode::NOT_FOUND,
-                "no_such_endpoint",
-                "No such endpoint",
-            ),
-            Self::MethodNotAllowed { .. } => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "Method not allowed",
-            ),
-            Self::NotAcceptable { .. } => (
-                StatusCode::NOT_ACCEPTABLE,
-                "not_acceptable",
-                "Not acceptable",
-            ),
-            Self::RequestTimeout => (
-                StatusCode::REQUEST_TIMEOUT,
-                "request_timeout",
-                "Request too slow",
-            ),
-            Self::VersionMismatch { .. } => (
-                StatusCode::PRECONDITION_FAILED,
-                "version_mismatch",
-                "Another version",
-            ),
-            Self::BodyTooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "Body too large",
-            ),
-            Self::UnsupportedMediaType => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                "Unsupported media type",
-            ),
-            Self::InvalidOrder(_) => (
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "invalid_order",
-                "Invalid order",
-            ),
-            Self::UidMismatch => (
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "uid_mismatch",
-                "Another order id",
-            ),
-            Self::RateLimited { .. } => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limited",
-                "Too many requests",
-            ),
-            Self::DatabaseUnavailable(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "database_unavailable",
-                "Database unavailable",
-            ),
-            Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
-            Self::DatabaseTimeout => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "database_timeout",
-                "Database timeout",
-            ),
-            Self::Internal => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Internal error",
-            ),
+            Self::InvalidOrderUid => (400, "invalid_order_uid", "Invalid order id"),
+            Self::InvalidLimit { .. } => (400, "invalid_limit", "Invalid limit"),
+            Self::InvalidCursor => (400, "invalid_cursor", "Invalid cursor"),
+            Self::InvalidParameter { .. } => (400, "invalid_parameter", "Invalid parameter"),
+            Self::UnknownParameter { .. } => (400, "unknown_parameter", "Unknown parameter"),
+            Self::MalformedJson(_) => (400, "malformed_json", "Malformed JSON"),
+            Self::Unauthorized => (401, "unauthorized", "Token needed"),
+            Self::WritesDisabled => (403, "writes_disabled", "Writes are disabled"),
+            Self::ForbiddenOrigin => (403, "forbidden_origin", "Foreign origin"),
+            Self::OrderNotFound { .. } => (404, "order_not_found", "No such order"),
+            Self::NoSuchEndpoint => (404, "no_such_endpoint", "No such endpoint"),
+            Self::MethodNotAllowed { .. } => (405, "method_not_allowed", "Method not allowed"),
+            Self::NotAcceptable { .. } => (406, "not_acceptable", "Not acceptable"),
+            Self::RequestTimeout => (408, "request_timeout", "Request too slow"),
+            Self::VersionMismatch { .. } => (412, "version_mismatch", "Another version"),
+            Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
+            Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported media type"),
+            Self::InvalidOrder(_) => (422, "invalid_order", "Invalid order"),
+            Self::UidMismatch => (422, "uid_mismatch", "Another order id"),
+            Self::RateLimited { .. } => (429, "rate_limited", "Too many requests"),
+            Self::DatabaseUnavailable(_) => (503, "database_unavailable", "Database unavailable"),
+            Self::Overloaded(_) => (503, "overloaded", "Overloaded"),
+            Self::DatabaseTimeout => (504, "database_timeout", "Database timeout"),
+            Self::Internal => (500, "internal", "Internal error"),
         }
+    }
+
+    /// Returns the status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.kind().0).expect("all are statuses of HTTP")
     }
 
     fn detail(&self) -> Cow<'_, str> {
@@ -271,7 +204,7 @@ impl ApiError {
         let problem = Problem {
             r#type: ["urn:order-service:problem:", code].concat(),
             title,
-            status: status.as_u16(),
+            status,
             detail: self.detail(),
             code,
             request_id,
@@ -284,7 +217,7 @@ impl ApiError {
             .expect("a problem has string keys only and nothing that can fail to serialise");
         body.push(b'\n');
         let mut response = Response::new(body.into());
-        *response.status_mut() = status;
+        *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,
@@ -300,7 +233,10 @@ impl ApiError {
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         Some(match self {
             Self::Unauthorized => (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-            Self::MethodNotAllowed { allow } => (ALLOW, HeaderValue::from_static(allow)),
+            Self::MethodNotAllowed { allow } => (
+                ALLOW,
+                HeaderValue::from_str(allow).expect("methods are valid in a header"),
+            ),
             Self::UnsupportedMediaType => (ACCEPT, HeaderValue::from_static("application/json")),
             Self::VersionMismatch { current } => (ETAG, version_etag(*current)),
             Self::OrderNotFound {

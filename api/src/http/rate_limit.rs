@@ -5,13 +5,13 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::http::problem::ApiError;
+use super::problem::ApiError;
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// About a megabyte.
@@ -61,8 +61,7 @@ impl RateLimiter {
     }
 
     fn take_at(&self, peer: IpAddr, now: Instant) -> Quota {
-        // A count stays a count, whatever panicked beside it.
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.peers.lock();
         let window = peers.get_or_insert_mut(subscriber(peer), || Window {
             started: now,
             taken: 0,
@@ -162,7 +161,7 @@ mod tests {
         for number in 0..20_000 {
             limiter.take_at(std::net::Ipv4Addr::from_bits(number).into(), now);
         }
-        assert_eq!(limiter.peers.lock().unwrap().len(), MAX_PEERS.get());
+        assert_eq!(limiter.peers.lock().len(), MAX_PEERS.get());
     }
 
     #[test]

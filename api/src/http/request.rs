@@ -1,93 +1,37 @@
-//! What handlers need of a request, and the checks that they share.
+//! A request as handlers see it, and the checks that they share.
 
-use std::sync::Arc;
+use std::pin::Pin;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use percent_encoding::percent_decode_str;
 use shared::order::OrderUid;
-use warp::http::header::{ACCEPT, ALLOW};
-use warp::http::request::Parts;
-use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use warp::reply::Response;
+use warp::http::header::ACCEPT;
+use warp::http::{HeaderMap, Method};
 
-use super::empty;
-use crate::app::App;
-use crate::http::problem::ApiError;
+use super::problem::ApiError;
 
-/// Longest name of a parameter that an error repeats, in characters.
+/// An error repeats at most this many characters of a parameter's name.
 const MAX_NAME_CHARS: usize = 64;
 
-/// A request without its path and its body.
+/// The body of a request, as it arrives.
+pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send + Sync>>;
+
+/// The head of a request, without its path.
 #[derive(Debug)]
-pub struct Call {
-    /// The process's state.
-    pub app: Arc<App>,
-    /// The method as sent.
+pub struct Head {
+    /// The method.
     pub method: Method,
     /// The headers.
     pub headers: HeaderMap,
-    /// The query, not decoded, without `?`.
+    /// The query as sent, without `?`; empty if there is none.
     pub query: String,
-    /// Whether an answer that ends early can be told from one that is whole: HTTP/1.0 has no chunks.
+    /// Whether the client understands chunked answers. An HTTP/1.0 client does not, so it cannot tell an answer that
+    /// was cut from a complete one.
     pub can_stream: bool,
 }
 
-/// Marks a request of HTTP/1.0.
-#[derive(Clone, Copy, Debug)]
-pub struct OldProtocol;
-
-/// The methods that some route knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
-    /// GET, and HEAD, whose body hyper leaves out.
-    Get,
-    /// PUT.
-    Put,
-    /// POST.
-    Post,
-    /// DELETE.
-    Delete,
-    /// Any other.
-    Other,
-}
-
-impl Call {
-    /// Takes what it needs of a request's head.
-    pub fn new(app: Arc<App>, head: Parts) -> Self {
-        Self {
-            app,
-            method: head.method,
-            headers: head.headers,
-            query: head.uri.query().unwrap_or_default().to_owned(),
-            can_stream: head.version >= Version::HTTP_11,
-        }
-    }
-
-    /// The method.
-    pub fn verb(&self) -> Verb {
-        match self.method {
-            Method::GET | Method::HEAD => Verb::Get,
-            Method::PUT => Verb::Put,
-            Method::POST => Verb::Post,
-            Method::DELETE => Verb::Delete,
-            _ => Verb::Other,
-        }
-    }
-
-    /// Answers a method that the path does not handle itself.
-    ///
-    /// # Errors
-    /// `MethodNotAllowed`, for every method but OPTIONS.
-    pub fn other_method(&self, allow: &'static str) -> Result<Response, ApiError> {
-        if self.method != Method::OPTIONS {
-            return Err(ApiError::MethodNotAllowed { allow });
-        }
-        let mut response = empty(StatusCode::NO_CONTENT);
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static(allow));
-        Ok(response)
-    }
-
+impl Head {
     /// Decodes the parameters, in the order of `known`.
     ///
     /// # Errors

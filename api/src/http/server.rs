@@ -11,31 +11,29 @@ mod peers;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
+use shared::throttle::Throttle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use warp::http::Request;
 
-use crate::app::App;
+use super::envelope::{Answering, Envelope, Outcome};
 use crate::config::ServerLimits;
-use crate::http::envelope;
-use crate::routes::router;
-
 use peers::Peers;
 
 /// Bound of a request's header, and of what is read ahead of a body.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept: the table of files is full, and trying at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Least time between two reports of failed accepts: at the limit they fail and succeed by turns.
-const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long what was sent may stay unacknowledged. The feed sends something every 15 s, so that a peer which has vanished is
 /// given up after 75 s; longer than a peer may take nothing of an answer (`Deadlines`).
 #[cfg(target_os = "linux")]
@@ -44,13 +42,15 @@ const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
 /// Serves until `shutdown`, then gives what is under way `shutdown_timeout` to end.
-pub async fn serve(
-    app: Arc<App>,
+pub async fn serve<R>(
+    envelope: Arc<Envelope<R>>,
     listener: TcpListener,
     limits: ServerLimits,
     shutdown: CancellationToken,
     shutdown_timeout: Duration,
-) {
+) where
+    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
+{
     let started_connections = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     let drain_delay = MAX_DRAIN_DELAY.min(shutdown_timeout / 4);
@@ -59,7 +59,7 @@ pub async fn serve(
         tokio::time::sleep(drain_delay).await;
     };
     tokio::select! {
-        () = accept(&app, &listener, limits, &started_connections, &mut tasks) => {}
+        () = accept(&envelope, &listener, limits, &started_connections, &mut tasks) => {}
         () = stop_accepting => {}
     }
     drop(listener);
@@ -74,32 +74,33 @@ pub async fn serve(
 }
 
 /// Never ends by itself.
-async fn accept(
-    app: &Arc<App>,
+async fn accept<R>(
+    envelope: &Arc<Envelope<R>>,
     listener: &TcpListener,
     limits: ServerLimits,
     connections: &GracefulShutdown,
     tasks: &mut JoinSet<()>,
-) {
-    let routes = Arc::new(router(app));
+) where
+    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
+{
+    let metrics = &envelope.metrics;
     // At the limit further connections wait in the kernel's queue.
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let peers = Peers::new(limits.max_connections_per_peer);
-    let mut last_report = None;
+    // At the limit accepting fails and succeeds by turns.
+    let mut reports = Throttle::for_reports();
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let (stream, peer) = accept_one(listener, &mut last_report).await;
+        let (stream, peer) = accept_one(listener, &mut reports).await;
         let Some(admitted) = peers.admit(peer.ip()) else {
-            app.metrics.connection_dropped("peer_limit");
+            metrics.connection_dropped("peer_limit");
             continue;
         };
-        let open = app.metrics.connection_opened();
-        let (for_requests, routes) = (Arc::clone(app), Arc::clone(&routes));
-        let service = service_fn(move |request| {
-            envelope::answer(&for_requests, &*routes, peer.ip(), request)
-        });
+        let open = metrics.connection_opened();
+        let envelope = Arc::clone(envelope);
+        let service = service_fn(move |request| envelope.answer(peer.ip(), request));
         let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
         let connection = http1::Builder::new()
             .timer(timer.clone())
@@ -109,12 +110,12 @@ async fn accept(
             .writev(false)
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
-        let app = Arc::clone(app);
+        let metrics = Arc::clone(metrics);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
                 debug!("connection ended: {error}");
                 if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
-                    app.metrics.connection_dropped(deadline);
+                    metrics.connection_dropped(deadline);
                 }
             }
             drop((open, admitted, permit));
@@ -125,10 +126,7 @@ async fn accept(
 }
 
 /// Goes on trying, whatever fails.
-async fn accept_one(
-    listener: &TcpListener,
-    last_report: &mut Option<Instant>,
-) -> (TcpStream, SocketAddr) {
+async fn accept_one(listener: &TcpListener, reports: &mut Throttle) -> (TcpStream, SocketAddr) {
     loop {
         let error = match listener.accept().await {
             Ok(accepted) => return accepted,
@@ -141,9 +139,8 @@ async fn accept_one(
         ) {
             continue;
         }
-        if last_report.is_none_or(|at| at.elapsed() >= ACCEPT_REPORT_INTERVAL) {
+        if reports.is_due() {
             warn!("cannot accept connections: {error}");
-            *last_report = Some(Instant::now());
         }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
@@ -175,7 +172,7 @@ mod tests {
     async fn accepted_connections_are_quick_and_give_up_peers_that_acknowledge_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let (stream, _) = accept_one(&listener, &mut None).await;
+        let (stream, _) = accept_one(&listener, &mut Throttle::for_reports()).await;
         assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 0);
         let stream = with_options(stream);
         assert!(stream.nodelay().unwrap());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 
-use super::ROUTES;
+use super::{ROUTES, Route};
 use crate::http::problem::ApiError;
 
 const DOCUMENT: &str = include_str!("../../openapi.json");
@@ -48,12 +48,14 @@ fn compare(
 }
 
 fn routes() -> BTreeSet<String> {
-    let methods = ROUTES
-        .iter()
-        .flat_map(|(path, allow)| allow.split(", ").map(move |method| (method, path)));
-    methods
-        .map(|(method, path)| format!("{method} {path}"))
-        .collect()
+    let methods_of = |route: &Route| {
+        let allow = route.allow();
+        let methods = allow.split(", ");
+        methods
+            .map(|method| format!("{method} {}", route.path))
+            .collect::<Vec<_>>()
+    };
+    ROUTES.iter().flat_map(methods_of).collect()
 }
 
 fn described_routes(document: &Value) -> BTreeSet<String> {
@@ -76,7 +78,7 @@ fn codes() -> BTreeSet<String> {
     ApiError::iter()
         .map(|error| {
             let (status, code, _) = error.kind();
-            format!("{} {code}", status.as_u16())
+            format!("{status} {code}")
         })
         .collect()
 }
@@ -136,8 +138,9 @@ fn the_document_describes_what_there_is() {
 
 #[test]
 fn a_route_that_is_removed_is_missed() {
-    for (path, allow) in ROUTES {
-        for method in allow.split(", ") {
+    for route in &ROUTES {
+        let path = route.path;
+        for method in route.allow().split(", ") {
             let mut document = document();
             let item = document["paths"][path].as_object_mut().unwrap();
             item.remove(&method.to_lowercase()).unwrap();

@@ -1,11 +1,12 @@
 //! Slow, greedy and broken clients, panics.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::app::App;
 use api::config::Deadlines;
-use api::http::envelope::{Answering, Outcome};
+use api::http::envelope::{Answering, Envelope, Outcome};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -192,12 +193,9 @@ async fn http2_with_prior_knowledge_is_hung_up_on() {
 async fn a_panic_costs_one_answer_and_tells_nothing() {
     let database = TestDatabase::create();
     let address = "127.0.0.1:0".parse().unwrap();
-    let app = App::new(
-        &config(database.settings()),
-        address,
-        CancellationToken::new(),
-    )
-    .unwrap();
+    let config = config(database.settings());
+    let app = App::new(&config, address, CancellationToken::new()).unwrap();
+    let metrics = Arc::clone(&app.metrics);
     let listener = TcpListener::bind(address).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -214,9 +212,8 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
             };
             Answering::Right(Box::pin(fine))
         };
-        let service = service_fn(|request| {
-            api::http::envelope::answer(&app, &panicking, address.ip(), request)
-        });
+        let envelope = Arc::new(Envelope::new(&config, metrics, panicking));
+        let service = service_fn(move |request| envelope.answer(address.ip(), request));
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .await

@@ -8,11 +8,12 @@
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper::rt::Timer;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -48,12 +49,6 @@ enum Header {
     Timed,
 }
 
-impl HeaderTimer {
-    fn wait(&self) -> MutexGuard<'_, HeaderWait> {
-        self.0.wait.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Timer for HeaderTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
         self.sleep_until(Instant::now() + duration)
@@ -61,7 +56,7 @@ impl Timer for HeaderTimer {
 
     /// `idle_until` is where a header must have begun.
     fn sleep_until(&self, idle_until: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        let mut wait = self.wait();
+        let mut wait = self.0.wait.lock();
         if wait.header == Header::First {
             wait.header = Header::Timed;
         } else {
@@ -79,7 +74,7 @@ impl Future for HeaderTimer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut wait = self.wait();
+        let mut wait = self.0.wait.lock();
         if wait.header == Header::Begun {
             wait.header = Header::Timed;
             let deadline = tokio::time::Instant::now() + self.0.deadlines.header;
@@ -118,7 +113,7 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, H
 /// The deadline that ended a connection, as metrics call it.
 pub(super) fn missed_deadline(timer: &HeaderTimer, error: &hyper::Error) -> Option<&'static str> {
     if error.is_timeout() {
-        return Some(match timer.wait().header {
+        return Some(match timer.0.wait.lock().header {
             Header::NotBegun => "idle",
             Header::First | Header::Begun | Header::Timed => "header_timeout",
         });
@@ -153,7 +148,7 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         let length = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let mut wait = self.timer.wait();
+        let mut wait = self.timer.0.wait.lock();
         if wait.header == Header::NotBegun && buffer.filled().len() > length {
             wait.header = Header::Begun;
         }

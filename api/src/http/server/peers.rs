@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::http::rate_limit::subscriber;
 
@@ -31,7 +33,7 @@ impl Peers {
     /// Counts a connection; `None` where the peer has all that it may have.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
         let peer = subscriber(address);
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let count = counts.entry(peer).or_default();
         if *count >= self.limit {
             return None;
@@ -42,15 +44,11 @@ impl Peers {
             peer,
         })
     }
-
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut counts = self.peers.counts();
+        let mut counts = self.peers.counts.lock();
         if let Some(count) = counts.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -76,7 +74,7 @@ mod tests {
         drop(first);
         assert!(admit("192.0.2.1").is_some());
         drop(other);
-        assert_eq!(peers.counts().len(), 1, "who has none is forgotten");
+        assert_eq!(peers.counts.lock().len(), 1, "who has none is forgotten");
     }
 
     #[test]
