@@ -1,4 +1,4 @@
-//! A cursor that is accepted is the one, letter for letter, that its place has in its list.
+//! If a cursor is accepted, it is exactly the cursor that we would make for its place in the list.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A notification is an event of the contract, or refused; what we write ourselves is read as it was meant.
+//! A notification is an event of the contract or is refused. What we write ourselves is read back equal.
 
 #![no_main]
 

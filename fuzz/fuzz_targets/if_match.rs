@@ -1,4 +1,4 @@
-//! Preconditions of any bytes: only a tag that holds the version, or the star, can fit it.
+//! Preconditions of any bytes: only a tag with the version, or `*`, matches.
 
 #![no_main]
 

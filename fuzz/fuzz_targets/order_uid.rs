@@ -1,4 +1,4 @@
-//! A segment of a path is an order id of the contract, or refused.
+//! A segment of a path is a valid order id or is refused.
 
 #![no_main]
 
@@ -11,7 +11,7 @@ fuzz_target!(|segment: &str| {
         assert!(text.starts_with(|first: char| first.is_ascii_alphanumeric()));
         let is_of_ids = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
         assert!(text.chars().all(is_of_ids));
-        // What needs no escapes means itself.
+        // A segment without escapes stands for itself.
         assert_eq!(api::http::request::order_uid(text), Ok(uid));
     }
 });

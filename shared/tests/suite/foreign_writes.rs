@@ -70,10 +70,10 @@ fn each_statement_of_a_foreign_writer_is_announced_once_and_draws_versions() {
         ("UPDATE orders SET items[0]['price'] = '5' WHERE order_uid <= 'b'", ab()),
         ("UPDATE orders SET items = items - 1 WHERE order_uid <= 'b'", ab()),
         ("UPDATE orders SET items = items || items WHERE order_uid <= 'b'", ab()),
-        // Through the view, as anyone may who looks for deliveries.
+        // Through the view, which a person may use to look for deliveries.
         ("UPDATE deliveries SET city = 'Berlin' WHERE order_uid <= 'b'", ab()),
         ("DELETE FROM orders WHERE order_uid = 'a'", (vec![r#"{"v":1,"op":"delete","uids":["a"]}"#.to_owned()], vec!["a"])),
-        // What is copied and brought back has the same version; its content may be another.
+        // A row that is copied and brought back has the same version, but its content may differ.
         ("CREATE TEMPORARY TABLE kept AS SELECT * FROM orders WHERE order_uid = 'a'; DELETE FROM orders WHERE order_uid = 'a';
           INSERT INTO orders SELECT * FROM kept", (vec![r#"{"v":1,"op":"delete","uids":["a"]}"#.to_owned(), upsert(&["a"])], vec!["a"])),
         ("UPDATE orders SET order_uid = 'd' WHERE order_uid = 'a'", (vec![upsert(&["a", "d"])], vec!["a", "d"])),
@@ -116,7 +116,7 @@ fn our_own_sessions_are_left_alone_but_for_truncate() {
             .iter()
             .all(|(uid, version)| before.get(uid) == Some(version))
     );
-    // We never truncate.
+    // Our programs never truncate.
     database.execute("TRUNCATE orders");
     assert_eq!(notifications.events()[0].operation, Operation::Flush);
 }
@@ -125,7 +125,7 @@ fn our_own_sessions_are_left_alone_but_for_truncate() {
 fn a_migration_counts_as_foreign_and_the_session_is_ours_again_after_it() {
     let database = TestDatabase::create_empty();
     let mut connection = database.connect();
-    // Makes the list of migrations, too.
+    // This also makes the table of migrations.
     assert!(!db::pending_migrations(&mut connection).unwrap().is_empty());
     let statements = [
         "CREATE FUNCTION on_migration() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ",
@@ -244,7 +244,7 @@ fn whatever_the_statement_bad_items_of_a_foreign_writer_are_refused() {
             "UPDATE orders SET items[1] = '[]' WHERE order_uid = 'b'",
             b_chrt_id,
         ),
-        // Of several faults the first is named: by order, item and field.
+        // If there are several faults, the first one is named: by order, item and field.
         (
             "UPDATE orders SET items[1]['status'] = '-1', items[1]['chrt_id'] = '-1' WHERE order_uid >= 'b'",
             b_chrt_id,
@@ -302,7 +302,7 @@ fn items_may_have_more_keys_and_our_own_sessions_are_not_checked() {
         .unwrap();
     assert_eq!(read_all(&mut foreign).unwrap().len(), 3);
     database.execute("UPDATE orders SET items = '[7]' WHERE order_uid = 'b'");
-    // Anybody may look for what our programs would not have stored.
+    // Anybody may look for rows that our programs would not have stored.
     let executable = "SELECT has_function_privilege('public', 'order_items_fault(jsonb)', 'EXECUTE')::int::bigint AS value";
     assert_eq!(database.integer(executable), 1);
     let faults = "SELECT concat_ws(' ', order_uid, order_items_fault(items)) AS value FROM orders ORDER BY order_uid";
@@ -320,7 +320,8 @@ fn items_may_have_more_keys_and_our_own_sessions_are_not_checked() {
 fn many_orders_are_announced_in_payloads_within_the_bound_and_very_many_by_one() {
     let database = three_orders();
     let mut notifications = Notifications::listen(&database);
-    // Whoever writes by hand is held to no alphabet: quotes and backslashes double, control characters take six bytes.
+    // The uid of a foreign writer may have any characters. JSON doubles quotes and backslashes, and a control character
+    // takes six bytes.
     more_orders(
         &database,
         "SELECT rpad(number || right(E''\\u0001\"\\\\\\\\ж'', number % 5), 64, substr(E''\\u0001\"\\\\\\\\жx'', 1 + number % 5, 1)) FROM generate_series(1, 2000) AS number",
@@ -373,7 +374,8 @@ fn guard_works_for_a_role_with_few_rights_and_cannot_be_led_astray() {
     let executable = "SELECT count(*) AS value FROM information_schema.routine_privileges
         WHERE routine_name = 'emit_foreign_writes' AND grantee = 'PUBLIC'";
     assert_eq!(database.integer(executable), 0);
-    // The tests' role makes no others; a schema of the same names in front stands for the hostile part.
+    // The role of the tests cannot create roles. A schema with the same names, first in the search path, plays the
+    // hostile role.
     let functions = [
         "nextval(text)",
         "nextval(regclass)",
@@ -423,7 +425,7 @@ fn guard_works_for_a_role_with_few_rights_and_cannot_be_led_astray() {
         diesel::sql_query(fault).execute(&mut connection).unwrap(),
         1
     );
-    // Its own path and mark end with the function.
+    // The function's own search path and setting end with it.
     let kept = "SELECT 1 WHERE current_setting('search_path') = 'hostile, pg_catalog, public'
         AND current_setting('orders.emits', true) IS DISTINCT FROM 'on'";
     assert_eq!(diesel::sql_query(kept).execute(&mut connection).unwrap(), 1);

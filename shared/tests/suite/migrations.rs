@@ -187,7 +187,7 @@ fn texts_and_integers_are_held_to_the_bounds_of_lenient_rules() {
 fn an_order_is_dated_from_the_year_1_to_9999_in_utc() {
     let (_database, _, connections) = model_order();
     for mut connection in connections {
-        // What counts is not the session's time zone.
+        // The session's time zone does not matter.
         connection
             .batch_execute("SET timezone = 'Pacific/Kiritimati'")
             .unwrap();
@@ -298,7 +298,7 @@ fn a_database_of_before_the_first_release_is_refused_and_left_as_it_is() {
         database.texts("SELECT relname::text AS value FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
     };
     let before = (relations(), schema_of(&database));
-    // The first session stays: it holds nothing that the second one would wait for.
+    // The first session stays open. It holds no lock that the second one needs.
     let mut connections = [database.connect(), database.connect()];
     for connection in &mut connections {
         let refusals = [

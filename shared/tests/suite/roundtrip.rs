@@ -287,7 +287,7 @@ fn every_accepted_order_comes_back_equal_after_upserts_that_replace_and_insert()
     let database = TestDatabase::create();
     let mut connection = database.connect();
     let orders = all_orders();
-    // Every other one exists, with the content of another order.
+    // Every second order exists, with the content of another one.
     let mut before: Vec<Order> = orders.iter().skip(1).step_by(2).cloned().collect();
     for (before, order) in before.iter_mut().zip(orders.iter().step_by(2)) {
         before.order_uid = order.order_uid.clone();

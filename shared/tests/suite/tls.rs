@@ -102,7 +102,7 @@ async fn every_mode_checks_what_it_promises_and_no_more() {
     assert_passes(scene.settings("localhost", SslMode::VerifyFull, Some("right.pem"))).await;
     assert_refused(scene.settings("127.0.0.1", SslMode::VerifyFull, Some("right.pem"))).await;
     assert_refused(scene.settings("localhost", SslMode::VerifyFull, Some("wrong.pem"))).await;
-    // As libpq has it: a CA that is named is checked.
+    // As in libpq, a CA that is named is checked.
     assert_refused(scene.settings("localhost", SslMode::Require, Some("wrong.pem"))).await;
     let used = scene.server.psql_as_superuser("SHOW ssl").unwrap();
     assert_eq!(used.trim(), "on");
