@@ -7,7 +7,9 @@ mod notifications;
 mod orders;
 mod proxy;
 
-pub use database::{TestDatabase, database_settings_from_environment, settings_of};
+pub use database::{
+    TestDatabase, database_settings_from_environment, integer, settings_of, variables_of,
+};
 pub use notifications::Notifications;
 pub use orders::{InvalidKind, OrderGenerator, model_json};
 pub use proxy::TcpProxy;

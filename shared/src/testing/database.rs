@@ -53,6 +53,33 @@ pub fn settings_of(server: &PrivatePostgres) -> DatabaseSettings {
     }
 }
 
+/// Returns the environment variables that make a program use a database.
+pub fn variables_of(database: &DatabaseSettings) -> Vec<(String, String)> {
+    [
+        ("DB_HOST", database.host.as_str()),
+        ("DB_PORT", &database.port.to_string()),
+        ("DB_USER", &database.user),
+        ("DB_PASSWORD", database.password.expose()),
+        ("DB_NAME", &database.name),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+/// Returns the single integer that a query selects as `value`.
+///
+/// # Errors
+/// Returns the error of the database.
+pub fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        value: i64,
+    }
+    let row: Row = diesel::sql_query(query).get_result(connection)?;
+    Ok(row.value)
+}
+
 impl TestDatabase {
     /// Makes a database with the whole schema.
     pub fn create() -> Self {
@@ -112,15 +139,7 @@ impl TestDatabase {
 
     /// The single integer that a query selects as `value`.
     pub fn integer(&self, query: &str) -> i64 {
-        #[derive(QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = BigInt)]
-            value: i64,
-        }
-        diesel::sql_query(query)
-            .get_result::<Row>(&mut self.connect())
-            .unwrap()
-            .value
+        integer(&mut self.connect(), query).unwrap()
     }
 
     /// The texts that a query selects as `value`.

@@ -1,4 +1,11 @@
-//! The load generator: orders into Kafka, as a shop's producers would send them. And the benchmarks.
+//! The load generator, which sends orders to Kafka like the producers of a shop, and the benchmarks.
+//!
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | [`orders`] | the messages of a stream: new orders, updates, invalid ones | |
+//! | [`producer`] | sends messages to Kafka, at a pace | [`orders`] |
+//! | [`mock_broker`] | librdkafka's in-process broker, in place of Apache Kafka | |
+//! | [`benchmarks`] | throughput and delays, compared with rivals in the same run | [`orders`], [`producer`] |
 
 mod benchmarks;
 mod mock_broker;
@@ -33,47 +40,47 @@ enum Command {
         target: TargetArgs,
         #[command(flatten)]
         mix: orders::Mix,
-        /// Messages a second; 0 sends as fast as Kafka takes them
+        /// Messages per second; 0 sends as fast as Kafka takes them
         #[arg(long, default_value_t = 0, value_name = "NUMBER")]
         rate: u32,
-        /// How many messages; 0 never ends
+        /// How many messages to send; 0 never ends
         #[arg(long, default_value_t = 0, value_name = "NUMBER")]
-        count: u64,
+        count: usize,
     },
-    /// Drains a backlog with the ingestor, beside bare COPY (see `cargo xtask bench ingest`)
+    /// Measures how fast the ingestor drains a backlog, compared with bare COPY (see `cargo xtask bench ingest`)
     ///
-    /// For each number of partitions and each share of repeated orders: sends messages to a new topic, then measures in
-    /// turn, each on a fresh database of the server that the DB_* variables name: COPY BINARY of the same rows over two
-    /// connections, 1,000 orders a transaction; and `ingestor run` from its first claim to the last message stored. Prints
-    /// messages a second and their ratio, CPU time of each process, the ingestor's peak memory, statements and commits.
-    /// Fails where either has not stored every row.
+    /// Sends messages to a new topic, for each number of partitions and each share of repeated orders. Then measures two
+    /// sides in turn, each on a fresh database of the server that the DB_* variables name: COPY BINARY of the same rows
+    /// over two connections with 1,000 orders per transaction, and `ingestor run` from its first claim to the last stored
+    /// message. Prints messages per second and their ratio, the CPU time of each process, the ingestor's peak memory,
+    /// statements and commits. Fails if a side has not stored every row.
     BenchIngest(benchmarks::ingest::Options),
-    /// Asks the api for orders, beside nginx, bare hyper and pgbench (see `cargo xtask bench read`)
+    /// Measures how fast the api answers, compared with nginx, bare hyper and pgbench (see `cargo xtask bench read`)
     ///
-    /// Needs wrk, nginx and pgbench. Measures in turn: one cached order over 64 connections, of the api, of nginx from a
-    /// file and of hyper from memory; orders that are not cached over 8 and 64, of the api and by pgbench; orders at random
-    /// out of a small and a large cache. Prints requests a second, p50, p99 and ratios, memory of an entry and the rate of
-    /// warm-up. Fails where the bytes differ, or where hits were misses or misses hits.
+    /// Needs wrk, nginx and pgbench. Measures in turn: one cached order over 64 connections, from the api, from nginx with
+    /// a file and from hyper in memory; orders that are not cached over 8 and 64 connections, from the api and with
+    /// pgbench; random orders from a small and a large cache. Prints requests per second, p50, p99 and ratios, the memory
+    /// of an entry and the rate of the warm-up. Fails if the bytes differ, if hits were misses, or if misses were hits.
     BenchRead(benchmarks::read::Options),
-    /// Serves one answer by hyper alone, a rival of the api in `bench-read`
+    /// Serves one answer with hyper alone; it is a rival of the api in `bench-read`
     BareHyper {
-        /// A file with head and body
+        /// A file with the header fields and the body
         #[arg(long)]
         answer: PathBuf,
         /// The port
         #[arg(long)]
         port: u16,
     },
-    /// Tells how soon the caches answer what was produced or committed (see `cargo xtask bench freshness`)
+    /// Measures how soon the caches answer with what was produced or committed (see `cargo xtask bench freshness`)
     ///
-    /// Needs a durable PostgreSQL and a Kafka with nothing else to do. Runs the ingestor and two api on a database and a
-    /// topic of its own, sends a paced stream of orders, and asks both api for a sample of them until they answer the new
-    /// state. Prints p50, p99 and the longest time, beside those of a session that only LISTENs. Fails where a state does
-    /// not come, comes wrong, or goes back.
+    /// Needs a durable PostgreSQL and a Kafka that have nothing else to do. Runs the ingestor and two api on a new database
+    /// and a new topic, sends a stream of orders at a fixed pace, and requests some of them from both api until they answer
+    /// with the new state. Prints p50, p99 and the longest time, compared with those of a session that only LISTENs. Fails
+    /// if a state does not come, is wrong, or goes back.
     BenchFreshness(benchmarks::freshness::Options),
-    /// Runs librdkafka's in-process broker and prints its address; for machines without Apache Kafka
+    /// Runs librdkafka's in-process broker and prints its address, for machines without Apache Kafka
     MockBroker {
-        /// The topic to make
+        /// The topic to create
         #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
         topic: String,
         /// Its partitions
@@ -82,7 +89,7 @@ enum Command {
     },
 }
 
-/// Where orders are sent to; the variables are those of the services.
+/// Where orders are sent to. The environment variables are those of the services.
 #[derive(Args, Debug)]
 struct TargetArgs {
     /// Bootstrap servers
@@ -91,12 +98,12 @@ struct TargetArgs {
     /// The topic
     #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
     topic: String,
-    /// Settings of librdkafka's: key=value, comma-separated
+    /// Settings of librdkafka: key=value, separated by commas
     #[arg(long, env = "KAFKA_CONFIG", default_value = "", hide_env_values = true)]
     kafka_config: String,
 }
 
-/// The api's: its rival among the commands must not lack it.
+/// The allocator of the api. Its rival `bare-hyper` must have the same one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,28 +1,39 @@
-//! The mix of messages: new orders, updates, invalid ones.
+//! The mix of messages: new orders, updates, and invalid messages.
 
 use chrono::Utc;
 use clap::Args;
 use shared::order::Order;
 use shared::testing::{InvalidKind, OrderGenerator};
 
-/// How many of the latest orders may be updated.
+/// How many of the latest orders can be updated.
 const UPDATABLE_ORDERS: usize = 1_000;
 
-/// What a stream is made of.
+/// What a stream consists of.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Mix {
-    /// Of a hundred messages, how many are invalid, in every way there is
+    /// Percentage of invalid messages, of every kind
     #[arg(long, default_value_t = 0, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub invalid_percent: u8,
-    /// Of a hundred valid messages, how many update an order sent before
+    /// Percentage of valid messages that update an earlier order
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub update_percent: u8,
-    /// The same seed sends the same orders (but for their dates); a random one unless given
+    /// The same seed sends the same orders, except for their dates; by default the seed is random
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
 }
 
-/// What a message is.
+impl Mix {
+    /// Only new orders, with a random seed.
+    pub(crate) fn only_new() -> Self {
+        Self {
+            invalid_percent: 0,
+            update_percent: 0,
+            seed: None,
+        }
+    }
+}
+
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     New,
@@ -34,7 +45,7 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Message {
     pub kind: Kind,
-    /// The order's uid: messages of one order stay in order only within a partition.
+    /// The order's uid. Messages of one order keep their order only within a partition.
     pub key: String,
     pub payload: Vec<u8>,
 }
@@ -53,7 +64,7 @@ impl Messages {
         let seed = mix.seed.unwrap_or_else(|| fastrand::u64(..));
         Self {
             mix,
-            // Not the generator's own series.
+            // Not the series of random numbers of the generator.
             random: fastrand::Rng::with_seed(!seed),
             orders: OrderGenerator::new(seed, Utc::now()),
             sent_uids: Vec::new(),
@@ -92,8 +103,8 @@ impl Messages {
     }
 }
 
-/// Dated now: the generator's own dates, a millisecond apart, fall behind in a slow stream, and what has just been sent
-/// is to be the newest on the page.
+/// The date of the order is now. In a slow stream the generator's dates, a millisecond apart, would fall behind. But the
+/// latest order must be the newest one on the page.
 fn message(kind: Kind, mut order: Order) -> anyhow::Result<Message> {
     order.date_created = Utc::now();
     order.payment.payment_dt = order.date_created.timestamp();
@@ -138,12 +149,10 @@ mod tests {
 
     #[test]
     fn a_stream_of_new_orders_never_repeats_a_uid() {
-        let mix = Mix {
-            invalid_percent: 0,
-            update_percent: 0,
-            seed: None,
-        };
-        let mut keys: Vec<String> = kinds(mix, 2_000).into_iter().map(|(_, key)| key).collect();
+        let mut keys: Vec<String> = kinds(Mix::only_new(), 2_000)
+            .into_iter()
+            .map(|(_, key)| key)
+            .collect();
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), 2_000);

@@ -1,4 +1,4 @@
-//! Sends messages, paced, and counts what became of them.
+//! Sends messages at a pace, and counts which ones were delivered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -12,24 +12,24 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use shared::order::Order;
 use shared::testing::model_json;
+use shared::throttle::Throttle;
 
 use crate::orders::{Kind, Message, Messages, Mix};
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Where messages go.
+/// Where messages are sent to.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub brokers: String,
     pub topic: String,
-    /// librdkafka's settings, `key=value`, comma-separated.
+    /// Settings of librdkafka, `key=value`, separated by commas.
     pub settings: String,
 }
 
-/// Counts what the broker says of each message.
+/// Counts the delivered and the failed messages.
 #[derive(Debug, Default)]
-pub(crate) struct Deliveries {
+struct Deliveries {
     delivered: AtomicU64,
     failed: AtomicU64,
 }
@@ -45,7 +45,7 @@ impl ProducerContext for Deliveries {
                 self.delivered.fetch_add(1, Ordering::Relaxed);
             }
             Err((error, _)) => {
-                // The first one tells why; a dead broker fails them all.
+                // The first failure tells the reason. If a broker is down, all messages fail.
                 if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
                     eprintln!("a message was not delivered: {error}");
                 }
@@ -64,113 +64,148 @@ pub(crate) fn send_sample(target: &Target) -> anyhow::Result<()> {
         key: order.order_uid.to_string(),
         payload,
     };
-    let producer = connect(target)?;
-    send(&producer, &target.topic, &message)?;
-    finish(&producer)?;
+    let producer = Producer::connect(target)?;
+    producer.send(&message)?;
+    producer.finish()?;
     println!("sent order {} to topic {}", message.key, target.topic);
     Ok(())
 }
 
 /// Sends orders as they are, as fast as Kafka takes them.
 pub(crate) fn send_orders(target: &Target, orders: &[Order]) -> anyhow::Result<()> {
-    let producer = connect(target)?;
+    let producer = Producer::connect(target)?;
     for order in orders {
-        let message = Message {
+        producer.send(&Message {
             kind: Kind::New,
             key: order.order_uid.to_string(),
             payload: serde_json::to_vec(order)?,
-        };
-        send(&producer, &target.topic, &message)?;
+        })?;
     }
-    finish(&producer)
+    producer.finish()
 }
 
-/// Sends a stream; `rate` 0 is unpaced, `count` 0 endless.
-pub(crate) fn produce(target: &Target, mix: Mix, rate: u32, count: u64) -> anyhow::Result<()> {
-    let producer = connect(target)?;
+/// Sends a stream of messages. With the rate 0 it sends as fast as Kafka takes them; with the count 0 it never ends.
+pub(crate) fn produce(target: &Target, mix: Mix, rate: u32, count: usize) -> anyhow::Result<()> {
+    let producer = Producer::connect(target)?;
     let mut messages = Messages::new(mix);
-    let start = Instant::now();
-    let mut reported_at = start;
-    let (mut sent, mut updates, mut invalid) = (0_u64, 0_u64, 0_u64);
+    let pace = Pace::start(rate);
+    let mut throttle = Throttle::for_reports();
+    // The first report is due after an interval.
+    throttle.is_due();
+    let (mut sent, mut updates, mut invalid) = (0, 0_u64, 0_u64);
     while count == 0 || sent < count {
-        if rate > 0 {
-            // From the start, not from the last one: a late message does not slow the stream down.
-            let due = Duration::from_secs_f64(sent as f64 / f64::from(rate));
-            thread::sleep(due.saturating_sub(start.elapsed()));
-        }
+        pace.wait_for(sent);
         let message = messages.next_message()?;
-        send(&producer, &target.topic, &message)?;
+        producer.send(&message)?;
         sent += 1;
         match message.kind {
             Kind::New => {}
             Kind::Update => updates += 1,
             Kind::Invalid => invalid += 1,
         }
-        if reported_at.elapsed() >= REPORT_INTERVAL {
-            reported_at = Instant::now();
+        if throttle.is_due() {
             println!("sent {sent}: {updates} updates, {invalid} invalid");
         }
     }
-    finish(&producer)?;
-    let seconds = start.elapsed().as_secs_f64();
+    producer.finish()?;
+    let seconds = pace.started_at.elapsed().as_secs_f64();
     println!(
-        "sent {sent}: {updates} updates, {invalid} invalid; {seconds:.2} s, {:.0} a second",
+        "sent {sent}: {updates} updates, {invalid} invalid; {seconds:.2} s, {:.0} per second",
         sent as f64 / seconds
     );
     Ok(())
 }
 
-pub(crate) fn connect(target: &Target) -> anyhow::Result<ThreadedProducer<Deliveries>> {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &target.brokers)
-        .set("client.id", "load")
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("linger.ms", "5")
-        .set("compression.type", "lz4")
-        // As Java's producers do it: an order's messages meet in one partition, whoever sends them.
-        .set("partitioner", "murmur2_random");
-    for setting in target.settings.split(',').filter(|text| !text.is_empty()) {
-        let (name, value) = setting
-            .split_once('=')
-            .with_context(|| format!("KAFKA_CONFIG: {setting} is no key=value"))?;
-        config.set(name.trim(), value.trim());
-    }
-    config
-        .create_with_context(Deliveries::default())
-        .context("cannot make a producer")
+/// The pace of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    started_at: Instant,
+    per_second: f64,
 }
 
-pub(crate) fn send(
-    producer: &ThreadedProducer<Deliveries>,
-    topic: &str,
-    message: &Message,
-) -> anyhow::Result<()> {
-    let mut record = BaseRecord::to(topic)
-        .key(&message.key)
-        .payload(&message.payload);
-    loop {
-        match producer.send(record) {
-            Ok(()) => return Ok(()),
-            // The queue is bounded; its own thread empties it.
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), rejected)) => {
-                record = rejected;
-                thread::sleep(Duration::from_millis(1));
-            }
-            Err((error, _)) => return Err(error).context("cannot send"),
+impl Pace {
+    /// Starts a stream. The rate 0 means that no message has to wait.
+    pub(crate) fn start(per_second: u32) -> Self {
+        Self {
+            started_at: Instant::now(),
+            per_second: per_second.into(),
+        }
+    }
+
+    /// Waits until a message is due. Messages are numbered from 0.
+    ///
+    /// The time counts from the start and not from the message before it. So a late message does not slow the stream down.
+    pub(crate) fn wait_for(&self, number: usize) {
+        if self.per_second > 0.0 {
+            let due = Duration::from_secs_f64(number as f64 / self.per_second);
+            thread::sleep(due.saturating_sub(self.started_at.elapsed()));
         }
     }
 }
 
-pub(crate) fn finish(producer: &ThreadedProducer<Deliveries>) -> anyhow::Result<()> {
-    producer
-        .flush(FLUSH_TIMEOUT)
-        .context("not everything was delivered in time")?;
-    let failed = producer.context().failed.load(Ordering::Relaxed);
-    if failed > 0 {
-        let delivered = producer.context().delivered.load(Ordering::Relaxed);
-        bail!("{failed} messages were not delivered, {delivered} were");
+/// A producer for one topic.
+pub(crate) struct Producer {
+    client: ThreadedProducer<Deliveries>,
+    topic: String,
+}
+
+impl Producer {
+    pub(crate) fn connect(target: &Target) -> anyhow::Result<Self> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &target.brokers)
+            .set("client.id", "load")
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("compression.type", "lz4")
+            // Like Java's producers, so that all messages of an order are in one partition, whoever sends them.
+            .set("partitioner", "murmur2_random");
+        for setting in target.settings.split(',').filter(|text| !text.is_empty()) {
+            let (name, value) = setting.split_once('=').with_context(|| {
+                format!("KAFKA_CONFIG: `{setting}` does not have the form key=value")
+            })?;
+            config.set(name.trim(), value.trim());
+        }
+        let client = config.create_with_context(Deliveries::default());
+        Ok(Self {
+            client: client.context("cannot create a Kafka producer")?,
+            topic: target.topic.clone(),
+        })
     }
-    Ok(())
+
+    /// Queues a message. If the queue is full, it waits until there is room.
+    pub(crate) fn send(&self, message: &Message) -> anyhow::Result<()> {
+        let mut record = BaseRecord::to(&self.topic)
+            .key(&message.key)
+            .payload(&message.payload);
+        loop {
+            match self.client.send(record) {
+                Ok(()) => return Ok(()),
+                // Another thread empties the queue.
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), rejected)) => {
+                    record = rejected;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err((error, _)) => return Err(error).context("cannot send a message"),
+            }
+        }
+    }
+
+    /// Waits until all messages are delivered.
+    ///
+    /// # Errors
+    /// Fails if one of them is not delivered.
+    pub(crate) fn finish(&self) -> anyhow::Result<()> {
+        self.client
+            .flush(FLUSH_TIMEOUT)
+            .context("some messages were not delivered in time")?;
+        let deliveries = self.client.context();
+        let failed = deliveries.failed.load(Ordering::Relaxed);
+        if failed > 0 {
+            let delivered = deliveries.delivered.load(Ordering::Relaxed);
+            bail!("{failed} messages were not delivered, {delivered} were delivered");
+        }
+        Ok(())
+    }
 }

@@ -1,4 +1,4 @@
-//! A table that already holds many orders: what a program costs after years, not on its first day.
+//! A table that already has many orders. It shows what a program costs after years, not on its first day.
 
 use anyhow::Context as _;
 use diesel::connection::SimpleConnection as _;
@@ -6,17 +6,18 @@ use diesel::prelude::*;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase};
 
-use super::copy_orders;
+use super::copy::Chunk;
+use super::joined;
 
-/// Connections that fill the table.
+/// How many connections fill the table.
 const CONNECTIONS: usize = 2;
 const ORDERS_PER_COPY: usize = 1_000;
-/// Seeds of the orders that fill the table; those that are measured have others, and so other uids.
+/// Seeds of the orders that fill the table. The orders that are measured have other seeds, and therefore other uids.
 const FIRST_SEED: u64 = 0xbe51_de00;
 
-/// Fills the table with orders that are older than those to come.
+/// Fills the table with orders that are older than those that will follow.
 ///
-/// The indexes are made after the rows, which is several times as fast as keeping them up to date.
+/// The indexes are created after the rows. That is several times as fast as keeping them up to date.
 pub(super) fn fill(database: &TestDatabase, count: usize) -> anyhow::Result<()> {
     println!("filling the table with {count} orders");
     let indexes =
@@ -31,21 +32,18 @@ pub(super) fn fill(database: &TestDatabase, count: usize) -> anyhow::Result<()> 
         let threads: Vec<_> = (0..CONNECTIONS)
             .map(|number| {
                 let share = count / CONNECTIONS + usize::from(number < count % CONNECTIONS);
-                scope
-                    .spawn(move || copy(&mut database.connect(), FIRST_SEED + number as u64, share))
+                let seed = FIRST_SEED + number as u64;
+                scope.spawn(move || copy(&mut database.connect(), seed, share))
             })
             .collect();
-        for thread in threads {
-            let copied = thread.join();
-            copied.map_err(|_| anyhow::anyhow!("a thread that copies panicked"))??;
-        }
-        anyhow::Ok(())
+        let mut threads = threads.into_iter();
+        threads.try_for_each(|thread| joined(thread.join()))
     })?;
     connection.batch_execute("SET maintenance_work_mem = '1GB'")?;
     for index in indexes {
         connection
             .batch_execute(&index)
-            .with_context(|| format!("cannot make an index again: {index}"))?;
+            .with_context(|| format!("cannot create an index again: {index}"))?;
     }
     connection.batch_execute(
         "ALTER TABLE orders ADD CONSTRAINT orders_pkey PRIMARY KEY USING INDEX orders_pkey",
@@ -54,14 +52,14 @@ pub(super) fn fill(database: &TestDatabase, count: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn copy(connection: &mut PgConnection, seed: u64, count: usize) -> QueryResult<()> {
+fn copy(connection: &mut PgConnection, seed: u64, count: usize) -> anyhow::Result<()> {
     let oldest = chrono::Utc::now() - chrono::TimeDelta::days(365);
     let mut generator = OrderGenerator::new(seed, oldest);
     for first in (0..count).step_by(ORDERS_PER_COPY) {
-        let made: Vec<Order> = (first..count.min(first + ORDERS_PER_COPY))
+        let orders: Vec<Order> = (first..count.min(first + ORDERS_PER_COPY))
             .map(|_| generator.next_order())
             .collect();
-        copy_orders(connection, &made)?;
+        Chunk::from_api(&orders).copy(connection)?;
     }
     Ok(())
 }

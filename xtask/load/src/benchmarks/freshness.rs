@@ -1,25 +1,27 @@
-//! How soon two caches answer what was produced, and what was committed, while orders stream in.
+//! How soon two caches answer with what was produced, and with what was committed, while orders stream in.
 //!
-//! - **Produced**: from the moment at which a message is handed to the producer until each api answers `GET` with the
-//!   order of that message or a later one. New orders, each known to both caches as one that is not there; and updates of
-//!   orders that both have cached.
-//! - **Committed**: from the return of a COMMIT of the benchmark's own, which changes an order and notifies as our writers
-//!   do, until each api answers the new version. Both caches hit the order just before.
+//! - **Produced**: the time begins when a message is handed to the producer. It ends when each api answers `GET` with the
+//!   order of that message or a later one. There are new orders, which both caches know as missing, and updates of orders
+//!   that both have cached.
+//! - **Committed**: the time begins when a COMMIT of the benchmark itself returns. The transaction changes an order and
+//!   notifies, as our writers do. The time ends when each api answers with the new version. Both caches had a hit for the
+//!   order just before.
 //!
-//! The rival, the floor, is a session that only LISTENs: it notes when the same changes are notified to it. What lies
-//! before is Kafka, the ingestor and PostgreSQL; what lies behind is the cache, its load and HTTP.
+//! The rival is a session that only LISTENs. It notes when it is notified of the same changes. What comes before is Kafka,
+//! the ingestor and PostgreSQL; what comes after is the cache, its load and HTTP.
 //!
-//! Only sampled orders are asked for, one of each kind at a time, over connections that are kept open, and produced ones
-//! only once they were notified: asking all the time takes the cores away from what is measured. Between two
-//! questions is a pause, the longer the later. A state counts from the arrival of the answer that shows it, and became
-//! readable after the answer before: that gap is the resolution, and is printed.
+//! Only samples are requested: one order of each kind at a time, over connections that are kept open, and produced orders
+//! only after they were notified. To request orders all the time would take the cores away from what is measured. Between
+//! two requests is a pause, which grows with time. A state counts from the arrival of the answer that shows it. It became
+//! readable after the answer before. The time between these two answers is the resolution, which is printed.
 //!
-//! New orders are also told stage by stage ([`stages`]), each stage beside what the machine gives without our programs
+//! For new orders each stage is shown too ([`stages`]), compared with what the machine does without our programs
 //! ([`floor`]).
 //!
-//! Every answer is checked: no version of an order is lower than one seen before from that api, and an order answered with
-//! the date of the message is that message.
+//! Every answer is checked: no version of an order is lower than one seen before from that api, and an order with the date
+//! of the message must be equal to that message.
 
+mod clock;
 mod commits;
 mod connection;
 mod cores;
@@ -32,29 +34,40 @@ mod table;
 mod watcher;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use servers::process::Process;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase};
-use tokio::sync::oneshot;
+use shared::testing::{OrderGenerator, TestDatabase, integer};
 
-use super::ingest::{CLAIMED, Chunk, integer};
+use super::copy::Chunk;
+use super::ingest::CLAIMED;
+use super::services::{api, ingestor, wait_for};
 use super::topic::Topic;
-use super::{Service, print_load_average};
+use super::{ServerOptions, joined, print_load_average};
 use crate::producer::Target;
+use clock::Clock;
 use connection::Connection;
 use cores::Cores;
 use rival::Calls;
-use stages::Clock;
-use stream::{Pace, Sent};
-use watcher::Lane;
+use stream::{Plan, Sent};
+use watcher::{Lane, Sighting};
 
-/// Orders that the benchmark itself changes.
+/// How many orders the benchmark itself changes.
 const OWN_ORDERS: usize = 200;
-/// First batches, first loads, statements prepared.
+/// How long nothing counts at the beginning: first batches, first loads, prepared statements.
 const SETTLING: Duration = Duration::from_secs(3);
+/// The kinds of changes.
+const KINDS: [&str; 3] = [
+    "new order, from its production",
+    "update, from its production",
+    "update, from its COMMIT",
+];
+
+/// What the watchers of one kind of change have seen, for each api.
+type Seen = Vec<Vec<Sighting>>;
 
 /// What to measure.
 #[derive(Args, Debug)]
@@ -65,36 +78,30 @@ pub(crate) struct Options {
     /// The program
     #[arg(long)]
     api: String,
-    /// Free ports, one for each api
+    /// Free ports; each gets an api
     #[arg(long, value_delimiter = ',', required = true)]
     api_ports: Vec<u16>,
-    #[arg(long, env = "KAFKA_BROKERS")]
-    brokers: String,
-    /// Process id of a private broker
-    #[arg(long)]
-    broker_pid: Option<u32>,
-    /// Process id of a private PostgreSQL
-    #[arg(long)]
-    postgres_pid: Option<u32>,
+    #[command(flatten)]
+    servers: ServerOptions,
     /// How long samples are taken
     #[arg(long, default_value_t = 60, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Messages a second
+    /// Messages per second
     #[arg(long, default_value_t = 1_000, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Of a hundred messages, how many update an order sent before
+    /// Percentage of messages that update an earlier order
     #[arg(long, default_value_t = 30, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..100))]
     update_percent: u8,
     /// Partitions of the topic
     #[arg(long, default_value_t = 4, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..))]
     partitions: i32,
-    /// Samples a second of each kind
+    /// Samples per second, of each kind
     #[arg(long, default_value_t = 20, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
-    /// Least pause between two questions for a produced order, in microseconds
+    /// Shortest pause between two requests for a produced order, in microseconds
     #[arg(long, default_value_t = 500, value_name = "NUMBER")]
     pause_us: u64,
-    /// How long the producer waits for more to send at once, in milliseconds; it counts
+    /// How long the producer waits for more messages to send together, in milliseconds; this time counts
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     linger_ms: u32,
 }
@@ -102,20 +109,30 @@ pub(crate) struct Options {
 impl Options {
     fn target(&self, topic: &Topic) -> Target {
         Target {
-            brokers: self.brokers.clone(),
+            brokers: self.servers.brokers.clone(),
             topic: topic.name.clone(),
             settings: format!("linger.ms={}", self.linger_ms),
         }
     }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            messages_per_second: self.rate,
+            update_percent: self.update_percent,
+            samples_per_second: self.samples,
+            settling: SETTLING,
+            duration: SETTLING + Duration::from_secs(self.seconds.into()),
+        }
+    }
 }
 
-/// Measures and prints tables.
+/// Runs the measurement and prints its tables.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let database = TestDatabase::create();
     let own_uids = store_own_orders(&database)?;
     let clock = Clock::now();
     let floor = floor::measure(options, &database, &own_uids, clock)?;
-    let topic = Topic::create(&options.brokers, options.partitions)?;
+    let topic = Topic::create(&options.servers.brokers, options.partitions)?;
     let services = start_services(options, &database, &topic)?;
     println!(
         "{} messages a second, {} % updates, {} partitions, linger {} ms; {} s, {} samples a second of each kind",
@@ -128,129 +145,108 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     );
     print_load_average();
     let target = options.target(&topic);
-    let pace = Pace {
-        messages_per_second: options.rate,
-        update_percent: options.update_percent,
-        samples_per_second: options.samples,
-        settling: SETTLING,
-        duration: SETTLING + Duration::from_secs(options.seconds.into()),
-    };
-    let settings = database.settings();
-    let mut connection = database.connect();
-    let stop = AtomicBool::new(false);
+    let cores = Cores::count(&options.servers, &services)?;
     let calls = Calls::default();
-    let cores = Cores::count(options, &services)?;
-    let (listening_tx, listening_rx) = mpsc::channel();
-    let (stop_tx, stop_rx) = oneshot::channel();
-    let (sent, kinds, heard) = std::thread::scope(|scope| {
-        let pause = Duration::from_micros(options.pause_us);
-        let open = |calls, pause| Lane::open(scope, &options.api_ports, calls, pause);
-        let mut new_orders = open(Some(&calls), pause)?;
-        let mut updates = open(Some(&calls), pause)?;
-        // At first in a tight loop: it takes no longer than a load.
-        let mut commits = open(None, Duration::ZERO)?;
-        let calls = &calls;
-        let rival = scope.spawn(move || rival::listen(&settings, &listening_tx, calls, stop_rx));
-        // An error closes the channel; the thread tells which.
-        let is_listening = listening_rx.recv().is_ok();
-        let stop = &stop;
-        let committing = scope.spawn(move || {
-            std::thread::sleep(SETTLING);
-            commits::commit(
-                &mut connection,
-                &own_uids,
-                options.samples,
-                &mut commits,
-                stop,
-            )?;
-            commits.end()
-        });
-        let sent = if is_listening {
-            stream::send(&target, pace, &mut new_orders, &mut updates)
-        } else {
-            Ok(Sent::default())
-        };
-        stop.store(true, Ordering::Relaxed);
-        let new_orders = new_orders.end()?;
-        let updates = updates.end()?;
-        let joined = committing.join();
-        let commits = joined.map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-        drop(stop_tx);
-        let joined = rival.join();
-        let heard = joined.map_err(|_| anyhow::anyhow!("the listening session panicked"))??;
-        anyhow::Ok((sent?, [new_orders, updates, commits], heard))
+    let ((sent, seen), heard) = rival::listen_during(&database.settings(), &calls, || {
+        watch(options, &database, &target, &own_uids, &calls)
     })?;
-    let rate = f64::from(sent.messages) / sent.seconds;
-    println!("sent {rate:.0} messages a second");
+    println!(
+        "sent {:.0} messages a second",
+        sent.messages as f64 / sent.seconds
+    );
     cores.print()?;
     print_load_average();
     table::print_head();
-    let names = [
-        "new order, from its production",
-        "update, from its production",
-        "update, from its COMMIT",
-    ];
-    for (name, sightings) in names.into_iter().zip(&kinds) {
+    for (name, sightings) in KINDS.into_iter().zip(&seen) {
         table::print_kind(name, sightings, &heard)?;
     }
-    let log = log::read(&target, options.partitions, sent.messages as usize)?;
+    let log = log::read(&target, options.partitions, sent.messages)?;
+    let [new_orders, ..] = &seen;
     stages::print(
         &mut database.connect(),
         clock,
-        &kinds[0],
+        new_orders,
         &log,
         &heard,
         &floor,
     )
 }
 
+/// Sends the stream and commits changes, while watchers ask for samples. Returns what they have seen, in the order of
+/// [`KINDS`].
+fn watch(
+    options: &Options,
+    database: &TestDatabase,
+    target: &Target,
+    own_uids: &[String],
+    calls: &Calls,
+) -> anyhow::Result<(Sent, [Seen; 3])> {
+    let is_stopped = AtomicBool::new(false);
+    let is_stopped = &is_stopped;
+    thread::scope(|scope| {
+        let pause = Duration::from_micros(options.pause_us);
+        let open = |calls, pause| Lane::open(scope, &options.api_ports, calls, pause);
+        let mut new_orders = open(Some(calls), pause)?;
+        let mut updates = open(Some(calls), pause)?;
+        // At first without a pause: it takes no longer than a load.
+        let mut commits = open(None, Duration::ZERO)?;
+        let committing = scope.spawn(move || {
+            let mut connection = database.connect();
+            thread::sleep(SETTLING);
+            commits::commit(
+                &mut connection,
+                own_uids,
+                options.samples,
+                &mut commits,
+                is_stopped,
+            )?;
+            commits.end()
+        });
+        let sent = stream::send(target, options.plan(), &mut new_orders, &mut updates);
+        is_stopped.store(true, Ordering::Relaxed);
+        let seen = [
+            new_orders.end()?,
+            updates.end()?,
+            joined(committing.join())?,
+        ];
+        Ok((sent?, seen))
+    })
+}
+
 fn store_own_orders(database: &TestDatabase) -> anyhow::Result<Vec<String>> {
     let mut generator = OrderGenerator::new(3, chrono::Utc::now());
     let orders: Vec<Order> = (0..OWN_ORDERS).map(|_| generator.next_order()).collect();
-    Chunk::of(&orders).copy(&mut database.connect())?;
+    Chunk::from_kafka(&orders).copy(&mut database.connect())?;
     let uids = orders.iter().map(|order| order.order_uid.to_string());
     Ok(uids.collect())
 }
 
-/// Each api, and the ingestor with every partition claimed.
+/// Starts each api, and the ingestor. Returns when all are ready and every partition is claimed.
 fn start_services(
     options: &Options,
     database: &TestDatabase,
     topic: &Topic,
-) -> anyhow::Result<Vec<Service>> {
+) -> anyhow::Result<Vec<Process>> {
     let settings = database.settings();
-    let shared = [
-        ("DB_HOST", settings.host.clone()),
-        ("DB_PORT", settings.port.to_string()),
-        ("DB_USER", settings.user.clone()),
-        ("DB_PASSWORD", settings.password.expose().to_owned()),
-        ("DB_NAME", settings.name.clone()),
-    ];
     let mut services = Vec::new();
     for port in &options.api_ports {
-        let mut variables = shared.to_vec();
-        variables.push(("SERVER_PORT", port.to_string()));
-        let mut api = Service::start(&options.api, &[], &variables)?;
-        api.wait_for("the api is ready", || Ok(is_ready(*port)))?;
+        let mut api = api(&options.api, &settings, *port).spawn()?;
+        wait_for(&mut api, "the api is not ready", || Ok(is_ready(*port)))?;
         services.push(api);
     }
-    let mut variables = shared.to_vec();
-    variables.extend([
-        ("KAFKA_BROKERS", options.brokers.clone()),
-        ("KAFKA_TOPIC", topic.name.clone()),
-        ("KAFKA_GROUP_ID", settings.name.clone()),
-        ("INGESTOR_PORT", "0".to_owned()),
-    ]);
-    let mut ingestor = Service::start(&options.ingestor, &["run"], &variables)?;
-    let mut watch = database.connect();
-    ingestor.wait_for("every partition is claimed", || {
-        Ok(integer(&mut watch, CLAIMED)? >= options.partitions.into())
-    })?;
+    let brokers = &options.servers.brokers;
+    let mut ingestor = ingestor(&options.ingestor, &settings, brokers, &topic.name).spawn()?;
+    let mut connection = database.connect();
+    wait_for(
+        &mut ingestor,
+        "the ingestor does not claim every partition",
+        || Ok(integer(&mut connection, CLAIMED)? >= options.partitions.into()),
+    )?;
     services.push(ingestor);
     Ok(services)
 }
 
-/// Nobody listens there at first.
+/// At first nobody listens there.
 fn is_ready(port: u16) -> bool {
     let answer = Connection::open(port).and_then(|mut connection| {
         let status = connection.get("/readyz")?.status;

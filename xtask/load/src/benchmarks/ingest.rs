@@ -1,26 +1,27 @@
-//! How fast a backlog is drained, beside bare COPY BINARY of the same rows into the same schema.
+//! How fast the ingestor drains a backlog, compared with bare COPY BINARY of the same rows into the same schema.
 //!
-//! **The rival** is the ceiling: two connections, 1,000 orders a transaction. Connections and rows are made before its time
-//! begins. It does nothing else: no Kafka, no JSON, no validation, no offsets, no look for orders that exist, no events. It
-//! encodes by diesel's `copy_from`, as the ingestor does: bytes prepared beforehand would mix the encoder's cost into the
-//! ratio, which is to show what everything around COPY costs. With `--connections 1` it is the ceiling of one partition,
-//! whose transactions follow one another by their fence.
+//! **The rival** is the upper limit: two connections, with 1,000 orders per transaction. Its connections and rows are
+//! prepared before its time begins. It does nothing else: no Kafka, no JSON, no validation, no offsets, no search for
+//! existing orders, no events. It encodes with diesel's `copy_from`, as the ingestor does. With bytes prepared beforehand
+//! the ratio would include the cost of the encoder, but it is meant to show the cost of everything around COPY. With
+//! `--connections 1` the rival is the upper limit of one partition, whose transactions follow one another because of the
+//! fence.
 //!
-//! **The drain** is the program itself, with its default settings, timed from its first claim until its offsets have passed
-//! the last message; joining the group comes before, and is not a matter of throughput. It is watched over one session that
-//! is made before: a connection for each look (a fork and a SCRAM handshake) was seen to take a core away from what is
-//! measured. That session's CPU time and statements are not counted.
+//! **The drain** is the program itself with its default settings. Its time runs from its first claim until its offsets have
+//! passed the last message. Joining the group comes before that and has nothing to do with throughput. The benchmark
+//! watches over one session, which is opened beforehand. A new connection for each look (a fork and a SCRAM handshake) took
+//! a core away from what is measured. CPU time and statements of that session are not counted.
 //!
-//! **Repeated orders**: of a hundred messages some bring a later state of an order before. A COPY cannot write an order
-//! twice, so the rival gets the same rows under uids of their own; both rates count *messages*, not distinct orders.
+//! **Repeated orders**: a share of the messages are later states of earlier orders. A COPY cannot write an order twice, so
+//! the rival gets the same rows with different uids. Both rates count *messages*, not distinct orders.
 //!
-//! **Other rivals** take COPY's place: the same drain without the triggers that tell of foreign writers, which shows what they
-//! cost; or another build of the program, on the schema that it makes itself.
+//! **Other rivals** can replace COPY: the same drain without the triggers for foreign writers, which shows what they cost;
+//! or another build of the program, on the schema that it creates itself.
 //!
-//! Every measurement has a database of its own; dropping the one before forced a checkpoint, so both sides start with clean
-//! buffers. **Beside many orders** all share one, because to make it takes minutes: what a measurement stored is deleted
-//! after it, vacuumed, and a checkpoint is forced as well. The CPU time of PostgreSQL is that of all its processes, the
-//! writers of WAL and checkpoints included.
+//! Each measurement has its own database. Dropping the previous database has forced a checkpoint, so both sides start with
+//! clean buffers. **Beside many orders** all measurements share one database, because it takes minutes to fill it. What a
+//! measurement has stored is then deleted and vacuumed, and a checkpoint is forced too. The CPU time of PostgreSQL includes
+//! all its processes, also those that write the WAL and checkpoints.
 
 mod backlog;
 mod server;
@@ -31,12 +32,12 @@ use std::time::Instant;
 use clap::Args;
 use diesel::prelude::*;
 use servers::proc;
-use shared::db::models::{NewOrder, Source};
-use shared::db::schema::orders;
 use shared::order::Order;
-use shared::testing::TestDatabase;
+use shared::testing::{TestDatabase, integer};
 
-use super::{Service, beside, in_turn, print_load_average};
+use super::copy::Chunk;
+use super::services::{ingestor, wait_for};
+use super::{ServerOptions, beside, joined, print_load_average};
 use backlog::{Backlog, Contents};
 use server::{Servers, session_pid};
 use table::{Measurement, Table};
@@ -45,7 +46,7 @@ const ORDERS_PER_TRANSACTION: usize = 1_000;
 
 const HAS_SCHEMA: &str =
     "SELECT /* by the benchmark */ count(to_regclass('consumer_offsets')) AS value";
-/// Looks at the drain; marked as [`server::OWN_MARK`] says.
+/// The benchmark's own queries have [`server::OWN_MARK`] in them.
 pub(super) const CLAIMED: &str =
     "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
 const PASSED: &str =
@@ -57,46 +58,40 @@ pub(crate) struct Options {
     /// The program
     #[arg(long)]
     ingestor: String,
-    #[arg(long, env = "KAFKA_BROKERS")]
-    brokers: String,
+    #[command(flatten)]
+    servers: ServerOptions,
     /// Messages of the backlog
     #[arg(long, default_value_t = 100_000, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// How often each is measured
+    /// How often each side is measured
     #[arg(long, default_value_t = 3, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Numbers of partitions, one table each
+    /// Numbers of partitions; each has its own table
     #[arg(long, default_value = "1,4", value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(i32).range(1..))]
     partitions: Vec<i32>,
-    /// Of a hundred messages, how many are later states of orders before; one table each
+    /// Percentages of messages that are later states of earlier orders; each has its own table
     #[arg(long, default_value = "0,10", value_name = "NUMBERS", value_delimiter = ',',
           value_parser = clap::value_parser!(u8).range(0..100))]
     repeated: Vec<u8>,
-    /// The rival is the drain without the triggers that tell of foreign writers, in place of COPY
+    /// Replace COPY by the drain without the triggers for foreign writers
     #[arg(long, conflicts_with_all = ["former", "beside"])]
     without_guard: bool,
-    /// The rival is the drain by this build of the ingestor, on a schema of its own, in place of COPY
+    /// Replace COPY by the drain with this build of the ingestor, on its own schema
     #[arg(long, value_name = "PROGRAM", conflicts_with = "beside")]
     former: Option<String>,
-    /// Measure beside so many orders that are in the table already
+    /// How many orders are in the table before the measurements
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     beside: usize,
     /// Connections of COPY
     #[arg(long, default_value_t = 2, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// PostgreSQL's first process, for its CPU time
-    #[arg(long, value_name = "PID")]
-    postgres_pid: Option<u32>,
-    /// The broker's process, for its CPU time
-    #[arg(long, value_name = "PID")]
-    broker_pid: Option<u32>,
 }
 
-/// Measures every case and prints a table of each.
+/// Measures all cases and prints a table for each.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut servers = Servers::new(options.postgres_pid, options.broker_pid)?;
+    let mut servers = Servers::new(&options.servers)?;
     println!(
         "{} messages, in turn on fresh databases of one PostgreSQL; COPY over {} connections; client: the threads that \
          copy, or the ingestor",
@@ -113,7 +108,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a measurement stores its orders: beside those of this database, or in a fresh one.
+/// Where a measurement stores its orders: in this database beside other orders, or in a fresh one.
 struct Place(Option<TestDatabase>);
 
 impl Place {
@@ -126,7 +121,7 @@ impl Place {
         Ok(Self(Some(database)))
     }
 
-    /// Measures; a database that stays is afterwards as it was.
+    /// Measures. A database that is kept is afterwards as it was before.
     fn measure(
         &self,
         measure: impl FnOnce(&TestDatabase) -> anyhow::Result<Measurement>,
@@ -152,7 +147,7 @@ fn measure_case(
     repeated: u8,
 ) -> anyhow::Result<()> {
     let backlog = Backlog::send(
-        &options.brokers,
+        &options.servers.brokers,
         partitions,
         usize::try_from(options.count)?,
         usize::from(repeated),
@@ -164,23 +159,17 @@ fn measure_case(
     };
     let mut table = Table::begin(&title, options.rival_name());
     for round in 1..=options.rounds {
-        let servers = std::cell::RefCell::new(&mut *servers);
-        let (rival, drain) = in_turn(
-            usize::try_from(round)?,
-            || rival(options, place, &backlog, &mut servers.borrow_mut()),
-            || {
-                place.measure(|database| {
-                    drain(
-                        options,
-                        &options.ingestor,
-                        &backlog,
-                        database,
-                        &mut servers.borrow_mut(),
-                    )
-                })
-            },
-        )?;
-        table.add(rival, drain);
+        let ours = |servers: &mut Servers| {
+            place.measure(|database| drain(options, &options.ingestor, &backlog, database, servers))
+        };
+        // The order changes with every round, so that neither side always finds what the other has left.
+        if round % 2 == 1 {
+            let rival = rival(options, place, &backlog, servers)?;
+            table.add(rival, ours(servers)?);
+        } else {
+            let drain = ours(servers)?;
+            table.add(rival(options, place, &backlog, servers)?, drain);
+        }
     }
     table.end();
     Ok(())
@@ -219,34 +208,6 @@ fn rival(
     place.measure(|database| copy(options, &backlog.rows, database, servers))
 }
 
-/// The rows of one transaction.
-pub(super) struct Chunk<'a>(Vec<NewOrder<'a>>);
-
-impl<'a> Chunk<'a> {
-    pub(super) fn of(orders: &'a [Order]) -> Self {
-        let source = Source {
-            partition: 0,
-            incarnation: 0,
-            offset: 0,
-        };
-        Self(
-            orders
-                .iter()
-                .map(|order| NewOrder::new(order, Some(source)))
-                .collect(),
-        )
-    }
-
-    pub(super) fn copy(&self, connection: &mut PgConnection) -> QueryResult<()> {
-        connection.transaction(|connection| {
-            diesel::copy_from(orders::table)
-                .from_insertable(&self.0)
-                .execute(connection)
-        })?;
-        Ok(())
-    }
-}
-
 fn copy(
     options: &Options,
     rows: &[Order],
@@ -257,14 +218,15 @@ fn copy(
     let shares: Vec<(PgConnection, Vec<Chunk<'_>>)> = rows
         .chunks(rows.len().div_ceil(usize::try_from(options.connections)?))
         .map(|share| {
-            let chunks = share.chunks(ORDERS_PER_TRANSACTION).map(Chunk::of);
+            let chunks = share.chunks(ORDERS_PER_TRANSACTION);
+            let chunks = chunks.map(Chunk::from_kafka);
             (database.connect(), chunks.collect())
         })
         .collect();
     let before = servers.count(&name, 0)?;
     let cpu_before = proc::cpu_seconds(std::process::id())?;
     let started_at = Instant::now();
-    // The connections come back: the end of a session is not a part of COPY.
+    // The connections are returned, because the end of a session is not a part of COPY.
     let _connections = std::thread::scope(|scope| {
         let threads: Vec<_> = shares
             .into_iter()
@@ -273,18 +235,13 @@ fn copy(
                     for chunk in &chunks {
                         chunk.copy(&mut connection)?;
                     }
-                    Ok::<_, diesel::result::Error>(connection)
+                    anyhow::Ok(connection)
                 })
             })
             .collect();
         threads
             .into_iter()
-            .map(|thread| {
-                let connection = thread
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("COPY panicked"))?;
-                Ok(connection?)
-            })
+            .map(|thread| joined(thread.join()))
             .collect::<anyhow::Result<Vec<PgConnection>>>()
     })?;
     let seconds = started_at.elapsed().as_secs_f64();
@@ -297,7 +254,7 @@ fn copy(
         client_cpu_seconds,
         peak_mib: None,
         servers: server::Counters {
-            // It may be busy with something, but not with this.
+            // The broker may be busy, but not with this.
             broker_cpu_seconds: None,
             ..spent
         },
@@ -314,32 +271,21 @@ fn drain(
     let settings = database.settings();
     let mut watch = database.connect();
     let own_session = session_pid(&mut watch)?;
-    let mut service = Service::start(
-        program,
-        &["run"],
-        &[
-            ("DB_HOST", settings.host.clone()),
-            ("DB_PORT", settings.port.to_string()),
-            ("DB_USER", settings.user.clone()),
-            ("DB_PASSWORD", settings.password.expose().to_owned()),
-            ("DB_NAME", settings.name.clone()),
-            ("KAFKA_BROKERS", options.brokers.clone()),
-            ("KAFKA_TOPIC", backlog.topic.name.clone()),
-            ("KAFKA_GROUP_ID", settings.name.clone()),
-            ("INGESTOR_PORT", "0".to_owned()),
-        ],
-    )?;
-    service.wait_for("a first claim", || {
-        // The program may still have to make its schema.
+    let brokers = &options.servers.brokers;
+    let mut service = ingestor(program, &settings, brokers, &backlog.topic.name).spawn()?;
+    wait_for(&mut service, "the ingestor claims no partition", || {
+        // The program may still have to create its schema.
         Ok(integer(&mut watch, HAS_SCHEMA)? > 0 && integer(&mut watch, CLAIMED)? > 0)
     })?;
     let started_at = Instant::now();
     let cpu_before = proc::cpu_seconds(service.pid())?;
     let before = servers.count(&settings.name, own_session)?;
     let messages = i64::try_from(backlog.messages)?;
-    service.wait_for("the backlog is drained", || {
-        Ok(integer(&mut watch, PASSED)? >= messages)
-    })?;
+    wait_for(
+        &mut service,
+        "the ingestor does not drain the backlog",
+        || Ok(integer(&mut watch, PASSED)? >= messages),
+    )?;
     let seconds = started_at.elapsed().as_secs_f64();
     let client_cpu_seconds = proc::cpu_seconds(service.pid())? - cpu_before;
     let spent = servers.count(&settings.name, own_session)?.since(before);
@@ -352,15 +298,4 @@ fn drain(
         peak_mib: Some(peak_mib),
         servers: spent,
     })
-}
-
-/// The integer that a query of the benchmark's own selects as `value`.
-pub(super) fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = diesel::sql_types::BigInt)]
-        value: i64,
-    }
-    let row: Row = diesel::sql_query(query).get_result(connection)?;
-    Ok(row.value)
 }

@@ -1,19 +1,21 @@
-//! How fast orders are read: hits beside nginx and bare hyper, misses beside pgbench, and what a large cache costs.
+//! How fast orders are read: hits compared with nginx and bare hyper, misses compared with pgbench, and the cost of a large
+//! cache.
 //!
-//! - Hits: `wrk` asks for one order over 64 connections that are kept open. nginx answers the same body from a file, as is
-//!   recommended for static files, with a worker for each core; hyper alone answers the same head and body from memory. All
-//!   must answer the same bytes, the api as `Cache-Status: orders; hit`; its counters must say that nothing but hits was
-//!   measured. nginx's head is shorter: it has no `Cache-Status`, `Age` and id of the request.
-//! - A large cache: an order at random each time, of 10,000 cached ones and of as many as `--large` says, in turn. And the
-//!   memory of an entry beside its JSON, and the rate of warm-up.
-//! - Lists: the first page and one far behind it, of all orders and by filters; with `--beside` alone.
-//! - Misses: an order at random, with a cache of one, over 8 connections and over 64; pgbench runs the statement that reads
-//!   one order over as many. The api reads together what is asked for at the same time.
+//! - Hits: `wrk` requests one order over 64 connections that are kept open. nginx answers with the same body from a file, as
+//!   is recommended for static files, with one worker per core. hyper alone answers with the same head and body from
+//!   memory. All must answer with the same bytes, the api with `Cache-Status: orders; hit`, and its counters must show that
+//!   only hits were measured. nginx's head is shorter: it has no `Cache-Status`, `Age` and id of the request.
+//! - A large cache: random orders, from 10,000 cached ones and from as many as `--large` says, in turn. Also the memory of
+//!   an entry beside its JSON, and the rate of the warm-up.
+//! - Lists, only with `--beside`: the first page and one far from it, of all orders and with filters.
+//! - Misses: random orders, with a cache of one order, over 8 connections and over 64. pgbench runs the statement that reads
+//!   one order, over as many connections. The api reads orders together that are requested at the same time.
 //!
-//! All share the machine with their load generator, so that on few cores these are ratios of what is left, not of what
-//! anyone can do.
+//! All share the machine with their load generator. So on few cores these are ratios of what is left, not of what each
+//! could do alone.
 
 mod api;
+mod comparison;
 mod http;
 mod lists;
 mod misses;
@@ -26,9 +28,11 @@ use clap::Args;
 use servers::proc;
 use shared::testing::TestDatabase;
 
-use super::{beside, in_turn, median, print_load_average};
+use super::beside;
+use super::services::wait_for;
 use api::{Api, FIRST_UID, store_orders};
-use http::{Load, get, load, load_by_script, post};
+use comparison::Comparison;
+use http::{get, load, load_by_script, post};
 pub(crate) use rivals::serve_bare_hyper;
 
 const SMALL: usize = 10_000;
@@ -40,24 +44,24 @@ pub(crate) struct Options {
     /// The program
     #[arg(long)]
     api: String,
-    /// For the files of rivals
+    /// The folder for the files of the rivals
     #[arg(long)]
     folder: PathBuf,
-    /// The first of four free ports
+    /// Four free ports
     #[arg(long, num_args = 4)]
     ports: Vec<u16>,
-    /// How often each is measured
+    /// How often each side is measured
     #[arg(long, default_value_t = 5, value_name = "NUMBER")]
     rounds: usize,
-    /// Orders in the large cache; 0 leaves it out
+    /// Orders in the large cache; 0 skips it
     #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER")]
     large: usize,
-    /// Measure beside so many older orders that are in the table already
+    /// How many older orders are in the table before the measurements
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     beside: usize,
 }
 
-/// Measures in turn and prints tables.
+/// Runs the measurements and prints their tables.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let database = TestDatabase::create();
     if options.beside > 0 {
@@ -83,7 +87,7 @@ impl Options {
         self.ports
             .get(index)
             .copied()
-            .context("four ports are needed")
+            .context("--ports needs four ports")
     }
 
     fn start_api(
@@ -104,18 +108,24 @@ impl Options {
 
     fn measure_hits(&self, api: &Api) -> anyhow::Result<()> {
         let path = format!("/order/{FIRST_UID}");
-        let (head, body) = get(api.port, &path)?;
+        let answer = get(api.port, &path)?;
+        let cache_status = answer.header("cache-status");
         ensure!(
-            head.contains("cache-status: orders; hit\r\n"),
-            "not from the cache: {head}"
+            cache_status == Some("orders; hit"),
+            "the answer is not from the cache: {cache_status:?}"
         );
         let (nginx_port, hyper_port) = (self.port(1)?, self.port(2)?);
-        let mut nginx = rivals::Nginx::start(&self.folder, nginx_port, &path, &body)?;
-        nginx.wait_for_answer(nginx_port, &path)?;
-        let mut hyper = rivals::start_bare_hyper(&self.folder, hyper_port, &head, &body)?;
-        hyper.wait_for("hyper answers", || Ok(get(hyper_port, &path).is_ok()))?;
-        for port in [nginx_port, hyper_port] {
-            ensure!(get(port, &path)?.1 == body, "other bytes from port {port}");
+        let mut nginx = rivals::start_nginx(&self.folder, nginx_port, &path, answer.as_bytes())?;
+        let mut hyper = rivals::start_bare_hyper(&self.folder, hyper_port, &answer)?;
+        for (rival, port) in [(&mut nginx, nginx_port), (&mut hyper, hyper_port)] {
+            wait_for(rival, "a rival does not answer", || {
+                Ok(get(port, &path).is_ok())
+            })?;
+            let bytes = get(port, &path)?.into_bytes();
+            ensure!(
+                bytes == answer.as_bytes(),
+                "the rival on port {port} answers with other bytes"
+            );
         }
         let not_hits =
             || -> anyhow::Result<u64> { Ok(api.count("misses")? + api.count("bypasses")?) };
@@ -123,56 +133,51 @@ impl Options {
 
         println!(
             "GET of one cached order of {} bytes, {CONNECTIONS} connections:",
-            body.len()
+            answer.as_bytes().len()
         );
         let measure = |port: u16| load(port, &path, CONNECTIONS);
-        let mut nginx_ratios = Vec::new();
-        let mut hyper_ratios = Vec::new();
-        print_heads(&["nginx", "hyper", "api"]);
-        for round in 1..=self.rounds {
-            let (nginx, (hyper, api)) = in_turn(
-                round,
-                || measure(nginx_port),
-                || in_turn(round, || measure(hyper_port), || measure(api.port)),
-            )?;
-            print_round(round, &[nginx, hyper, api]);
-            nginx_ratios.push(api.per_second / nginx.per_second);
-            hyper_ratios.push(api.per_second / hyper.per_second);
-        }
-        print_load_average();
+        let table = Comparison::run(
+            self.rounds,
+            [
+                ("nginx", &|| measure(nginx_port)),
+                ("hyper", &|| measure(hyper_port)),
+                ("api", &|| measure(api.port)),
+            ],
+        )?;
         ensure!(
             not_hits()? == not_hits_before,
-            "not only cache hits were measured"
+            "some of the measured requests were not cache hits"
         );
         println!(
             "median of the api: {:.2} of nginx, {:.2} of bare hyper\n",
-            median(&mut nginx_ratios),
-            median(&mut hyper_ratios)
+            table.median(|[nginx, _, api]| api.per_second / nginx.per_second),
+            table.median(|[_, hyper, api]| api.per_second / hyper.per_second)
         );
         Ok(())
     }
 
     fn measure_misses(&self, database: &TestDatabase, api: &Api) -> anyhow::Result<()> {
         let script = self.script(SMALL)?;
+        let settings = database.settings();
         for connections in [misses::POOL_SIZE, CONNECTIONS] {
             println!("misses: orders at random, {connections} connections:");
-            print_heads(&["pgbench", "api"]);
             let (hits_before, misses_before) = (api.count("hits")?, api.count("misses")?);
-            let mut ratios = Vec::new();
-            for round in 1..=self.rounds {
-                let (pgbench, api) = in_turn(
-                    round,
-                    || misses::pgbench(&database.settings(), &self.folder, SMALL, connections),
-                    || load_by_script(api.port, &script, connections),
-                )?;
-                print_round(round, &[pgbench, api]);
-                ratios.push(api.per_second / pgbench.per_second);
-            }
-            print_load_average();
+            let table = Comparison::run(
+                self.rounds,
+                [
+                    ("pgbench", &|| {
+                        misses::pgbench(&settings, &self.folder, SMALL, connections)
+                    }),
+                    ("api", &|| load_by_script(api.port, &script, connections)),
+                ],
+            )?;
             let hits = api.count("hits")? - hits_before;
             let misses = api.count("misses")? - misses_before;
             ensure!(hits < misses / 50, "{hits} were hits, {misses} were misses");
-            println!("median of the api: {:.2} of pgbench\n", median(&mut ratios));
+            println!(
+                "median of the api: {:.2} of pgbench\n",
+                table.median(|[pgbench, api]| api.per_second / pgbench.per_second)
+            );
         }
         Ok(())
     }
@@ -180,18 +185,44 @@ impl Options {
     fn measure_large(&self, database: &TestDatabase, small: &Api) -> anyhow::Result<()> {
         let json_bytes = store_orders(database, SMALL..self.large)?;
         let large = self.start_api(database, 3, self.large, 0)?;
-        let empty_mib = proc::memory_mib(large.pid())?;
+        self.measure_warmup(&large, json_bytes)?;
+        println!("hits of orders at random, {CONNECTIONS} connections:");
+        let (of_small, of_large) = (self.script(SMALL)?, self.script(self.large)?);
+        let table = Comparison::run(
+            self.rounds,
+            [
+                ("10,000", &|| {
+                    load_by_script(small.port, &of_small, CONNECTIONS)
+                }),
+                ("large", &|| {
+                    load_by_script(large.port, &of_large, CONNECTIONS)
+                }),
+            ],
+        )?;
+        println!(
+            "median of the large cache: {:.2} of the small one",
+            table.median(|[small, large]| large.per_second / small.per_second)
+        );
+        Ok(())
+    }
+
+    fn measure_warmup(&self, api: &Api, json_bytes: f64) -> anyhow::Result<()> {
+        let empty_mib = proc::memory_mib(api.pid())?;
         let answer = post(
-            large.port,
+            api.port,
             &format!("/api/v1/cache/warmup?limit={}", self.large),
         )?;
-        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let answer: serde_json::Value = serde_json::from_slice(answer.as_bytes())?;
         let (loaded, took_ms) = (answer["loaded"].as_f64(), answer["duration_ms"].as_f64());
         let (loaded, took_ms) = loaded
             .zip(took_ms)
-            .with_context(|| format!("warm-up said {answer}"))?;
-        ensure!(loaded == self.large as f64, "{loaded} orders were loaded");
-        let full_mib = proc::memory_mib(large.pid())?;
+            .with_context(|| format!("the answer to the warm-up has no numbers: {answer}"))?;
+        ensure!(
+            loaded == self.large as f64,
+            "the warm-up loaded {loaded} orders, not {}",
+            self.large
+        );
+        let full_mib = proc::memory_mib(api.pid())?;
         let entry_bytes = (full_mib - empty_mib) * 1024.0 * 1024.0 / loaded;
         println!(
             "warm-up of {loaded} orders: {:.0} orders/s",
@@ -200,28 +231,10 @@ impl Options {
         println!(
             "memory of an entry: {entry_bytes:.0} bytes, of its JSON {json_bytes:.0}; RSS {empty_mib:.0} MiB empty, {full_mib:.0} full"
         );
-        println!("hits of orders at random, {CONNECTIONS} connections:");
-        let (of_small, of_large) = (self.script(SMALL)?, self.script(self.large)?);
-        print_heads(&["10,000", "large"]);
-        let mut ratios = Vec::new();
-        for round in 1..=self.rounds {
-            let (small, large) = in_turn(
-                round,
-                || load_by_script(small.port, &of_small, CONNECTIONS),
-                || load_by_script(large.port, &of_large, CONNECTIONS),
-            )?;
-            print_round(round, &[small, large]);
-            ratios.push(large.per_second / small.per_second);
-        }
-        print_load_average();
-        println!(
-            "median of the large cache: {:.2} of the small one",
-            median(&mut ratios)
-        );
         Ok(())
     }
 
-    /// A script for wrk that asks for one of so many orders.
+    /// Writes a script for wrk that requests random orders out of `orders`.
     fn script(&self, orders: usize) -> anyhow::Result<String> {
         let file = self.folder.join(format!("random-{orders}.lua"));
         let last = FIRST_UID + orders - 1;
@@ -233,24 +246,4 @@ impl Options {
         )?;
         Ok(file.display().to_string())
     }
-}
-
-fn print_heads(names: &[&str]) {
-    print_load_average();
-    print!("round");
-    for name in names {
-        print!(" {:>15} p50 ms  p99 ms", format!("{name}/s"));
-    }
-    println!();
-}
-
-fn print_round(round: usize, loads: &[Load]) {
-    print!("{round:>5}");
-    for load in loads {
-        print!(
-            " {:>15.0} {:>6.2} {:>7.2}",
-            load.per_second, load.p50_ms, load.p99_ms
-        );
-    }
-    println!();
 }

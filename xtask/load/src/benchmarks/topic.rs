@@ -1,17 +1,17 @@
-//! A topic of the benchmark's own.
+//! A topic for one benchmark.
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
-/// It is deleted at the end.
+/// A topic that is deleted when it is dropped.
 pub(super) struct Topic {
     pub name: String,
     admin: AdminClient<DefaultClientContext>,
 }
 
 impl Topic {
-    /// Makes one under a random name, whose broker notes when it appended a message.
+    /// Creates a topic with a random name. Its broker notes when it has appended a message.
     pub(super) fn create(brokers: &str, partitions: i32) -> anyhow::Result<Self> {
         let name = format!("bench-{:016x}", fastrand::u64(..));
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
@@ -19,9 +19,10 @@ impl Topic {
             .create()?;
         let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
         let topics = [topic.set("message.timestamp.type", "LogAppendTime")];
-        let made = wait(admin.create_topics(&topics, &AdminOptions::new()))?;
-        for outcome in made? {
-            outcome.map_err(|(name, code)| anyhow::anyhow!("cannot make topic {name}: {code}"))?;
+        let created = wait(admin.create_topics(&topics, &AdminOptions::new()))?;
+        for outcome in created? {
+            outcome
+                .map_err(|(name, code)| anyhow::anyhow!("cannot create topic {name}: {code}"))?;
         }
         Ok(Self { name, admin })
     }
@@ -29,7 +30,7 @@ impl Topic {
 
 impl Drop for Topic {
     fn drop(&mut self) {
-        // A broker of the user's stays as it was; a topic that cannot be deleted is no reason to fail.
+        // The user's own broker must stay as it was. If the topic cannot be deleted, the benchmark does not fail.
         wait(
             self.admin
                 .delete_topics(&[&self.name], &AdminOptions::new()),

@@ -1,4 +1,4 @@
-//! Changes that the benchmark commits itself, as our writers do, to orders that nobody else touches.
+//! Changes that the benchmark commits itself, as our writers do. They change orders that nobody else changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,19 +12,19 @@ use shared::events::{self, Operation};
 
 use super::watcher::{Awaited, Lane, Start};
 
-/// Between two looks at the watchers.
+/// The time between two looks at the watchers.
 const LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
-/// Changes one order after the other until `stop` is set.
+/// Changes one order after another until `is_stopped` is set.
 pub(super) fn commit(
     connection: &mut PgConnection,
     uids: &[String],
     samples_per_second: u32,
     lane: &mut Lane<'_>,
-    stop: &AtomicBool,
+    is_stopped: &AtomicBool,
 ) -> anyhow::Result<()> {
     let interval = Duration::from_secs_f64(1.0 / f64::from(samples_per_second));
-    let is_over = |lane: &Lane<'_>| stop.load(Ordering::Relaxed) || lane.has_failed();
+    let is_over = |lane: &Lane<'_>| is_stopped.load(Ordering::Relaxed) || lane.has_failed();
     for uid in uids.iter().cycle() {
         let due_at = Instant::now() + interval;
         lane.prepare(uid, true);
@@ -51,13 +51,13 @@ pub(super) fn commit(
 /// A change that has committed.
 pub(super) struct Change {
     version: i64,
-    /// When BEGIN was answered.
+    /// When the answer to BEGIN had arrived.
     pub(super) begun_at: Instant,
-    /// When all but COMMIT was answered.
+    /// When the answers to all statements before COMMIT had arrived.
     pub(super) written_at: Instant,
 }
 
-/// One transaction; it has committed when this returns.
+/// Changes an order in one transaction, which has committed when this returns.
 pub(super) fn change(connection: &mut PgConnection, uid: &str) -> QueryResult<Change> {
     connection.transaction(|connection| {
         let begun_at = Instant::now();

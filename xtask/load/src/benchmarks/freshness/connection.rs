@@ -1,28 +1,32 @@
-//! One connection to an api that is kept open: as few bytes and system calls a question as there can be.
+//! A connection to an api that is kept open. A request costs as few bytes and system calls as possible, because it must not
+//! take time away from what is measured. An ordinary HTTP client costs more.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+use httparse::{EMPTY_HEADER, Header, Status};
 
-/// Longer than any answer may take.
+/// No answer may take this long.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// More header fields than an api sends.
+const MAX_HEADERS: usize = 32;
 
-/// A connection; it asks, then waits for the answer.
+/// A connection with one request at a time.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
 }
 
-/// What an api answered.
+/// The answer of an api.
 #[derive(Debug)]
 pub(super) struct Answer<'a> {
     pub status: u16,
-    /// The version in the `ETag`; none of an order that is not there.
+    /// The version in the `ETag`; `None` if the order does not exist.
     pub version: Option<i64>,
-    /// From the cache, an order that is known not to be there as well.
+    /// Whether the answer is from the cache. This can also be that the order does not exist.
     pub is_hit: bool,
     pub body: &'a [u8],
 }
@@ -42,67 +46,52 @@ impl Connection {
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         self.stream.write_all(request.as_bytes())?;
         self.received.clear();
-        let mut head_len = None;
-        loop {
+        let mut length_opt = None;
+        while length_opt.is_none_or(|length| self.received.len() < length) {
             let mut chunk = [0; 16 * 1024];
             let read = self.stream.read(&mut chunk).context("no answer")?;
             ensure!(read > 0, "the api has closed the connection");
             self.received.extend_from_slice(&chunk[..read]);
-            if head_len.is_none() {
-                let end = self
-                    .received
-                    .windows(4)
-                    .position(|four| four == b"\r\n\r\n");
-                head_len = end.map(|end| end + 4);
-            }
-            let Some(head_len) = head_len else { continue };
-            let head = Head::parse(&self.received[..head_len])?;
-            if self.received.len() >= head_len + head.body_len {
-                return Ok(Answer {
-                    status: head.status,
-                    version: head.version,
-                    is_hit: head.is_hit,
-                    body: &self.received[head_len..],
-                });
-            }
+            length_opt = match length_opt {
+                None => answer_length(&self.received)?,
+                known => known,
+            };
         }
+        Answer::parse(&self.received)
     }
 }
 
-struct Head {
-    status: u16,
-    version: Option<i64>,
-    is_hit: bool,
-    body_len: usize,
+/// Returns the length of an answer with its head; `None` while its head is not complete.
+fn answer_length(bytes: &[u8]) -> anyhow::Result<Option<usize>> {
+    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut headers);
+    let Status::Complete(head_length) = head.parse(bytes)? else {
+        return Ok(None);
+    };
+    let body_length = value(head.headers, "content-length");
+    let body_length = body_length.context("an answer without Content-Length")?;
+    Ok(Some(head_length + body_length.parse::<usize>()?))
 }
 
-impl Head {
-    fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
-        let mut lines = std::str::from_utf8(bytes)?.split("\r\n");
-        let status = lines
-            .next()
-            .and_then(|line| line.strip_prefix("HTTP/1.1 "))
-            .and_then(|line| line.get(..3))
-            .context("no status in the answer")?;
-        let mut head = Self {
-            status: status.parse()?,
-            version: None,
-            is_hit: false,
-            body_len: 0,
+fn value<'a>(headers: &[Header<'a>], name: &str) -> Option<&'a str> {
+    let found = headers.iter().find(|header| header.name == name)?;
+    std::str::from_utf8(found.value).ok()
+}
+
+impl<'a> Answer<'a> {
+    fn parse(bytes: &'a [u8]) -> anyhow::Result<Self> {
+        let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+        let mut head = httparse::Response::new(&mut headers);
+        let Status::Complete(head_length) = head.parse(bytes)? else {
+            anyhow::bail!("the head of an answer is not complete");
         };
-        for line in lines {
-            let Some((name, value)) = line.split_once(": ") else {
-                continue;
-            };
-            match name {
-                "content-length" => head.body_len = value.parse()?,
-                "transfer-encoding" => bail!("an answer in chunks, to which there is no ETag"),
-                "etag" => head.version = Some(value.trim_matches('"').parse()?),
-                "cache-status" => head.is_hit = value == "orders; hit",
-                _ => {}
-            }
-        }
-        Ok(head)
+        let version = value(head.headers, "etag").map(|etag| etag.trim_matches('"').parse());
+        Ok(Self {
+            status: head.code.context("an answer without status")?,
+            version: version.transpose()?,
+            is_hit: value(head.headers, "cache-status") == Some("orders; hit"),
+            body: &bytes[head_length..],
+        })
     }
 }
 
@@ -112,14 +101,17 @@ mod tests {
 
     #[test]
     fn version_and_hit_are_read_from_a_head() {
-        let head = Head::parse(
-            b"HTTP/1.1 200 OK\r\netag: \"17\"\r\ncache-status: orders; hit\r\ncontent-length: 3\r\n\r\n",
-        )
-        .unwrap();
-        assert_eq!((head.status, head.body_len), (200, 3));
-        assert_eq!((head.version, head.is_hit), (Some(17), true));
+        let hit = b"HTTP/1.1 200 OK\r\netag: \"17\"\r\ncache-status: orders; hit\r\ncontent-length: 3\r\n\r\nabc";
+        assert_eq!(answer_length(&hit[..30]).unwrap(), None);
+        assert_eq!(answer_length(hit).unwrap(), Some(hit.len()));
+        let answer = Answer::parse(hit).unwrap();
+        assert_eq!((answer.status, answer.body), (200, &b"abc"[..]));
+        assert_eq!((answer.version, answer.is_hit), (Some(17), true));
         let miss = b"HTTP/1.1 404 Not Found\r\ncache-status: orders; fwd=miss; stored\r\n\r\n";
-        let head = Head::parse(miss).unwrap();
-        assert_eq!((head.status, head.version, head.is_hit), (404, None, false));
+        let answer = Answer::parse(miss).unwrap();
+        assert_eq!(
+            (answer.status, answer.version, answer.is_hit),
+            (404, None, false)
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! Who uses the machine's cores while orders stream.
+//! How much CPU time each program uses while orders stream.
 
 use std::time::Instant;
 
-use super::Options;
 use servers::proc;
+use servers::process::Process;
 
-use crate::benchmarks::Service;
+use crate::benchmarks::ServerOptions;
 
-/// A process, or a server with its children.
+/// A process, or a server with all its children.
 enum Program {
     Process(u32),
     Family(u32),
@@ -22,23 +22,23 @@ impl Program {
     }
 }
 
-/// What each program had used when the count began.
+/// What each program had used at the beginning.
 pub(super) struct Cores {
     programs: Vec<(String, Program, f64)>,
-    began_at: Instant,
+    started_at: Instant,
 }
 
 impl Cores {
-    /// Begins to count. Servers that are not private ones are left out.
-    pub(super) fn count(options: &Options, services: &[Service]) -> anyhow::Result<Self> {
+    /// Begins to count. Servers that are not private are left out.
+    pub(super) fn count(options: &ServerOptions, services: &[Process]) -> anyhow::Result<Self> {
         let broker = options.broker_pid.map(Program::Process);
         let postgres = options.postgres_pid.map(Program::Family);
         let servers = [("Kafka", broker), ("PostgreSQL", postgres)]
             .into_iter()
             .filter_map(|(name, program)| Some((name.to_owned(), program?)));
         let ours = services.iter().map(|service| {
-            let name = service.name.rsplit('/').next().unwrap_or_default();
-            (name.to_owned(), Program::Process(service.pid()))
+            let program = Program::Process(service.pid());
+            (service.name().to_owned(), program)
         });
         let benchmark = Program::Process(std::process::id());
         let all = servers
@@ -52,13 +52,13 @@ impl Cores {
             .collect();
         Ok(Self {
             programs: programs?,
-            began_at: Instant::now(),
+            started_at: Instant::now(),
         })
     }
 
-    /// Prints the share of one core that each has used since.
+    /// Prints the share of one core that each program has used since then.
     pub(super) fn print(&self) -> anyhow::Result<()> {
-        let seconds = self.began_at.elapsed().as_secs_f64();
+        let seconds = self.started_at.elapsed().as_secs_f64();
         print!("percent of a core:");
         for (name, program, before) in &self.programs {
             let percent = (program.cpu_seconds()? - before) / seconds * 100.0;

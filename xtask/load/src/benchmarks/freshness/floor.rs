@@ -1,30 +1,29 @@
-//! What the machine gives without ingestor and api: messages of the same rate to a consumer that does nothing with them, and
-//! transactions of one row that notify.
+//! The floor: how fast the machine is without ingestor and api. Messages of the same rate go to a consumer that does nothing
+//! with them, and transactions change one row and notify.
 
 use std::collections::HashMap;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use shared::testing::TestDatabase;
-use tokio::sync::oneshot;
 
+use super::clock::Clock;
 use super::commits::{self, Change};
-use super::rival::{self, Calls};
-use super::stages::Clock;
+use super::rival::{self, Calls, Heard};
 use super::table::Times;
 use super::{Options, log};
+use crate::benchmarks::joined;
 use crate::benchmarks::topic::Topic;
 use crate::orders::{Messages, Mix};
-use crate::producer::{self, Target};
+use crate::producer::{Pace, Producer, Target};
 
 /// How long it is measured.
 const DURATION: Duration = Duration::from_secs(8);
-/// What comes before does not count: connections, and code that Java has not compiled yet.
+/// How long nothing counts at the beginning: connections are opened, and Java has not compiled its code yet.
 const SETTLING: Duration = Duration::from_secs(3);
 
-/// Times of the stages that have a floor.
+/// The times of the stages that have a floor.
 pub(super) struct Floor {
     appended: Times,
     received: Times,
@@ -50,7 +49,7 @@ pub(super) fn measure(
     own_uids: &[String],
     clock: Clock,
 ) -> anyhow::Result<Floor> {
-    let topic = Topic::create(&options.brokers, options.partitions)?;
+    let topic = Topic::create(&options.servers.brokers, options.partitions)?;
     let target = options.target(&topic);
     let count = f64::from(options.rate) * (SETTLING + DURATION).as_secs_f64();
     let count = count as usize;
@@ -62,10 +61,12 @@ pub(super) fn measure(
         anyhow::Ok((sent, joined(receiving.join())?, changes, heard))
     })?;
     let (mut appended, mut fetched) = (Vec::new(), Vec::new());
-    let counts_from = clock.ms(received.first().context("no message")?.received_at)
+    let counts_from = clock.ms(received.first().context("no message arrived")?.received_at)
         + SETTLING.as_secs_f64() * 1e3;
     for message in &received {
-        let sent_at = sent.get(&message.key).context("an unknown message")?;
+        let sent_at = sent
+            .get(&message.key)
+            .context("an unknown message arrived")?;
         let (sent_ms, received_ms) = (clock.ms(*sent_at), clock.ms(message.received_at));
         if sent_ms >= counts_from {
             appended.push(message.appended_at_ms as f64 - sent_ms);
@@ -90,23 +91,18 @@ pub(super) fn measure(
 }
 
 fn send(target: &Target, rate: u32, count: usize) -> anyhow::Result<HashMap<String, Instant>> {
-    let producer = producer::connect(target)?;
-    let mut messages = Messages::new(Mix {
-        invalid_percent: 0,
-        update_percent: 0,
-        seed: None,
-    });
+    let producer = Producer::connect(target)?;
+    let mut messages = Messages::new(Mix::only_new());
     let mut sent = HashMap::with_capacity(count);
-    let started_at = Instant::now();
+    let pace = Pace::start(rate);
     for number in 0..count {
         let message = messages.next_message()?;
-        let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
-        thread::sleep(due.saturating_sub(started_at.elapsed()));
+        pace.wait_for(number);
         let at = Instant::now();
-        producer::send(&producer, &target.topic, &message)?;
+        producer.send(&message)?;
         sent.insert(message.key, at);
     }
-    producer::finish(&producer)?;
+    producer.finish()?;
     Ok(sent)
 }
 
@@ -116,15 +112,9 @@ fn commit<'a>(
     options: &Options,
     database: &TestDatabase,
     uids: &'a [String],
-) -> anyhow::Result<(Changes<'a>, rival::Heard)> {
-    let settings = database.settings();
-    let (listening_tx, listening_rx) = mpsc::channel();
-    let (stop_tx, stop_rx) = oneshot::channel();
-    let listening =
-        thread::spawn(move || rival::listen(&settings, &listening_tx, &Calls::default(), stop_rx));
-    let mut changes = Vec::new();
-    // An error closes the channel; the thread tells which.
-    if listening_rx.recv().is_ok() {
+) -> anyhow::Result<(Changes<'a>, Heard)> {
+    rival::listen_during(&database.settings(), &Calls::default(), || {
+        let mut changes = Vec::new();
         let mut connection = database.connect();
         let interval = Duration::from_secs_f64(1.0 / f64::from(options.samples));
         thread::sleep(SETTLING);
@@ -136,11 +126,6 @@ fn commit<'a>(
             changes.push((uid.as_str(), commits::change(&mut connection, uid)?));
             thread::sleep(interval);
         }
-    }
-    drop(stop_tx);
-    Ok((changes, joined(listening.join())?))
-}
-
-fn joined<T>(outcome: thread::Result<anyhow::Result<T>>) -> anyhow::Result<T> {
-    outcome.map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        Ok(changes)
+    })
 }

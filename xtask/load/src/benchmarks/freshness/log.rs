@@ -1,4 +1,4 @@
-//! What Kafka has of a topic, read without a group: when its broker had appended a message, and when it came.
+//! The messages of a topic, read without a consumer group: when the broker appended each, and when it arrived.
 
 use std::time::{Duration, Instant};
 
@@ -6,21 +6,21 @@ use anyhow::{Context as _, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
-use crate::benchmarks::PATIENCE;
+use crate::benchmarks::services::PATIENCE;
 use crate::producer::Target;
 
-/// Most time in one poll.
+/// How long one poll may wait.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A message.
 pub(super) struct Appended {
     pub key: String,
-    /// The broker's time, in whole milliseconds since 1970.
+    /// The broker's time of day, in whole milliseconds since 1970.
     pub appended_at_ms: i64,
     pub received_at: Instant,
 }
 
-/// Reads a topic from its beginning until `count` messages have come. Bare: nothing is decoded or stored.
+/// Reads a topic from its beginning until `count` messages have arrived. Nothing is decoded or stored.
 pub(super) fn read(
     target: &Target,
     partitions: i32,
@@ -41,7 +41,7 @@ pub(super) fn read(
     while read.len() < count {
         ensure!(
             started_at.elapsed() < PATIENCE,
-            "{} of {count} messages came from Kafka",
+            "only {} of {count} messages arrived from Kafka",
             read.len()
         );
         let Some(message) = consumer.poll(POLL_TIMEOUT) else {
@@ -49,11 +49,11 @@ pub(super) fn read(
         };
         let received_at = Instant::now();
         let message = message?;
-        let key = message.key().context("a message without a key")?;
+        let key = message.key().context("a message has no key")?;
         let appended_at_ms = message.timestamp().to_millis();
         read.push(Appended {
             key: String::from_utf8(key.to_vec())?,
-            appended_at_ms: appended_at_ms.context("a message without a timestamp")?,
+            appended_at_ms: appended_at_ms.context("a message has no timestamp")?,
             received_at,
         });
     }

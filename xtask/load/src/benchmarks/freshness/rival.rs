@@ -1,60 +1,80 @@
-//! The rival: a session that LISTENs and does nothing else. No cache can know of a change before it does.
+//! The rival: a session that only LISTENs. No cache can know of a change before this session does.
 //!
 //! It also tells the watchers that there is something to ask for.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use shared::config::DatabaseSettings;
 use shared::{db, events};
 use tokio::sync::oneshot;
 use tokio_postgres::{AsyncMessage, NoTls};
 
-/// When each order was named, in time's order.
+use crate::benchmarks::joined;
+
+/// When each order was notified, in the order of time.
 #[derive(Debug, Default)]
 pub(super) struct Heard(HashMap<String, Vec<Instant>>);
 
 impl Heard {
-    /// The first notification of an order that is not older than `since`.
+    /// Returns when an order was notified for the first time since `since`.
     pub(super) fn first(&self, uid: &str, since: Instant) -> Option<Instant> {
         let times = self.0.get(uid)?;
         times.iter().find(|at| **at >= since).copied()
     }
 }
 
-/// Who waits for an order to be named.
+/// The watchers that wait for the notification of an order.
 #[derive(Debug, Default)]
 pub(super) struct Calls(Mutex<Vec<(String, mpsc::Sender<()>)>>);
 
 impl Calls {
-    /// Told when the order is named next.
+    /// Returns a channel that receives the next notification of an order.
     pub(super) fn expect(&self, uid: &str) -> mpsc::Receiver<()> {
-        let (named_tx, named_rx) = mpsc::channel();
-        self.lock().push((uid.to_owned(), named_tx));
-        named_rx
+        let (notified_tx, notified_rx) = mpsc::channel();
+        self.0.lock().push((uid.to_owned(), notified_tx));
+        notified_rx
     }
 
-    fn name(&self, uids: &[String]) {
-        // A watcher that has given up is told nothing.
-        self.lock().retain(|(uid, named_tx)| {
-            let is_named = uids.contains(uid);
-            if is_named {
-                named_tx.send(()).ok();
+    fn notify(&self, uids: &[String]) {
+        self.0.lock().retain(|(uid, notified_tx)| {
+            let is_notified = uids.contains(uid);
+            if is_notified {
+                // A watcher may have given up.
+                notified_tx.send(()).ok();
             }
-            !is_named
+            !is_notified
         });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(String, mpsc::Sender<()>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Listens until `stop_rx` is closed; `listening_tx` is told when every later commit will be heard.
-pub(super) fn listen(
+/// Listens while `work` runs. It hears every commit of `work`.
+pub(super) fn listen_during<T>(
+    settings: &DatabaseSettings,
+    calls: &Calls,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<(T, Heard)> {
+    let (listening_tx, listening_rx) = mpsc::channel();
+    let (stop_tx, stop_rx) = oneshot::channel();
+    thread::scope(|scope| {
+        let listening = scope.spawn(move || listen(settings, &listening_tx, calls, stop_rx));
+        // An error of the thread closes the channel.
+        let done = listening_rx.recv().ok().map(|()| work());
+        drop(stop_tx);
+        let heard = joined(listening.join());
+        let done = done.transpose()?;
+        let heard = heard?;
+        Ok((done.context("the session that listens has ended")?, heard))
+    })
+}
+
+/// Listens until `stop_rx` is closed. It sends to `listening_tx` when it will hear every later commit.
+fn listen(
     settings: &DatabaseSettings,
     listening_tx: &mpsc::Sender<()>,
     calls: &Calls,
@@ -72,7 +92,7 @@ pub(super) fn listen(
                 .batch_execute(&["LISTEN ", events::CHANNEL].concat())
                 .await?;
             listening_tx.send(())?;
-            // Closed is what is waited for.
+            // Nothing is sent: the end of the work closes the channel.
             stop_rx.await.ok();
             anyhow::Ok(())
         };
@@ -81,8 +101,8 @@ pub(super) fn listen(
                 if let AsyncMessage::Notification(notification) = message? {
                     let at = Instant::now();
                     let event = events::parse(notification.payload());
-                    let uids = event.context("a writer notified something else")?.uids;
-                    calls.name(&uids);
+                    let uids = event.context("a notification is not an event")?.uids;
+                    calls.notify(&uids);
                     for uid in uids {
                         heard.0.entry(uid).or_default().push(at);
                     }
@@ -105,12 +125,12 @@ mod tests {
     #[test]
     fn who_waits_for_an_order_is_told_once_when_it_is_named() {
         let calls = Calls::default();
-        let named_rx = calls.expect("a");
-        calls.name(&["b".to_owned()]);
-        assert!(named_rx.try_recv().is_err());
-        calls.name(&["b".to_owned(), "a".to_owned()]);
-        assert_eq!(named_rx.try_recv(), Ok(()));
-        calls.name(&["a".to_owned()]);
-        assert_eq!(named_rx.recv(), Err(mpsc::RecvError));
+        let notified_rx = calls.expect("a");
+        calls.notify(&["b".to_owned()]);
+        assert!(notified_rx.try_recv().is_err());
+        calls.notify(&["b".to_owned(), "a".to_owned()]);
+        assert_eq!(notified_rx.try_recv(), Ok(()));
+        calls.notify(&["a".to_owned()]);
+        assert_eq!(notified_rx.recv(), Err(mpsc::RecvError));
     }
 }

@@ -1,21 +1,21 @@
-//! Where the time of new orders goes, between marks that cost nothing while orders stream: the broker writes down when it
-//! appended a message, PostgreSQL when a transaction began and when it wrote its commit record.
+//! Where the time of new orders goes. The stages lie between marks that cost nothing while orders stream: the broker notes
+//! when it has appended a message, and PostgreSQL notes when a transaction began and when it wrote its commit record.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text, Timestamptz};
 
+use super::clock::{Clock, ms};
 use super::floor::Floor;
 use super::log::Appended;
 use super::rival::Heard;
 use super::table::{self, Times};
 use super::watcher::Sighting;
 
-/// Of orders that no later message has changed: the transaction that wrote such a row is the one that inserted it.
+/// Reads the marks of orders that no later message has changed. The transaction that wrote such a row has inserted it.
 const MARKS: &str =
     "SELECT order_uid, created_at AS begun_at, pg_xact_commit_timestamp(xmin) AS committed_at
     FROM orders WHERE order_uid = ANY($1) AND updated_at = created_at";
@@ -30,33 +30,7 @@ struct Marks {
     committed_at: DateTime<Utc>,
 }
 
-/// Both clocks at one moment: the servers tell the time of day.
-#[derive(Clone, Copy)]
-pub(super) struct Clock {
-    instant: Instant,
-    time: DateTime<Utc>,
-}
-
-impl Clock {
-    pub(super) fn now() -> Self {
-        Self {
-            instant: Instant::now(),
-            time: Utc::now(),
-        }
-    }
-
-    /// The time of day of a later moment, in milliseconds since 1970.
-    pub(super) fn ms(&self, at: Instant) -> f64 {
-        let passed = at.saturating_duration_since(self.instant);
-        ms(self.time) + passed.as_secs_f64() * 1e3
-    }
-}
-
-fn ms(time: DateTime<Utc>) -> f64 {
-    (time - DateTime::UNIX_EPOCH).as_seconds_f64() * 1e3
-}
-
-/// Prints how long each stage took, beside the same without ingestor and api.
+/// Prints how long each stage took, and how long it takes without ingestor and api.
 pub(super) fn print(
     connection: &mut PgConnection,
     clock: Clock,
@@ -70,11 +44,13 @@ pub(super) fn print(
     let marks: Vec<Marks> = diesel::sql_query(MARKS)
         .bind::<Array<Text>, _>(uids)
         .load(connection)
-        .context("the server must run with track_commit_timestamp = on")?;
+        .context(
+            "cannot read commit times: PostgreSQL must run with track_commit_timestamp = on",
+        )?;
     let marks: HashMap<&str, &Marks> = (marks.iter())
         .map(|marks| (marks.order_uid.as_str(), marks))
         .collect();
-    // The first message of an order is the one that made it.
+    // The first message of an order has created it.
     let mut appended: HashMap<&str, i64> = HashMap::new();
     for message in log {
         appended
@@ -90,7 +66,7 @@ pub(super) fn print(
         let appended_at_ms = appended.get(sighting.uid.as_str());
         let ends = [
             clock.ms(sighting.start),
-            *appended_at_ms.context("a message is not in Kafka's log")? as f64,
+            *appended_at_ms.context("Kafka's log lacks a message")? as f64,
             ms(marks.begun_at),
             ms(marks.committed_at),
             clock.ms(heard_at.context("a change was not notified")?),

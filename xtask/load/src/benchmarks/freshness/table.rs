@@ -1,4 +1,4 @@
-//! Percentiles, and how they are shown.
+//! Percentiles, and how they are printed.
 
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,13 @@ impl Times {
         Self(times)
     }
 
-    /// The smallest one that at least `percent` of all do not exceed.
+    /// Returns the smallest time that at least `percent` of all times do not exceed.
     fn percentile(&self, percent: usize) -> f64 {
         let index = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
         self.0.get(index).copied().unwrap_or(f64::NAN)
     }
 
-    /// All but the end of the line.
+    /// Prints a line without its end.
     fn print(&self, name: &str) {
         let shown = [50, 99, 100].map(|percent| self.percentile(percent));
         let [p50, p99, max] = shown;
@@ -43,7 +43,7 @@ impl Times {
     }
 }
 
-/// Prints a stage beside its floor.
+/// Prints a stage, and its floor in the same line.
 pub(super) fn print_stage(name: &str, times: &Times, floor: Option<&Times>) {
     times.print(name);
     match floor {
@@ -99,7 +99,7 @@ pub(super) fn print_kind(
     Ok(())
 }
 
-/// 0 where a notification is faster than the answer to COMMIT.
+/// Returns 0 if a notification is faster than the answer to COMMIT.
 fn since(at: Instant, start: Instant) -> Duration {
     at.saturating_duration_since(start)
 }

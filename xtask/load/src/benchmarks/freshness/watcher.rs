@@ -1,4 +1,4 @@
-//! Asks one api for one order at a time, until it answers the awaited state.
+//! Asks one api for one order at a time, until it answers with the awaited state.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,39 +10,41 @@ use shared::order::Order;
 
 use super::connection::{Answer, Connection};
 use super::rival::Calls;
+use crate::benchmarks::joined;
 
-/// How long a state may take.
+/// How long a state may take to become readable.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What has taken long is asked for less often: a resolution of 5 %. On a busy machine, questions without a pause took what
-/// the services needed to come to the answer.
+/// The longer it takes, the longer is the pause between two requests, so that the resolution is 5 %. On a busy machine
+/// requests without a pause took the time that the services needed for the answer.
 const PAUSE_DIVISOR: u32 = 20;
-/// How often an order is asked for before its cached state is given up.
+/// How often an order is requested until it is cached. Then the sample is given up.
 const ATTEMPTS_TO_CACHE: usize = 10;
 
 /// An order that is about to change.
 struct Task {
     uid: String,
-    /// Whether it is there already.
+    /// Whether it exists already.
     exists: bool,
-    /// Closed where the sample is given up.
+    /// It is closed if the sample is given up.
     start_rx: Receiver<Start>,
 }
 
-/// The change, once it is made.
+/// The change, when it is made.
 #[derive(Clone, Debug)]
 pub(super) struct Start {
-    /// When whatever leads to the change began: no notification of it is earlier.
+    /// When the work on the change began. No notification of it is earlier.
     pub begun_at: Instant,
-    /// From when the time counts.
+    /// When the time of the sample begins.
     pub at: Instant,
     pub awaited: Awaited,
 }
 
-/// The state that is to become readable.
+/// The state that must become readable.
 #[derive(Clone, Debug)]
 pub(super) enum Awaited {
-    /// The order of a message, or a later one: messages of one order are dated in the order of their sending.
+    /// The order of a message, or a later one. The messages of an order have dates in the order in which they are sent.
     Order(Box<Order>),
+    /// A version of the order.
     Version(i64),
 }
 
@@ -52,40 +54,40 @@ pub(super) struct Sighting {
     pub uid: String,
     pub start: Instant,
     pub begun_at: Instant,
-    /// When the answer with the state was there.
+    /// When the answer with the state had arrived.
     pub seen_at: Instant,
-    /// When the answer before was there, or the first question was asked.
+    /// When the answer before it had arrived, or when the first request was sent.
     pub unseen_at: Instant,
 }
 
-/// The watchers of all apis for one kind of change; one change at a time.
+/// The watchers of all apis for one kind of change. They watch one change at a time.
 pub(super) struct Lane<'scope> {
-    tasks: Vec<Sender<Task>>,
-    events: Receiver<bool>,
+    task_txs: Vec<Sender<Task>>,
+    events_rx: Receiver<bool>,
     threads: Vec<ScopedJoinHandle<'scope, anyhow::Result<Vec<Sighting>>>>,
-    starts: Vec<Sender<Start>>,
+    start_txs: Vec<Sender<Start>>,
     /// How many watchers have not yet said that they are ready, or done.
     awaited_events: usize,
-    refused: bool,
+    is_refused: bool,
 }
 
 impl<'scope> Lane<'scope> {
-    /// Connects to each api. With `calls` the first question waits for the notification of the order; `pause` at least lies
-    /// between an answer and the next question.
+    /// Connects to each api. With `calls` the first request waits for the notification of the order. At least `pause` passes
+    /// between an answer and the next request.
     pub(super) fn open(
         scope: &'scope Scope<'scope, '_>,
         ports: &[u16],
         calls: Option<&'scope Calls>,
         pause: Duration,
     ) -> anyhow::Result<Self> {
-        let (events_tx, events) = channel();
+        let (events_tx, events_rx) = channel();
         let mut lane = Self {
-            tasks: Vec::new(),
-            events,
+            task_txs: Vec::new(),
+            events_rx,
             threads: Vec::new(),
-            starts: Vec::new(),
+            start_txs: Vec::new(),
             awaited_events: 0,
-            refused: false,
+            is_refused: false,
         };
         for port in ports {
             let (task_tx, task_rx) = channel();
@@ -96,77 +98,74 @@ impl<'scope> Lane<'scope> {
                 versions: HashMap::new(),
             };
             let events_tx = events_tx.clone();
-            lane.tasks.push(task_tx);
+            lane.task_txs.push(task_tx);
             lane.threads
                 .push(scope.spawn(move || watcher.run(&task_rx, &events_tx)));
         }
         Ok(lane)
     }
 
-    /// Whether another order can be watched.
+    /// Returns whether another order can be watched.
     pub(super) fn is_idle(&mut self) -> bool {
         self.take_events();
-        self.awaited_events == 0 && self.starts.is_empty()
+        self.awaited_events == 0 && self.start_txs.is_empty()
     }
 
     /// Lets each api cache the state before the change.
     pub(super) fn prepare(&mut self, uid: &str, exists: bool) {
-        self.refused = false;
-        for task_tx in &self.tasks {
+        self.is_refused = false;
+        for task_tx in &self.task_txs {
             let (start_tx, start_rx) = channel();
             let task = Task {
                 uid: uid.to_owned(),
                 exists,
                 start_rx,
             };
-            // A watcher that has ended tells why when it is joined.
+            // If a watcher has ended, joining its thread returns the reason.
             if task_tx.send(task).is_ok() {
-                self.starts.push(start_tx);
+                self.start_txs.push(start_tx);
                 self.awaited_events += 1;
             }
         }
     }
 
-    /// Whether each api has it cached; none while that is not known.
+    /// Returns whether each api has it cached; `None` while that is not known.
     pub(super) fn is_prepared(&mut self) -> Option<bool> {
         self.take_events();
-        (self.awaited_events == 0).then_some(!self.refused)
+        (self.awaited_events == 0).then_some(!self.is_refused)
     }
 
-    /// The change is made. Where an api was not prepared, nothing is measured.
+    /// Tells the watchers that the change is made. If an api was not prepared, nothing is measured.
     pub(super) fn start(&mut self, start: &Start) {
-        let prepared = self.is_prepared() == Some(true);
-        for start_tx in self.starts.drain(..) {
-            if prepared && start_tx.send(start.clone()).is_ok() {
+        let is_prepared = self.is_prepared() == Some(true);
+        for start_tx in self.start_txs.drain(..) {
+            if is_prepared && start_tx.send(start.clone()).is_ok() {
                 self.awaited_events += 1;
             }
         }
     }
 
-    /// Gives up the order that was prepared.
+    /// Gives up the prepared order.
     pub(super) fn cancel(&mut self) {
-        self.starts.clear();
+        self.start_txs.clear();
     }
 
-    /// Whether a watcher has failed.
+    /// Returns whether a watcher has failed.
     pub(super) fn has_failed(&self) -> bool {
         self.threads.iter().any(ScopedJoinHandle::is_finished)
     }
 
-    /// What each watcher has seen.
+    /// Ends the watchers and returns what each has seen.
     pub(super) fn end(self) -> anyhow::Result<Vec<Vec<Sighting>>> {
-        drop((self.tasks, self.starts));
-        let joined = self.threads.into_iter().map(|thread| {
-            let sightings = thread.join();
-            sightings.map_err(|_| anyhow::anyhow!("a watcher panicked"))?
-        });
-        joined.collect()
+        drop((self.task_txs, self.start_txs));
+        let threads = self.threads.into_iter();
+        threads.map(|thread| joined(thread.join())).collect()
     }
 
     fn take_events(&mut self) {
-        while let Ok(well) = self.events.try_recv() {
+        while let Ok(is_well) = self.events_rx.try_recv() {
             self.awaited_events -= 1;
-            self.refused |= !well;
+            self.is_refused |= !is_well;
         }
     }
 }
@@ -175,37 +174,37 @@ struct Watcher<'a> {
     connection: Connection,
     calls: Option<&'a Calls>,
     pause: Duration,
-    /// The highest version seen of each order; 0 is an order that is not there. None may ever be lower again.
+    /// The highest version seen of each order; 0 if it does not exist. A version must never be lower again.
     versions: HashMap<String, i64>,
 }
 
 impl Watcher<'_> {
     fn run(
         &mut self,
-        tasks: &Receiver<Task>,
-        events: &Sender<bool>,
+        task_rx: &Receiver<Task>,
+        events_tx: &Sender<bool>,
     ) -> anyhow::Result<Vec<Sighting>> {
         let mut sightings = Vec::new();
-        for task in tasks {
+        for task in task_rx {
             let path = format!("/order/{}", task.uid);
-            let prepared = self.let_cache(&task, &path)?;
-            // Before the change is made: else its notification could be missed.
-            let named_rx = self.calls.map(|calls| calls.expect(&task.uid));
-            if events.send(prepared).is_err() {
+            let is_prepared = self.let_cache(&task, &path)?;
+            // It must be before the change is made. Otherwise its notification could be missed.
+            let notified_rx = self.calls.map(|calls| calls.expect(&task.uid));
+            if events_tx.send(is_prepared).is_err() {
                 break;
             }
-            if !prepared {
+            if !is_prepared {
                 continue;
             }
             let Ok(start) = task.start_rx.recv() else {
                 continue;
             };
-            if let Some(named_rx) = named_rx {
-                let named = named_rx.recv_timeout(PATIENCE);
-                named.with_context(|| format!("{} was not notified", task.uid))?;
+            if let Some(notified_rx) = notified_rx {
+                let notified = notified_rx.recv_timeout(PATIENCE);
+                notified.with_context(|| format!("the change of {} was not notified", task.uid))?;
             }
             sightings.push(self.watch(&task.uid, &path, &start)?);
-            if events.send(true).is_err() {
+            if events_tx.send(true).is_err() {
                 break;
             }
         }
@@ -230,7 +229,7 @@ impl Watcher<'_> {
             let answer = self.connection.get(path)?;
             let answered_at = Instant::now();
             let version = check_version(&mut self.versions, uid, &answer)?;
-            // Equal versions are equal orders: only what is new is looked at.
+            // Equal versions are equal orders, so only a new version is looked at.
             if known.replace(version) != Some(version) && is_awaited(&answer, &start.awaited)? {
                 return Ok(Sighting {
                     uid: uid.to_owned(),
@@ -243,7 +242,7 @@ impl Watcher<'_> {
             unseen_at = answered_at;
             ensure!(
                 start.at.elapsed() < PATIENCE,
-                "the new state of {uid} was not readable within {PATIENCE:?}"
+                "the new state of order {uid} was not readable within {PATIENCE:?}"
             );
             std::thread::sleep(self.pause.max(start.at.elapsed() / PAUSE_DIVISOR));
         }
@@ -258,12 +257,14 @@ fn check_version(
     let version = match (answer.status, answer.version) {
         (200, Some(version)) => version,
         (404, None) => 0,
-        (status, version) => bail!("the api answered {status} with version {version:?} for {uid}"),
+        (status, version) => {
+            bail!("the api answered {status} with version {version:?} for order {uid}")
+        }
     };
     let before = versions.insert(uid.to_owned(), version).unwrap_or(0);
     ensure!(
         before <= version,
-        "{uid} went back: version {version} after {before}"
+        "order {uid} went back: version {version} after version {before}"
     );
     Ok(version)
 }
@@ -274,18 +275,19 @@ fn is_awaited(answer: &Answer<'_>, awaited: &Awaited) -> anyhow::Result<bool> {
             if let Some(version) = answer.version {
                 ensure!(
                     version <= *awaited,
-                    "version {version} answered, {awaited} was the last to be written"
+                    "the api answered with version {version}, but the last version written is {awaited}"
                 );
             }
             Ok(answer.version == Some(*awaited))
         }
         Awaited::Order(_) if answer.version.is_none() => Ok(false),
         Awaited::Order(awaited) => {
-            let order = Order::decode(answer.body)
-                .map_err(|fault| anyhow::anyhow!("the api answered an invalid order: {fault}"))?;
+            let order = Order::decode(answer.body).map_err(|fault| {
+                anyhow::anyhow!("the api answered with an invalid order: {fault}")
+            })?;
             ensure!(
                 order.date_created != awaited.date_created || order == **awaited,
-                "the api answered another order than was sent: {order:?} in place of {awaited:?}"
+                "the api answered with {order:?}, but {awaited:?} was sent"
             );
             Ok(order.date_created >= awaited.date_created)
         }

@@ -1,4 +1,4 @@
-//! The orders: in Kafka for the drain, in memory for the rival.
+//! The orders: in Kafka for the drain, and in memory for the rival.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use shared::testing::{OrderGenerator, TestDatabase};
 use crate::benchmarks::topic::Topic;
 use crate::producer::{self, Target};
 
-/// Seed of the orders, and so the beginning of their uids.
+/// Seed of the orders. Their uids begin with it.
 const SEED: u64 = 1;
 
 /// A topic full of orders.
@@ -18,12 +18,12 @@ pub(super) struct Backlog {
     pub messages: usize,
     /// What the drain must have stored at the end.
     pub drained: Contents,
-    /// As many rows as there are messages, each with a uid of its own: what a COPY can write.
+    /// As many rows as there are messages, each with a different uid, so that COPY can write them.
     pub rows: Vec<Order>,
 }
 
 impl Backlog {
-    /// Makes a topic and sends `count` orders to it, of which `repeated_percent` are later states of earlier ones.
+    /// Creates a topic and sends `count` orders to it, of which `repeated_percent` are later states of earlier ones.
     pub(super) fn send(
         brokers: &str,
         partitions: i32,
@@ -53,7 +53,8 @@ impl Backlog {
     }
 }
 
-/// Repeated ones are spread evenly, and repeat any order before them: most meet an order of an earlier batch.
+/// The repeated orders are spread evenly. Each repeats any earlier order, so most of them repeat an order of an earlier
+/// batch.
 fn make_orders(count: usize, repeated_percent: usize) -> Vec<Order> {
     let mut generator = OrderGenerator::new(SEED, chrono::Utc::now());
     let mut random = fastrand::Rng::with_seed(1);
@@ -85,12 +86,12 @@ fn make_uids_unique(orders: &mut [Order]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What tables hold, as far as tells apart a wrong or a missing row.
+/// Sums over the tables, which show a wrong or a missing row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Contents {
     orders: i64,
     items: i64,
-    /// Sum over the orders.
+    /// The sum of `payment_amount`.
     amount: i64,
 }
 
@@ -103,7 +104,7 @@ impl Contents {
         })
     }
 
-    /// Both sides must have written every order and every item, or their rates mean nothing.
+    /// Checks that a side has stored every order and every item. Otherwise its rate would mean nothing.
     pub(super) fn ensure_stored(self, database: &TestDatabase) -> anyhow::Result<()> {
         let integer = |expression: &str, table: &str| {
             let query = format!(
@@ -117,17 +118,20 @@ impl Contents {
             items: integer("count(*)", "order_items"),
             amount: integer("coalesce(sum(payment_amount), 0)::bigint", "orders"),
         };
-        ensure!(stored == self, "stored {stored:?} in place of {self:?}");
+        ensure!(
+            stored == self,
+            "the database has {stored:?}, but must have {self:?}"
+        );
         Ok(())
     }
 }
 
-/// Tells the orders of a backlog from those beside it.
+/// Returns the condition for the orders of a backlog. Other orders do not meet it.
 fn is_stored() -> String {
     format!("order_uid LIKE '{SEED:x}-%'")
 }
 
-/// The statement that takes them away again.
+/// Returns the statement that deletes the orders of a backlog.
 pub(super) fn delete_stored() -> String {
     format!("DELETE FROM orders WHERE {}", is_stored())
 }

@@ -6,18 +6,21 @@ use diesel::sql_types::{BigInt, Integer, Text};
 use servers::proc;
 use shared::testing::database_settings_from_environment;
 
-/// Stands in the statements of the benchmark itself, which are not counted.
+use crate::benchmarks::ServerOptions;
+
+/// A mark in the benchmark's own statements, which are not counted.
 pub(super) const OWN_MARK: &str = "/* by the benchmark */";
 
-/// Counters of the servers. What is not known is not shown: servers of the user's have no process id here.
+/// Reads the counters of the servers. Counters that are not known are not shown: the process ids of the user's own servers
+/// are not known.
 pub(super) struct Servers {
     postmaster: Option<u32>,
     broker: Option<u32>,
-    /// A session in another database than the measured ones; none where `pg_stat_statements` is not there.
+    /// A session in another database than the measured ones; `None` if the server does not have `pg_stat_statements`.
     statistics: Option<PgConnection>,
 }
 
-/// All of them at one moment.
+/// All counters at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counters {
     /// Without the benchmark's own session.
@@ -36,39 +39,35 @@ struct Calls {
 }
 
 impl Servers {
-    pub(super) fn new(postmaster: Option<u32>, broker: Option<u32>) -> anyhow::Result<Self> {
+    pub(super) fn new(options: &ServerOptions) -> anyhow::Result<Self> {
         let settings = database_settings_from_environment();
         let mut connection = shared::db::connect_blocking(&settings, "orders-bench")?;
         let readable = connection
             .batch_execute("SELECT FROM pg_stat_statements LIMIT 1")
             .is_ok();
         Ok(Self {
-            postmaster,
-            broker,
+            postmaster: options.postgres_pid,
+            broker: options.broker_pid,
             statistics: readable.then_some(connection),
         })
     }
 
-    /// The counters of one database and of the processes; `own_session` is the benchmark's session in that database.
+    /// Reads the counters of one database and of the processes. `own_session` is the benchmark's session in that database.
     ///
-    /// Statements and commits are what clients have sent (`pg_stat_statements` counts at once and by kind). The server's
-    /// own count of commits, `pg_stat_database`, comes up to a second late: too late for the moment at which a drain begins.
+    /// Statements and commits are what clients have sent: `pg_stat_statements` counts them at once and by kind. The
+    /// server's own count of commits, `pg_stat_database`, is up to a second late. That is too late for the start of a drain.
     pub(super) fn count(&mut self, database: &str, own_session: u32) -> anyhow::Result<Counters> {
-        let cpu = |seconds: anyhow::Result<f64>| seconds.map(Some);
-        let postgres_cpu_seconds = self.postmaster.map_or(Ok(None), |postmaster| {
-            cpu(proc::family_cpu_seconds(postmaster, own_session))
-        })?;
-        let broker_cpu_seconds = self
-            .broker
-            .map_or(Ok(None), |broker| cpu(proc::cpu_seconds(broker)))?;
+        let postgres = self.postmaster;
+        let postgres = postgres.map(|pid| proc::family_cpu_seconds(pid, own_session));
+        let broker = self.broker.map(proc::cpu_seconds);
         let calls: Option<Calls> = self
             .statistics
             .as_mut()
             .map(|connection| calls_in(connection, database))
             .transpose()?;
         Ok(Counters {
-            postgres_cpu_seconds,
-            broker_cpu_seconds,
+            postgres_cpu_seconds: postgres.transpose()?,
+            broker_cpu_seconds: broker.transpose()?,
             statements: calls.as_ref().map(|calls| calls.statements as f64),
             commits: calls.as_ref().map(|calls| calls.commits as f64),
         })
@@ -87,7 +86,7 @@ fn calls_in(connection: &mut PgConnection, database: &str) -> QueryResult<Calls>
     .get_result(connection)
 }
 
-/// The server's process of a session.
+/// Returns the id of the server's process for a session.
 pub(super) fn session_pid(connection: &mut PgConnection) -> anyhow::Result<u32> {
     #[derive(QueryableByName)]
     struct Row {
@@ -100,7 +99,7 @@ pub(super) fn session_pid(connection: &mut PgConnection) -> anyhow::Result<u32> 
 }
 
 impl Counters {
-    /// What was spent since `earlier`.
+    /// Returns what was spent since `earlier`.
     pub(super) fn since(self, earlier: Self) -> Self {
         let difference =
             |later: Option<f64>, earlier: Option<f64>| later.zip(earlier).map(|(l, e)| l - e);

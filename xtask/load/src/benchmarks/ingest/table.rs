@@ -1,9 +1,9 @@
-//! The figures of one side of one round, and how they are shown.
+//! The figures of each side and round, and how they are printed.
 
 use super::server::Counters;
 use crate::benchmarks::median;
 
-/// What a side did.
+/// What one side has done in one round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measurement {
     pub orders: usize,
@@ -20,7 +20,7 @@ impl Measurement {
         self.orders as f64 / self.seconds
     }
 
-    /// In the order of the columns behind the ratio.
+    /// Returns the columns that follow the ratio, in their order.
     fn columns(self) -> [Option<f64>; 6] {
         let orders = self.orders as f64;
         let microseconds = |seconds: f64| seconds * 1e6 / orders;
@@ -36,7 +36,7 @@ impl Measurement {
     }
 }
 
-/// Rows of one case.
+/// The rows of one case.
 #[derive(Debug)]
 pub(super) struct Table {
     rival: &'static str,
@@ -44,7 +44,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Starts with its head.
+    /// Prints the title and the heads of the columns.
     pub(super) fn begin(title: &str, rival: &'static str) -> Self {
         println!("\n{title}");
         println!(
@@ -80,7 +80,7 @@ impl Table {
         );
     }
 
-    /// Prints the medians, each column by itself; nothing of a single round.
+    /// Prints the median of each column, if there is more than one round.
     pub(super) fn end(&self) {
         if self.rounds.len() < 2 {
             return;

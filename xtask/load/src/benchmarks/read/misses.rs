@@ -1,4 +1,4 @@
-//! Misses, beside pgbench running the statement that a miss runs.
+//! Misses. The rival is pgbench with the statement that a miss runs.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use shared::db::schema::orders;
 
 use super::api::FIRST_UID;
 use super::http::Load;
-use crate::benchmarks::{generator, output_of};
+use crate::benchmarks::services::generator;
 
-/// Connections of the api's pool to the database, by default.
+/// The default size of the api's pool of connections to the database.
 pub(super) const POOL_SIZE: u32 = 8;
 
-/// Runs the statement for orders at random over prepared statements, for 4 seconds. `folder` takes its log.
+/// Runs the statement for random orders, prepared, for 4 seconds. The log goes to `folder`.
 pub(super) fn pgbench(
     database: &DatabaseSettings,
     folder: &Path,
@@ -25,39 +25,19 @@ pub(super) fn pgbench(
 ) -> anyhow::Result<Load> {
     let script = folder.join("miss.sql");
     std::fs::write(&script, script_of_a_miss(orders)?)?;
-    let log = folder.join("pgbench");
-    let prefix = log.display().to_string();
-    let mut pgbench = generator("pgbench");
-    pgbench
-        .args([
-            "-n",
-            "-M",
-            "prepared",
-            "-T",
-            "4",
-            "-j",
-            "2",
-            "-l",
-            "--log-prefix",
-            &prefix,
-        ])
+    let text = generator("pgbench")
+        .args("-n -M prepared -T 4 -j 2 -l --log-prefix".split(' '))
+        .arg(folder.join("pgbench"))
         .args(["-c", &connections.to_string(), "-f"])
         .arg(&script)
-        .args([
-            "-h",
-            &database.host,
-            "-p",
-            &database.port.to_string(),
-            "-U",
-            &database.user,
-            &database.name,
-        ])
-        .env("PGPASSWORD", database.password.expose());
-    let text = output_of(&mut pgbench)
-        .context("cannot run pgbench (Debian: it comes with postgresql-15)")?;
+        .args(["-h", &database.host, "-p", &database.port.to_string()])
+        .args(["-U", &database.user, &database.name])
+        .env("PGPASSWORD", database.password.expose())
+        .output_of("")
+        .context("cannot run pgbench (Debian: apt-get install postgresql)")?;
     let rate = text.lines().find_map(|line| line.strip_prefix("tps = "));
     let rate = rate.and_then(|rate| rate.split(' ').next());
-    let rate = rate.with_context(|| format!("pgbench said: {text}"))?;
+    let rate = rate.with_context(|| format!("pgbench printed no tps: {text}"))?;
     let mut times = logged_microseconds(folder)?;
     times.sort_unstable();
     let percentile = |percent: usize| {
@@ -71,13 +51,13 @@ pub(super) fn pgbench(
     })
 }
 
-/// diesel's own text of the api's query, with a variable of pgbench's in the place of its parameter.
+/// Returns a script with diesel's text of the api's query. A variable of pgbench replaces its parameter.
 fn script_of_a_miss(orders: usize) -> anyhow::Result<String> {
     let query = orders::table.find("").select(OrderRow::as_select());
     let text = diesel::debug_query::<Pg, _>(&query).to_string();
     let (statement, _) = text
         .split_once(" -- binds")
-        .context("diesel wrote no binds")?;
+        .context("the text of diesel's query has no binds")?;
     let statement = statement.replace("$1", ":uid::text");
     let last = FIRST_UID + orders - 1;
     Ok(format!(
@@ -85,7 +65,7 @@ fn script_of_a_miss(orders: usize) -> anyhow::Result<String> {
     ))
 }
 
-/// The third field of each line is the time that a transaction took. The logs are removed.
+/// Reads the times of the transactions from the logs, and removes the logs. The third field of each line is the time.
 fn logged_microseconds(folder: &Path) -> anyhow::Result<Vec<u64>> {
     let mut times = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -94,7 +74,10 @@ fn logged_microseconds(folder: &Path) -> anyhow::Result<Vec<u64>> {
             continue;
         }
         for line in std::fs::read_to_string(entry.path())?.lines() {
-            let time = line.split(' ').nth(2).context("not a log of pgbench's")?;
+            let time = line
+                .split(' ')
+                .nth(2)
+                .context("a line of pgbench's log has fewer than three fields")?;
             times.push(time.parse()?);
         }
         std::fs::remove_file(entry.path())?;

@@ -1,9 +1,8 @@
-//! Who else answers the same bytes: nginx out of a file, hyper out of memory.
+//! The rivals that answer with the same bytes: nginx from a file, hyper from memory.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -14,26 +13,26 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use servers::process::Process;
 use tokio::net::TcpListener;
 
-use super::http::get;
-use crate::benchmarks::Service;
+use crate::benchmarks::services::service;
 
-/// nginx; its workers outlive a master that is killed, so it is asked to stop.
-pub(super) struct Nginx {
-    service: Service,
-    configuration: String,
-}
-
-impl Nginx {
-    /// Keep-alive, sendfile, open-file cache, no access log. `user` is for root alone, whose folders its workers could not
-    /// read; others are told that it has no effect.
-    pub(super) fn start(folder: &Path, port: u16, path: &str, body: &str) -> anyhow::Result<Self> {
-        let file = folder.join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(file.parent().context("the path has no folder")?)?;
-        std::fs::write(&file, body)?;
-        let root = folder.display();
-        let configuration = format!(
+/// Starts nginx with keep-alive, sendfile, a cache of open files, and without an access log.
+///
+/// `user` applies only if root runs this: other users could not read root's folders. For others nginx warns that it has no
+/// effect.
+pub(super) fn start_nginx(
+    folder: &Path,
+    port: u16,
+    path: &str,
+    body: &[u8],
+) -> anyhow::Result<Process> {
+    let file = folder.join(path.trim_start_matches('/'));
+    std::fs::create_dir_all(file.parent().context("the path has no folder")?)?;
+    std::fs::write(&file, body)?;
+    let root = folder.display();
+    let configuration = format!(
         "user root; daemon off; worker_processes auto; pid {root}/nginx.pid; error_log stderr;
          events {{ worker_connections 1024; }}
          http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; default_type application/json;
@@ -41,62 +40,41 @@ impl Nginx {
                  fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
                  server {{ listen 127.0.0.1:{port}; root {root}; }} }}"
     );
-        let file = folder.join("nginx.conf");
-        std::fs::write(&file, configuration)?;
-        let configuration = file.display().to_string();
-        let service = Service::start("nginx", &["-c", &configuration], &[])?;
-        Ok(Self {
-            service,
-            configuration,
-        })
-    }
-
-    pub(super) fn wait_for_answer(&mut self, port: u16, path: &str) -> anyhow::Result<()> {
-        self.service
-            .wait_for("nginx answers", || Ok(get(port, path).is_ok()))
-    }
+    let file = folder.join("nginx.conf");
+    std::fs::write(&file, configuration)?;
+    service("nginx").arg("-c").arg(file).spawn()
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // Answers only when the master has the signal; it may take a moment more.
-        Command::new("nginx")
-            .args(["-c", &self.configuration, "-s", "stop"])
-            .stderr(Stdio::null())
-            .status()
-            .ok();
-        self.service.wait_for_end();
-    }
-}
-
-/// hyper without anything around it: no routes, no checks, no log, no metrics, no deadlines. A process of its own, as the
-/// others are.
+/// Starts hyper with nothing around it: no routes, no checks, no log, no metrics, no deadlines. Like the others it is a
+/// separate process.
 pub(super) fn start_bare_hyper(
     folder: &Path,
     port: u16,
-    head: &str,
-    body: &str,
-) -> anyhow::Result<Service> {
-    let answer = folder.join("answer");
-    std::fs::write(&answer, format!("{head}\r\n\r\n{body}"))?;
+    response: &minreq::Response,
+) -> anyhow::Result<Process> {
+    let mut answer = String::new();
+    for (name, value) in &response.headers {
+        answer.push_str(&format!("{name}: {value}\r\n"));
+    }
+    answer.push_str(&format!("\r\n{}", response.as_str()?));
+    let file = folder.join("answer");
+    std::fs::write(&file, answer)?;
     let itself = std::env::current_exe()?.display().to_string();
-    let (answer, port) = (answer.display().to_string(), port.to_string());
-    Service::start(
-        &itself,
-        &["bare-hyper", "--answer", &answer, "--port", &port],
-        &[],
-    )
+    service(&itself)
+        .args(["bare-hyper", "--port", &port.to_string(), "--answer"])
+        .arg(file)
+        .spawn()
 }
 
-/// Serves the answer in a file to whatever is asked, as the api gave it: with the same fields in its head.
+/// Answers all requests with the answer in a file, with the same header fields as the api.
 pub(crate) fn serve_bare_hyper(answer: &Path, port: u16) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(answer)?;
     let (head, body) = text
         .split_once("\r\n\r\n")
-        .context("no answer in the file")?;
+        .context("the file has no answer")?;
     let mut headers = HeaderMap::new();
     for (name, value) in head.lines().filter_map(|line| line.split_once(": ")) {
-        // hyper's own.
+        // hyper sends its own.
         if !["content-length", "date", "connection"].contains(&name) {
             headers.insert(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
         }
@@ -115,7 +93,7 @@ pub(crate) fn serve_bare_hyper(answer: &Path, port: u16) -> anyhow::Result<()> {
                 std::future::ready(Ok::<_, Infallible>(response))
             });
             tokio::spawn(async move {
-                // Ends with an error where the client hangs up in the middle.
+                // It ends with an error if the client closes the connection in the middle.
                 http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
                     .await
