@@ -15,12 +15,8 @@ const ORDERS: i64 = 1_000_000;
 const MOST_GROWTH_BYTES: u64 = 20 * 1024 * 1024;
 
 pub fn resident_bytes(program: &Program) -> u64 {
-    let status = format!("/proc/{}/status", program.process.id());
-    let status = std::fs::read_to_string(status).unwrap();
-    let mut lines = status.lines();
-    let resident = lines.find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = resident.unwrap().trim().strip_suffix(" kB").unwrap();
-    kib.parse::<u64>().unwrap() * 1024
+    let mib = servers::proc::memory_mib(program.process.id()).unwrap();
+    (mib * 1024.0 * 1024.0) as u64
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,10 +93,7 @@ impl Template {
 }
 
 fn peak_mb(daemon: &Daemon) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
-    kib.parse::<usize>().unwrap() / 1024
+    servers::proc::peak_memory_mib(daemon.pid()).unwrap() as usize
 }
 
 fn wait_until_settled(scene: &Scene, records: i64) {

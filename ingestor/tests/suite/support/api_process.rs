@@ -1,7 +1,5 @@
 //! An api in this process, asked over TCP.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -22,7 +20,7 @@ pub struct Api {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    pub head: String,
+    pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
@@ -81,26 +79,17 @@ impl Api {
     }
 
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Answer {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(15)))
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let response = minreq::Request::new(minreq::Method::Custom(method.to_owned()), url)
+            .with_header("content-type", "application/json")
+            .with_body(body.unwrap_or_default())
+            .with_timeout(15)
+            .send()
             .unwrap();
-        let body = body.unwrap_or_default();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Answer {
-            status,
-            head: head.to_ascii_lowercase(),
-            body: body.to_owned(),
+            status: response.status_code,
+            body: response.as_str().unwrap().to_owned(),
+            headers: response.headers,
         }
     }
 }

@@ -1,8 +1,6 @@
 //! The `ingestor` program as a child process.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -72,19 +70,9 @@ impl Daemon {
 
     /// Status and body of a path of the operators' port; `None` while nobody listens.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-        )
-        .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        let request = minreq::get(format!("http://127.0.0.1:{}{path}", self.port));
+        let response = request.with_timeout(5).send().ok()?;
+        Some((response.status_code, response.as_str().ok()?.to_owned()))
     }
 
     /// The value of a metric, or the sum over its labels.
