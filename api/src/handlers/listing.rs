@@ -3,9 +3,12 @@
 //! A cursor is base64url of a place in the list and a checksum over that place and the filters: what is garbled, or belongs
 //! to another list, is refused. It is no secret and grants nothing.
 
+use std::hash::Hasher;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use fnv::FnvHasher;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::order::{OrderUid, format_utc};
 
@@ -223,24 +226,19 @@ fn filter_texts(filter: &OrderFilter) -> [(&'static str, Option<String>); 4] {
     ]
 }
 
-/// FNV-1a: the same in every build and process, as the hashers of std are not.
+/// FNV-1a gives the same hash in every build and process. The hashers of the standard library do not promise that.
 fn checksum(place: &[u8], filter: &OrderFilter) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut take = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
-    take(place);
+    let mut hasher = FnvHasher::default();
+    hasher.write(place);
     for (name, value) in filter_texts(filter) {
-        // 0 stands in no value, so that what ends one value cannot begin another.
-        take(b"\0");
+        // No value contains 0, so the end of one value cannot be taken for the beginning of another.
+        hasher.write(b"\0");
         if let Some(value) = value {
-            take(name.as_bytes());
-            take(value.as_bytes());
+            hasher.write(name.as_bytes());
+            hasher.write(value.as_bytes());
         }
     }
-    hash
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
-//! gzip and brotli for what is long, as `Accept-Encoding` asks.
+//! gzip and brotli for long answers, if `Accept-Encoding` allows them.
 //!
-//! Never a single order: its strong `ETag` names one sequence of bytes, and so short an answer gains little. What comes here
-//! has a weak one, or none.
+//! A single order is never compressed: its strong `ETag` stands for one sequence of bytes, and so short an answer gains
+//! little. Answers that come here have a weak `ETag` or none.
 
 use std::io;
 
 use async_compression::Level;
 use async_compression::brotli::EncoderParams;
 use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder};
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, TryStreamExt};
 use http_body_util::BodyDataStream;
 use hyper::body::Body;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::io::{ReaderStream, StreamReader};
 use warp::Reply;
 use warp::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
@@ -20,14 +21,16 @@ use warp::reply::Response;
 
 use super::request::{Head, permille};
 
-/// Below it the head outweighs what is saved.
+/// For shorter bodies the additional header outweighs what is saved.
 const MIN_BYTES: u64 = 1024;
-/// How much is compressed before the connection's task gives way to others.
+/// How much is compressed before the connection's task yields to others.
 const CHUNK_BYTES: usize = 8 * 1024;
-/// Past these levels time grows much faster than answers shrink; higher ones are for what is compressed once.
+/// Above these levels the time grows much faster than the answers shrink.
 const GZIP_LEVEL: Level = Level::Precise(5);
 const BROTLI_LEVEL: Level = Level::Precise(4);
-/// 256 KiB: brotli's own default of 4 MiB would be memory of every answer under way.
+/// For content that is compressed only once.
+const HIGH_LEVEL: Level = Level::Precise(9);
+/// 256 KiB, because every answer under way needs a window. The default of brotli is 4 MiB.
 const BROTLI_WINDOW_BITS: i32 = 18;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,50 +39,104 @@ enum Encoding {
     Brotli,
 }
 
-/// Compresses an answer's body where the client takes it so.
-pub fn compress(head: &Head, mut response: Response) -> Response {
-    response
-        .headers_mut()
-        .append(VARY, HeaderValue::from_static("Accept-Encoding"));
-    let is_short = response
-        .body()
-        .size_hint()
-        .exact()
-        .is_some_and(|bytes| bytes < MIN_BYTES);
-    // Without chunks, the end of the connection would have to stand for the end of the answer.
-    if is_short || !head.can_stream {
-        return response;
+impl Encoding {
+    fn name(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Gzip => "gzip",
+            Self::Brotli => "br",
+        })
     }
-    let Some(encoding) = preferred(&head.headers) else {
+}
+
+/// Compresses the body of an answer if the client accepts it.
+pub fn compress(head: &Head, mut response: Response) -> Response {
+    vary(response.headers_mut());
+    let Some(encoding) = encoding(head, response.body().size_hint().exact()) else {
         return response;
     };
     let (mut parts, body) = response.into_parts();
     let plain = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
-    let (name, compressed) = match encoding {
-        Encoding::Gzip => ("gzip", stream(GzipEncoder::with_quality(plain, GZIP_LEVEL))),
+    let compressed = match encoding {
+        Encoding::Gzip => stream(GzipEncoder::with_quality(plain, GZIP_LEVEL)),
         Encoding::Brotli => {
             let parameters = EncoderParams::default()
                 .quality(BROTLI_LEVEL)
                 .window_size(BROTLI_WINDOW_BITS);
-            ("br", stream(BrotliEncoder::with_params(plain, parameters)))
+            stream(BrotliEncoder::with_params(plain, parameters))
         }
     };
-    parts
-        .headers
-        .insert(CONTENT_ENCODING, HeaderValue::from_static(name));
+    parts.headers.insert(CONTENT_ENCODING, encoding.name());
     parts.headers.remove(CONTENT_LENGTH);
     Response::from_parts(parts, compressed.into_body())
+}
+
+/// Content that never changes, with its compressed forms.
+#[derive(Debug)]
+pub struct Precompressed {
+    plain: Bytes,
+    gzip: Bytes,
+    brotli: Bytes,
+}
+
+impl Precompressed {
+    /// Compresses the content.
+    pub fn new(content: &'static [u8]) -> Self {
+        Self {
+            plain: Bytes::from_static(content),
+            gzip: read_all(GzipEncoder::with_quality(content, HIGH_LEVEL)),
+            brotli: read_all(BrotliEncoder::with_quality(content, HIGH_LEVEL)),
+        }
+    }
+
+    /// Answers in the form that the client prefers.
+    pub fn response(&self, head: &Head) -> Response {
+        let encoding = encoding(head, Some(self.plain.len() as u64));
+        let body = match encoding {
+            None => &self.plain,
+            Some(Encoding::Gzip) => &self.gzip,
+            Some(Encoding::Brotli) => &self.brotli,
+        };
+        let mut response = Response::new(body.clone().into());
+        if let Some(encoding) = encoding {
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_ENCODING, encoding.name());
+        }
+        response
+    }
+}
+
+fn read_all(mut encoder: impl AsyncRead + Unpin) -> Bytes {
+    let mut compressed = Vec::new();
+    let reading = encoder.read_to_end(&mut compressed).now_or_never();
+    reading
+        .expect("nothing waits for memory")
+        .expect("compressing in memory cannot fail");
+    compressed.into()
+}
+
+/// Says in an answer that it depends on `Accept-Encoding`.
+pub fn vary(headers: &mut HeaderMap) {
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// Chooses the encoding of an answer; a body of unknown length counts as long.
+fn encoding(head: &Head, body_bytes: Option<u64>) -> Option<Encoding> {
+    let is_short = body_bytes.is_some_and(|bytes| bytes < MIN_BYTES);
+    // Without chunks, only the end of the connection would mark the end of a compressed stream.
+    (!is_short && head.can_stream)
+        .then(|| preferred(&head.headers))
+        .flatten()
 }
 
 fn stream(encoder: impl AsyncRead + Send + Sync + 'static) -> Response {
     warp::reply::stream(ReaderStream::with_capacity(encoder, CHUNK_BYTES)).into_response()
 }
 
-/// The coding that the client likes best, `None` for none; of those that it likes alike, the one that makes answers
-/// shortest.
+/// Returns the encoding that the client prefers, `None` for none. Of two that it likes alike, the one that compresses
+/// better is chosen.
 fn preferred(headers: &HeaderMap) -> Option<Encoding> {
     let codings = [
-        // Unless named it is taken too, but liked least.
+        // Accepted even if it is not named, but then with the lowest quality.
         (quality(headers, "identity"), None),
         (quality(headers, "gzip"), Some(Encoding::Gzip)),
         (quality(headers, "br"), Some(Encoding::Brotli)),
@@ -88,7 +145,7 @@ fn preferred(headers: &HeaderMap) -> Option<Encoding> {
     liked.max_by_key(|(quality, _)| *quality)?.1
 }
 
-/// How much the client likes a coding, in thousandths, and 0 where it does not say (RFC 9110, section 12.5.3).
+/// Returns how much the client likes an encoding, in thousandths; 0 if it does not say (RFC 9110, section 12.5.3).
 fn quality(headers: &HeaderMap, coding: &str) -> u16 {
     let mut any = 0;
     let values = headers.get_all(ACCEPT_ENCODING).iter();

@@ -53,8 +53,8 @@ fn versions(headers: &HeaderMap, name: &HeaderName) -> Option<Versions> {
     Some(versions)
 }
 
-/// No tag of ours holds a comma, so one that does is not ours, whole or in parts.
-fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+/// Lists the tags of a header. Our tags contain no comma, so a tag with a comma never matches, as a whole or in parts.
+pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers
         .get_all(name)
         .into_iter()

@@ -74,6 +74,10 @@ impl Download {
     /// The rest of the body.
     pub async fn bytes(mut self) -> Result<Vec<u8>, Cut> {
         let mut body = Vec::new();
+        if self.head.contains("\r\ncontent-length: ") {
+            let read = self.stream.read_to_end(&mut body).await;
+            return read.map(|_| body).map_err(|_| Cut);
+        }
         while let Some(chunk) = self.next_chunk().await? {
             body.extend_from_slice(&chunk);
         }
