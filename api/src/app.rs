@@ -1,4 +1,4 @@
-//! What every handler may use.
+//! The state that all handlers share.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use crate::http::problem::ApiError;
 use crate::metrics::Metrics;
 use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
 
-/// Most exports at a time: each holds a connection, and a snapshot that keeps dead rows from being removed.
+/// The maximum number of concurrent exports. Each holds a connection, and a snapshot that keeps dead rows from being
+/// removed.
 const MAX_EXPORTS: usize = 2;
 
-/// The process's state, shared by all requests.
+/// The state of the process, shared by all requests.
 #[derive(Debug)]
 pub struct App {
     /// Who may write.
@@ -29,25 +30,25 @@ pub struct App {
     pub repository: Repository,
     /// Orders in memory.
     pub cache: Arc<OrderCache>,
-    /// How many orders a warm-up loads where it is not told.
+    /// How many orders a warm-up loads by default.
     pub warmup_limit: usize,
     /// What operators count.
     pub metrics: Arc<Metrics>,
     /// When the process started.
     pub started_at: DateTime<Utc>,
-    /// Cancelled when the process is to stop.
+    /// Cancelled when the process should stop.
     pub shutdown: CancellationToken,
-    /// How long a body may take to come.
+    /// How long a body may take to arrive.
     pub body_deadline: Duration,
     answer_deadline: Duration,
     has_schema: AtomicBool,
 }
 
 impl App {
-    /// Sets everything up; nothing connects yet.
+    /// Sets up the state. It does not connect to the database yet.
     ///
     /// # Errors
-    /// Fails where the pool cannot be set up.
+    /// Returns an error if a pool cannot be set up.
     pub fn new(
         config: &Config,
         address: SocketAddr,
@@ -82,20 +83,20 @@ impl App {
         }))
     }
 
-    /// Whether the tables were seen.
+    /// Returns whether the tables have been seen.
     pub fn has_schema(&self) -> bool {
         self.has_schema.load(Ordering::Relaxed)
     }
 
-    /// The tables were seen.
+    /// Records that the tables have been seen.
     pub(crate) fn set_has_schema(&self) {
         self.has_schema.store(true, Ordering::Relaxed);
     }
 
-    /// Gives up on work that a client has waited for long enough; what only the database can be slow at.
+    /// Runs work, and gives it up when the client has waited for long enough. Only the database can be so slow.
     ///
     /// # Errors
-    /// The work's own, or `DatabaseTimeout`.
+    /// Returns the error of the work, or `DatabaseTimeout` if the work took too long.
     pub async fn in_time<T, E: Into<ApiError>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
@@ -103,16 +104,19 @@ impl App {
         match tokio::time::timeout(self.answer_deadline, work).await {
             Ok(outcome) => outcome.map_err(Into::into),
             Err(_) => {
-                warn!("no answer within {:?}", self.answer_deadline);
+                warn!(
+                    "the database did not answer within {:?}",
+                    self.answer_deadline
+                );
                 Err(ApiError::DatabaseTimeout)
             }
         }
     }
 
-    /// Refuses what needs the tables before they were seen.
+    /// Checks that the tables have been seen.
     ///
     /// # Errors
-    /// `DatabaseUnavailable`.
+    /// Returns `DatabaseUnavailable` if they have not.
     pub fn require_schema(&self) -> Result<(), ApiError> {
         if self.has_schema() {
             Ok(())

@@ -1,4 +1,4 @@
-//! Command line and environment of the api.
+//! The command line and the environment of the api.
 
 pub mod origin;
 
@@ -15,11 +15,11 @@ use shared::config::{
 
 use origin::AllowedOrigin;
 
-/// Answers for orders over HTTP, out of a cache that the database's events keep true
+/// Serves orders over HTTP from a cache that database events keep correct
 #[derive(Parser, Debug)]
 #[command(name = "api", version)]
 pub struct Cli {
-    /// Print the effective settings, secrets hidden, and end
+    /// Print the effective settings with secrets hidden, and exit
     #[arg(long)]
     pub check_config: bool,
     #[command(flatten)]
@@ -57,20 +57,20 @@ struct ServerArgs {
         value_name = "SERVER_PORT"
     )]
     server_port: u16,
-    /// Most connections of clients at a time, 1..=1000000
+    /// Maximum number of client connections, 1..=1000000
     #[arg(long, env = "SERVER_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "SERVER_MAX_CONNECTIONS",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     server_max_connections: u32,
-    /// Most of them from one address (one /64 network of IPv6): a balancer is one, too
+    /// Maximum number of connections from one address (for IPv6, one /64 network); a load balancer is one address
     #[arg(long, env = "SERVER_MAX_CONNECTIONS_PER_PEER", default_value_t = 2_000,
           value_name = "SERVER_MAX_CONNECTIONS_PER_PEER",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     server_max_connections_per_peer: u32,
-    /// Most connections to PostgreSQL beside the listener's, 1..=1000
+    /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
     #[arg(long, env = "DB_POOL_SIZE", default_value_t = 8, value_name = "DB_POOL_SIZE",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     db_pool_size: u16,
-    /// Token that writes and cache operations need as "Authorization: Bearer ..."; empty for none
+    /// Token that writes and cache operations must send as "Authorization: Bearer ..."; empty for no token
     #[arg(
         long,
         env = "API_TOKEN",
@@ -78,15 +78,15 @@ struct ServerArgs {
         hide_env_values = true
     )]
     api_token: Option<Secret>,
-    /// File with the token, in place of API_TOKEN
+    /// File that contains the token, instead of API_TOKEN
     #[arg(long, env = "API_TOKEN_FILE", value_name = "API_TOKEN_FILE")]
     api_token_file: Option<PathBuf>,
-    /// Without a token, take writes even where the server is not bound to loopback
+    /// Without a token, accept writes even if the server is not bound to loopback
     #[arg(long, env = "ALLOW_UNAUTHENTICATED_WRITES", action = ArgAction::Set, value_parser = BoolishValueParser::new(),
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
     allow_unauthenticated_writes: bool,
-    /// Origins whose pages may use the api from a browser, as they send them, comma-separated
+    /// Origins of the web pages that may use the api, written as browsers send them, comma-separated
     #[arg(
         long,
         env = "CORS_ALLOWED_ORIGINS",
@@ -94,7 +94,7 @@ struct ServerArgs {
         value_name = "ORIGIN,..."
     )]
     cors_allowed_origins: Vec<AllowedOrigin>,
-    /// Most requests a minute of one client address; 0 for no limit
+    /// Maximum number of requests per minute from one client address; 0 for no limit
     #[arg(
         long,
         env = "RATE_LIMIT_PER_MINUTE",
@@ -107,40 +107,40 @@ struct ServerArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Cache")]
 struct CacheArgs {
-    /// Most orders in the cache, 1..=10000000
+    /// Maximum number of orders in the cache, 1..=10000000
     #[arg(long, env = "CACHE_CAPACITY", default_value_t = 10_000, value_name = "CACHE_CAPACITY",
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     cache_capacity: u32,
-    /// How many of the newest orders to load at start and after a reconnect, 0..=10000000
+    /// Number of the newest orders to load at start and after a reconnect, 0..=10000000
     #[arg(long, env = "CACHE_WARMUP", default_value_t = 10_000, value_name = "CACHE_WARMUP",
           value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
     cache_warmup: u32,
-    /// Milliseconds for which a proof that the listener is alive lets cached answers be served, 100..=60000
+    /// Milliseconds for which the cache is served after the listener has proved that it saw every commit, 100..=60000
     #[arg(long, env = "CACHE_LEASE_MS", default_value_t = 5000, value_name = "CACHE_LEASE_MS",
           value_parser = clap::value_parser!(u32).range(100..=60_000))]
     cache_lease_ms: u32,
 }
 
-/// Every setting, checked.
+/// All settings, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How to reach PostgreSQL.
+    /// How to connect to PostgreSQL.
     pub database: DatabaseSettings,
-    /// How much of PostgreSQL to use.
+    /// The limits of the connections to PostgreSQL.
     pub pool: PoolSettings,
-    /// Where to listen: host and port.
+    /// The host and the port to listen on.
     pub address: (String, u16),
-    /// How much of the server its clients may take.
+    /// The limits of clients' connections.
     pub server: ServerLimits,
     /// The token that writes need.
     pub api_token: Option<Secret>,
-    /// Whether writes without a token are taken on any address.
+    /// Whether writes without a token are accepted on any address.
     pub allow_unauthenticated_writes: bool,
-    /// Pages of other sites that may use the api.
+    /// The origins of the web pages that may use the api.
     pub cors_allowed_origins: Vec<AllowedOrigin>,
-    /// Most requests of a peer.
+    /// The maximum number of requests per minute from one client address.
     pub rate_limit_per_minute: Option<NonZeroU32>,
-    /// The cache's bounds.
+    /// The cache's limits.
     pub cache: CacheSettings,
     /// How to log.
     pub log: LogSettings,
@@ -148,33 +148,33 @@ pub struct Config {
     pub shutdown: ShutdownSettings,
 }
 
-/// How much of the server its clients may take. Only the counts are an operator's to set; tests shorten the times.
+/// The limits of clients' connections. Operators can set only the counts; tests shorten the times.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// Most connections.
+    /// The maximum number of connections.
     pub max_connections: usize,
-    /// Most connections of one peer.
+    /// The maximum number of connections from one client address.
     pub max_connections_per_peer: usize,
     /// How long a connection may wait.
     pub deadlines: Deadlines,
 }
 
-/// How long a connection may wait.
+/// How long a connection may wait for the client.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// From the first byte of a header to its last; a new connection must send its first header in this time.
+    /// From the first byte of a header to its last. On a new connection it starts when the connection is accepted.
     pub header: Duration,
     /// Between an answer and the first byte of the next request.
     pub idle: Duration,
     /// From a header to the last byte of its body.
     pub body: Duration,
-    /// Without one byte of an answer being taken.
+    /// How long the client may read nothing of an answer.
     pub write: Duration,
 }
 
 impl Default for Deadlines {
-    /// Idle: longer than balancers keep connections that they do not use (60 s is common), so that it is they who close;
-    /// one who sends a request into a closing connection gets an error.
+    /// `idle` is longer than load balancers keep unused connections (60 s is common). So the balancer closes first, and
+    /// never sends a request into a connection that the server is closing.
     fn default() -> Self {
         Self {
             header: Duration::from_secs(5),
@@ -185,21 +185,21 @@ impl Default for Deadlines {
     }
 }
 
-/// How much of PostgreSQL to use. Only the size is an operator's to set; tests shorten the times.
+/// The limits of the connections to PostgreSQL. Operators can set only the size; tests shorten the times.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolSettings {
-    /// Most connections.
+    /// The maximum number of connections.
     pub size: usize,
-    /// Most time to wait for a connection: long enough for a burst, short enough that clients do not give up first.
+    /// How long to wait for a connection: long enough for a burst, and short enough that clients do not give up first.
     pub wait: Duration,
-    /// Most time that a statement may run.
+    /// How long a statement may run.
     pub statement_timeout: Duration,
-    /// Most time that a client waits once its request is there, whatever it waits for.
+    /// How long a client waits for an answer once its request has arrived.
     pub answer_deadline: Duration,
 }
 
 impl PoolSettings {
-    /// A pool of this size with the usual times.
+    /// Returns the limits of a pool of this size, with the default times.
     pub fn with_size(size: usize) -> Self {
         Self {
             size,
@@ -210,22 +210,22 @@ impl PoolSettings {
     }
 }
 
-/// The cache's bounds.
+/// The cache's limits.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheSettings {
-    /// Most orders.
+    /// The maximum number of orders.
     pub capacity: NonZeroUsize,
-    /// Orders to load at start and after a reconnect.
+    /// How many orders to load at start and after a reconnect.
     pub warmup: usize,
-    /// How old the listener's proof may be for hits to be served.
+    /// How old the listener's proof may be while the cache is served.
     pub lease: Duration,
 }
 
 impl Cli {
-    /// Checks the settings and reads the files that they name.
+    /// Validates the settings and reads the files that they name.
     ///
     /// # Errors
-    /// Fails with one line that names the setting.
+    /// Returns a message that names the setting if one is invalid or a file cannot be read.
     pub fn config(self) -> anyhow::Result<Config> {
         let Self {
             database,
@@ -265,7 +265,7 @@ impl Cli {
 }
 
 impl Config {
-    /// The settings without their secrets.
+    /// Returns the settings with the secrets hidden.
     pub fn shown(&self) -> ShownSettings {
         let token = self.api_token.clone().unwrap_or_else(|| Secret::new(""));
         let origins = self.cors_allowed_origins.iter();
@@ -346,7 +346,7 @@ mod tests {
     fn wrong_origins_are_named() {
         for listed in ["*", "https://shop.example,null", "https://shop.example/"] {
             let error = config(&["--cors-allowed-origins", listed]).unwrap_err();
-            assert!(error.to_string().contains("is no origin"), "{error}");
+            assert!(error.to_string().contains("is not an origin"), "{error}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! What speaks HTTP and knows no route: the server, what every answer has in common, and checks that handlers share.
+//! Everything about HTTP that does not depend on a route: the server, what all answers have in common, and the checks that
+//! handlers share.
 
 pub mod authority;
 pub mod compression;
@@ -15,17 +16,17 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
-/// An answer without a body.
+/// Returns an answer without a body.
 pub fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Default::default());
     *response.status_mut() = status;
     response
 }
 
-/// A JSON answer that nobody may keep.
+/// Returns a JSON answer that must not be stored.
 pub fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
     let mut body = serde_json::to_vec(value)
-        .expect("answers have string keys only and nothing that can fail to serialise");
+        .expect("answers have only string keys and cannot fail to serialise");
     body.push(b'\n');
     let mut response = Response::new(body.into());
     *response.status_mut() = status;

@@ -50,11 +50,11 @@ use crate::http::envelope::Envelope;
 use crate::http::server;
 use crate::repository::APPLICATION_NAME;
 
-/// Serves on `listener` until `shutdown`. The port answers from the first moment; while the database is away or has no
-/// schema, it answers 503.
+/// Serves on `listener` until `shutdown`. The port answers at once; while the database cannot be reached or has no schema, it
+/// answers 503.
 ///
 /// # Errors
-/// Fails with one clear line where only a person can help, such as a refused password.
+/// Returns a message if only a person can help, for example because the database has refused the password.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -62,14 +62,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let address = listener
         .local_addr()
-        .context("cannot tell the listener's address")?;
-    // A child: a failure in the background stops the server, and leaves the caller's token alone.
+        .context("cannot get the address of the listener")?;
+    // A child token: a failure in the background stops the server without cancelling the caller's token.
     let stop = shutdown.child_token();
     let app = App::new(&config, address, stop.clone())?;
     let metrics = Arc::clone(&app.metrics);
     let envelope = Arc::new(Envelope::new(&config, metrics, routes::router(&app)));
     info!("listening on http://{address}");
-    // Events are followed for as long as anything is answered, the drain included.
+    // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
     let background = async {
         let outcome = keep_cache_true(&app, &config, &finished).await;
@@ -109,12 +109,12 @@ async fn keep_cache_true(
     Ok(())
 }
 
-/// The ingestor brings the schema; `false` means that the process is to stop.
+/// Waits until the ingestor has created the schema. Returns `false` if the process should stop.
 async fn wait_for_schema(app: &App, stop: &CancellationToken) -> bool {
     let mut backoff = Backoff::for_database();
     let mut reports = Throttle::for_reports();
     loop {
-        // What failed is in the log already.
+        // A failure is already in the log.
         if app.repository.has_schema().await == Ok(true) {
             app.set_has_schema();
             return true;

@@ -1,4 +1,4 @@
-//! The `api` program: configuration, logging, the first look at the database, the exit status.
+//! The `api` program: it reads the configuration, starts the log, checks the database and sets the exit status.
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ async fn execute() -> anyhow::Result<()> {
     let check_config = cli.check_config;
     let config = cli.config()?;
     let shown = config.shown();
-    // The CA's file is part of the configuration.
+    // The CA file is part of the configuration.
     db::tls_connector(&config.database)?;
     if check_config {
         print!("{}", to_lines(&shown));
@@ -43,7 +43,7 @@ async fn execute() -> anyhow::Result<()> {
     );
     raise_file_limit();
     let shutdown = shutdown::on_signal()?;
-    // Before it binds: what only a person can mend ends the process. What may heal is waited for while it serves.
+    // A problem that only a person can solve ends the process before it binds. While the server runs, it waits for the rest.
     if let Err(StartupError::Fatal(message)) =
         db::check(&config.database, api::repository::APPLICATION_NAME).await
     {
@@ -56,7 +56,8 @@ async fn execute() -> anyhow::Result<()> {
     api::run(config, listener, shutdown).await
 }
 
-/// Takes as many files as the system lets it: every connection needs one, and shells start programs with 1024.
+/// Raises the limit on file descriptors as far as the system allows. Every connection needs one, and shells start programs
+/// with a limit of 1024.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -64,6 +65,6 @@ fn raise_file_limit() {
         ..limit
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        warn!("cannot raise the limit on open files (ulimit -n): {error}");
+        warn!("cannot raise the limit on file descriptors (ulimit -n): {error}");
     }
 }

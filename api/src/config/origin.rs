@@ -4,14 +4,14 @@ use std::str::FromStr;
 
 use warp::http::{HeaderValue, Uri};
 
-/// The origin of a page, as browsers send it: `scheme://host[:port]`.
+/// The origin of a page as browsers send it: `scheme://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedOrigin(HeaderValue);
 
-/// The text is no origin.
+/// The text is not an origin.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no origin, write it as browsers send it: https://shop.example or http://localhost:3000"
+    "{0:?} is not an origin, write it as browsers send it, for example https://shop.example or http://localhost:3000"
 )]
 pub struct InvalidOrigin(String);
 
@@ -25,16 +25,16 @@ impl FromStr for AllowedOrigin {
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Err(refused());
         };
-        // Browsers leave the usual port out.
-        let is_usual_port = matches!(
+        // Browsers leave out the default port.
+        let is_default_port = matches!(
             (scheme, authority.port_u16()),
             ("http", Some(80)) | ("https", Some(443))
         );
-        // Written in any other way it would never be equal to what a browser sends.
+        // An origin written in any other way would never equal what a browser sends.
         let is_exact = [scheme, "://", authority.as_str()].concat() == text
             && !text.bytes().any(|byte| byte.is_ascii_uppercase())
             && !authority.as_str().contains(['@', '*']);
-        if matches!(scheme, "http" | "https") && is_exact && !is_usual_port {
+        if matches!(scheme, "http" | "https") && is_exact && !is_default_port {
             HeaderValue::from_str(text).map(Self).map_err(|_| refused())
         } else {
             Err(refused())
@@ -43,12 +43,12 @@ impl FromStr for AllowedOrigin {
 }
 
 impl AllowedOrigin {
-    /// The origin as the header's value.
+    /// Returns the origin as a header's value.
     pub fn value(&self) -> &HeaderValue {
         &self.0
     }
 
-    /// The origin as text.
+    /// Returns the origin as text.
     pub fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! The cache: statistics for everyone, warm-up and dropping it for those who may.
+//! The cache: its statistics, warm-up, and dropping all entries.
 
 use serde::Serialize;
 use shared::order::format_utc;
@@ -13,7 +13,7 @@ use crate::cache::counters::Eviction;
 use crate::http::problem::ApiError;
 use crate::http::{empty, json_response};
 
-/// Most orders that a warm-up may be asked for; it loads as many of them as the cache holds.
+/// The maximum `limit` of a warm-up. It loads at most as many orders as the cache holds.
 const MAX_WARMUP: u32 = 10_000_000;
 
 /// Answers with the cache's statistics.
@@ -48,7 +48,7 @@ pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError>
     app.require_schema()?;
     if !app.cache.core().accepts_fills() {
         return Err(ApiError::DatabaseUnavailable(
-            "the cache stores nothing while its listener is away, try again",
+            "the cache cannot be filled while its listener is disconnected, try again",
         ));
     }
     let done = app.cache.warm_up(limit).await?;

@@ -1,4 +1,4 @@
-//! The live feed: Server-Sent Events.
+//! The live feed, as Server-Sent Events.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::feed::StreamEnd;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
 
-/// The media type.
+/// The media type of Server-Sent Events.
 const EVENT_STREAM: &str = "text/event-stream";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// nginx would hold events back until it has a buffer full.
+/// Without this header, nginx would hold events back until its buffer is full.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// `/api/v1/events`. Never compressed: an encoder would hold events back, too.
+/// Streams the changes of orders. The stream is never compressed, because an encoder would hold events back, too.
 pub async fn follow(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
     head.parameters(&[])?;
     head.require_accepts(EVENT_STREAM)?;
     let mut response = if head.method == Method::HEAD {
-        // Of unknown length, as that to GET is.
+        // Its length is unknown, like that of GET.
         warp::reply::stream(stream::empty::<Result<Vec<u8>, Infallible>>()).into_response()
     } else {
         feed(app, &head)?
@@ -43,12 +43,12 @@ fn feed(app: Arc<App>, head: &Head) -> Result<Response, ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(ApiError::Overloaded("the server is stopping, try again"));
     }
-    // What is no text is no id of ours.
+    // Our ids are text; anything else matches none of them.
     let last_event_id = head.headers.get(LAST_EVENT_ID);
     let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
     let client = app.cache.feed().join(last_event_id);
     let client = client.ok_or(ApiError::Overloaded(
-        "as many clients as may follow the events do, try again",
+        "the limit of clients that follow the events is reached, try again",
     ))?;
     let following = app.metrics.feed.client_joined();
     let body = stream::unfold(

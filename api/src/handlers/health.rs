@@ -1,4 +1,4 @@
-//! Is it alive, is it ready, how is it, and what does it count.
+//! Health of the process, and its metrics.
 
 use serde_json::{Value, json};
 use warp::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -12,9 +12,10 @@ use crate::http::json_response;
 use crate::http::problem::ApiError;
 use crate::repository::StoreError;
 
-const AUDIT_ALARM: &str = "a cached order was stale though no event had told of it, see the log";
+const AUDIT_ALARM: &str =
+    "a cached order was outdated although no event had announced the change, see the log";
 
-/// How the process is.
+/// The health of the process.
 struct Health {
     status: &'static str,
     database: Result<(), &'static str>,
@@ -27,7 +28,7 @@ impl Health {
                 Err("the database cannot be reached")
             }
             (false, _) => Err("waiting for the schema"),
-            // Every connection busy is load, not an outage.
+            // If every connection is busy, that is load and not an outage.
             (true, Ok(()) | Err(StoreError::Overloaded)) => Ok(()),
         };
         let is_live = app.cache.listener().is_fresh(app.cache.lease());
@@ -52,21 +53,23 @@ impl Health {
     }
 }
 
-/// `/livez`: the process answers. It looks at nothing else: a probe that failed with the database would have every
-/// process restarted during an outage.
+/// `/livez`: the process answers. Nothing else is checked: if this probe failed together with the database, every process
+/// would be restarted during an outage.
 pub async fn livez(_: Call) -> Result<Response, ApiError> {
     Ok(json_response(StatusCode::OK, &json!({"status": "ok"})))
 }
 
-/// `/readyz`: whether to send requests here. Blind is degraded, not down: all processes go blind together at a
-/// failover, and all of them still answer.
+/// `/readyz`: whether to send requests to this process. Blind counts as degraded, not as down: at a failover all processes
+/// become blind together, and all of them still answer.
 pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let health = Health::of(&app).await;
     let detail = match health.database {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
         Ok(()) if app.cache.audit_status().is_alarmed() => AUDIT_ALARM,
-        Ok(()) if health.status == "degraded" => "the listener is away, reads go to the database",
+        Ok(()) if health.status == "degraded" => {
+            "the listener is disconnected, so reads go to the database"
+        }
         Ok(()) => "ready",
     };
     let mut answer = json!({"status": health.status, "detail": detail});
@@ -76,7 +79,7 @@ pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
     Ok(health.response(&answer))
 }
 
-/// `/health`: for people.
+/// `/health`: the state of the process for people.
 pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let health = Health::of(&app).await;
     let listener = app.cache.listener();
@@ -104,7 +107,7 @@ pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
     Ok(health.response(&answer))
 }
 
-/// `/metrics`.
+/// `/metrics`: the metrics for Prometheus.
 pub async fn metrics(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let mut response = Response::new(app.metrics.encode().into());
     let content_type =

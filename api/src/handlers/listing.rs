@@ -1,7 +1,7 @@
 //! The parameters of the list of orders, and its cursors.
 //!
-//! A cursor is base64url of a place in the list and a checksum over that place and the filters: what is garbled, or belongs
-//! to another list, is refused. It is no secret and grants nothing.
+//! A cursor is a position in the list and a checksum, in base64url. The checksum covers the position and the filters, so a
+//! cursor that is garbled or belongs to a list with other filters is refused. A cursor is no secret and grants nothing.
 
 use std::hash::Hasher;
 
@@ -17,7 +17,7 @@ use crate::http::problem::ApiError;
 use crate::http::request::Head;
 use crate::repository::{OrderFilter, Position};
 
-/// Path of the list.
+/// The path of the list.
 pub const PATH: &str = "/api/v1/orders";
 
 const PARAMETERS: [&str; 6] = [
@@ -30,25 +30,25 @@ const PARAMETERS: [&str; 6] = [
 ];
 const DEFAULT_LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 1000;
-/// As long as the texts of an order may be.
+/// The longest text that an order may have.
 const MAX_TEXT_CHARS: usize = 256;
 const CHECKSUM_BYTES: usize = 8;
 const TIME_BYTES: usize = 8;
 
-/// In which form a list is answered.
+/// The format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListFormat {
-    /// A page.
+    /// One page as JSON.
     Json,
-    /// All of it, one order a line.
+    /// All matching orders, one per line.
     Ndjson,
 }
 
 impl ListFormat {
-    /// What the client prefers; a page where it does not care.
+    /// Returns the format that the client prefers; a page if it has no preference.
     ///
     /// # Errors
-    /// `NotAcceptable`.
+    /// Returns `NotAcceptable` if the client accepts neither.
     pub fn of(head: &Head) -> Result<Self, ApiError> {
         let json = head.preference("application/json");
         let ndjson = head.preference(NDJSON).filter(|_| head.can_stream);
@@ -64,24 +64,25 @@ impl ListFormat {
     }
 }
 
-/// Which page of which list.
+/// A request for a list.
 #[derive(Debug)]
 pub struct ListRequest {
-    /// Most orders of the page.
+    /// The maximum number of orders on the page.
     pub limit: u32,
-    /// The last order of the page before.
+    /// The position of the last order of the previous page.
     pub after: Option<Position>,
-    /// Which orders.
+    /// Which orders to list.
     pub filter: OrderFilter,
-    /// In which form.
+    /// The format of the answer.
     pub format: ListFormat,
 }
 
 impl ListRequest {
-    /// Reads the parameters and `Accept`.
+    /// Reads the parameters and the header `Accept`.
     ///
     /// # Errors
-    /// `UnknownParameter`, `InvalidParameter`, `InvalidLimit`, `InvalidCursor` or `NotAcceptable`.
+    /// Returns `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and
+    /// `NotAcceptable` if the client accepts no format of a list.
     pub fn parse(head: &Head) -> Result<Self, ApiError> {
         let [limit, cursor, customer_id, track_number, from, to] = head.parameters(&PARAMETERS)?;
         let filter = OrderFilter {
@@ -103,7 +104,7 @@ impl ListRequest {
         match paging.iter().find(|(_, is_given)| *is_given) {
             Some((name, _)) if format == ListFormat::Ndjson => Err(ApiError::InvalidParameter {
                 name,
-                detail: "must not stand with Accept: application/x-ndjson, which asks for all orders",
+                detail: "cannot be used with Accept: application/x-ndjson, which returns all orders",
             }),
             _ => Ok(Self {
                 limit,
@@ -114,12 +115,12 @@ impl ListRequest {
         }
     }
 
-    /// The cursor of the page that follows the order at `position`.
+    /// Returns the cursor of the page that begins after `position`.
     pub fn next_cursor(&self, position: &Position) -> String {
         encode_cursor(position, &self.filter)
     }
 
-    /// The `Link` header to the page with this cursor.
+    /// Returns the value of `Link` that leads to the page with this cursor.
     pub fn next_link(&self, next_cursor: &str) -> String {
         let mut link = format!("<{PATH}?limit={}", self.limit);
         for (name, value) in filter_texts(&self.filter) {
@@ -135,12 +136,12 @@ impl ListRequest {
     }
 }
 
-/// Reads a limit in 1..=`max`.
+/// Reads a limit.
 ///
 /// # Errors
-/// `InvalidLimit`.
+/// Returns `InvalidLimit` unless the value is a number from 1 to `max`.
 pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
-    // `parse` alone would take "+5".
+    // `parse` alone would accept "+5".
     let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
     match value.parse() {
         Ok(limit) if is_number && (1..=max).contains(&limit) => Ok(limit),
@@ -161,8 +162,9 @@ fn text(name: &'static str, value: String) -> Result<String, ApiError> {
 }
 
 fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
-    const DETAIL: &str = "must be a time as in RFC 3339 with its zone, as 2026-01-31T00:00:00Z";
-    // A "+" of the zone that was not percent-encoded has become a space.
+    const DETAIL: &str =
+        "must be an RFC 3339 time with a time zone, for example 2026-01-31T00:00:00Z";
+    // If the "+" of the zone was not percent-encoded, decoding has turned it into a space.
     let zone_at = value.len().checked_sub("+00:00".len());
     let value = match zone_at {
         Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
@@ -174,7 +176,7 @@ fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
     };
     let time = DateTime::parse_from_rfc3339(&value).map_err(|_| refused.clone())?;
     let time = time.with_timezone(&Utc);
-    // Orders are dated to the microsecond: rounded up, both bounds keep their meaning.
+    // Orders are dated to the microsecond, so both bounds keep their meaning when they are rounded up.
     let below = time
         .duration_trunc(TimeDelta::microseconds(1))
         .map_err(|_| refused)?;
@@ -185,30 +187,30 @@ fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
     })
 }
 
-/// The cursor of a place in the list that has this filter.
+/// Returns the cursor of a position in the list with this filter.
 pub fn encode_cursor((date_created, order_uid): &Position, filter: &OrderFilter) -> String {
-    let mut place = date_created.timestamp_micros().to_be_bytes().to_vec();
-    place.extend_from_slice(order_uid.as_bytes());
-    let mut bytes = checksum(&place, filter).to_be_bytes().to_vec();
-    bytes.extend_from_slice(&place);
+    let mut position = date_created.timestamp_micros().to_be_bytes().to_vec();
+    position.extend_from_slice(order_uid.as_bytes());
+    let mut bytes = checksum(&position, filter).to_be_bytes().to_vec();
+    bytes.extend_from_slice(&position);
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The place that a cursor names.
+/// Returns the position that a cursor stands for.
 ///
 /// # Errors
-/// `InvalidCursor`, for one that is garbled or of a list with another filter.
+/// Returns `InvalidCursor` if the cursor is garbled or belongs to a list with another filter.
 pub fn decode_cursor(cursor: &str, filter: &OrderFilter) -> Result<Position, ApiError> {
     parse_cursor(cursor, filter).ok_or(ApiError::InvalidCursor)
 }
 
 fn parse_cursor(cursor: &str, filter: &OrderFilter) -> Option<Position> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    let (given, place) = bytes.split_at_checked(CHECKSUM_BYTES)?;
-    if given != checksum(place, filter).to_be_bytes() {
+    let (given, position) = bytes.split_at_checked(CHECKSUM_BYTES)?;
+    if given != checksum(position, filter).to_be_bytes() {
         return None;
     }
-    let (micros, uid) = place.split_at_checked(TIME_BYTES)?;
+    let (micros, uid) = position.split_at_checked(TIME_BYTES)?;
     let date_created =
         DateTime::from_timestamp_micros(i64::from_be_bytes(micros.try_into().ok()?))?;
     let uid = str::from_utf8(uid)
@@ -227,9 +229,9 @@ fn filter_texts(filter: &OrderFilter) -> [(&'static str, Option<String>); 4] {
 }
 
 /// FNV-1a gives the same hash in every build and process. The hashers of the standard library do not promise that.
-fn checksum(place: &[u8], filter: &OrderFilter) -> u64 {
+fn checksum(position: &[u8], filter: &OrderFilter) -> u64 {
     let mut hasher = FnvHasher::default();
-    hasher.write(place);
+    hasher.write(position);
     for (name, value) in filter_texts(filter) {
         // No value contains 0, so the end of one value cannot be taken for the beginning of another.
         hasher.write(b"\0");

@@ -1,4 +1,4 @@
-//! Orders: one, a page of them, replacing one, deleting one.
+//! Reads one order, lists orders, and replaces or deletes an order.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -32,11 +32,11 @@ use crate::http::request::{Body, Head};
 use crate::http::{empty, json_response};
 use crate::repository::WriteError;
 
-/// What took the time, as a browser's tools show it (W3C Server Timing): `cache`, or `db` with its milliseconds.
+/// Tells a browser's developer tools what took the time (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-/// The headers of a hit, to be cloned: inserting means hashing each name. What differs is put in its place; the envelope's
-/// stand here as well, so that nothing has to grow. Those that other answers lack come last: taking one out puts the last in
-/// its place.
+/// The headers of a hit. They are cloned, because inserting each one would hash its name; then the values that differ are
+/// replaced. The envelope's headers are included, so that the map need not grow. The headers that other answers lack come
+/// last, because removing a header moves the last one into its place.
 static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (ETAG, HeaderValue::from_static("")),
@@ -49,7 +49,7 @@ static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
         (AGE, HeaderValue::from_static("0")),
     ])
 });
-/// How much of an oversized body is read and thrown away, so that its sender gets to read the answer.
+/// How much of an oversized body is read and discarded, so that the client gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
 /// Reads an order. A cache hit is answered at once.
@@ -105,7 +105,7 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
         headers.remove(CONTENT_TYPE);
     }
     if let Source::Cache { proof_age } = source {
-        // As a rule less than one: a proof comes every second.
+        // Usually below one second, because there is a proof every second.
         if proof_age.as_secs() > 0 {
             headers.insert(AGE, proof_age.as_secs().into());
         }
@@ -114,13 +114,13 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
         headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status));
         let duration_ms = waited.as_secs_f64() * 1000.0;
         let timing = HeaderValue::try_from(format!("db;dur={duration_ms:.3}"))
-            .expect("a number may stand in a header");
+            .expect("a number is valid in a header");
         headers.insert(SERVER_TIMING, timing);
     }
     Ok(response)
 }
 
-/// What the client accepts: `Cache-Control: no-cache` means the database (RFC 9111, section 5.2.1.4).
+/// Returns what the client demands: `Cache-Control: no-cache` demands the database (RFC 9111, section 5.2.1.4).
 fn demand(headers: &HeaderMap) -> Demand {
     let mut directives = headers
         .get_all(CACHE_CONTROL)
@@ -170,7 +170,7 @@ pub async fn list(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
 }
 
 async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
-    // One more than asked for says whether another page follows.
+    // One additional order shows whether another page follows.
     let wanted = i64::from(request.limit) + 1;
     let mut found = app
         .repository
@@ -192,7 +192,7 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
     let mut response = json_response(StatusCode::OK, &page);
     if let Some(next_cursor) = next_cursor {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
-            .expect("what is percent-encoded may stand in a header");
+            .expect("percent-encoded text is valid in a header");
         response.headers_mut().insert(LINK, link);
     }
     Ok(response)
@@ -243,8 +243,8 @@ pub async fn delete(uid: OrderUid, Call { app, head, .. }: Call) -> Result<Respo
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// Runs a write to its end, whatever the client does; forgets the order, and leaves a line in the log, before anybody is
-/// answered. Gives the version that was written or deleted.
+/// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
+/// client is answered. Returns the version that was written or deleted.
 async fn write(
     app: &Arc<App>,
     operation: &'static str,
@@ -255,7 +255,7 @@ async fn write(
     let cache = Arc::clone(&app.cache);
     let task = async move {
         let outcome = writing.await.map_err(ApiError::from);
-        // After a failure too: a COMMIT whose answer was lost may have happened.
+        // Also after a failure: a COMMIT may have succeeded although its answer was lost.
         cache.invalidate(uid.as_str());
         log_write(operation, &uid, &outcome);
         outcome
@@ -265,9 +265,9 @@ async fn write(
     app.in_time(ended).await
 }
 
-/// The line that every write leaves in the log, those that the database refused included: what, which order, how it ended,
-/// and the version that was written, deleted or in the way. The span has the request's id. Nothing of the order, nothing of
-/// the client.
+/// Writes the log line that every write leaves, including those that the database refused: operation, order id, outcome, and
+/// the version that was written, deleted or conflicting. The span has the request's id. The line contains nothing else of
+/// the order and nothing of the client.
 fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiError>) {
     let (outcome, version) = match outcome {
         Ok(version) => ("done", Some(*version)),
@@ -283,6 +283,8 @@ fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiE
     );
 }
 
+/// Checks that the body is declared as plain JSON in UTF-8. The crate `mime` would also refuse harmless headers, such as
+/// `application/json;`.
 fn require_json_body(head: &Head) -> Result<(), ApiError> {
     let media_type = head
         .headers
@@ -306,7 +308,7 @@ fn require_json_body(head: &Head) -> Result<(), ApiError> {
     }
 }
 
-/// A client that asks before it sends (`Expect: 100-continue`) is spared sending what is refused anyway.
+/// A client that asks before it sends (`Expect: 100-continue`) need not send a body that will be refused anyway.
 fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
     let announced = head
         .headers
@@ -326,15 +328,15 @@ async fn read_body(app: &App, body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Counts what comes, not what Content-Length says: a chunked body has none.
+/// Counts the bytes that arrive instead of trusting Content-Length, which a chunked body does not have.
 async fn collect_body(mut body: Body) -> Result<Bytes, ApiError> {
     let mut collected = Vec::new();
     let mut size_bytes = 0;
-    // An error here is a client that hung up or broke the framing: nobody is left to be told more.
+    // An error here means that the client hung up or broke the framing, so nobody is left to read details.
     while let Some(chunk) = body
         .try_next()
         .await
-        .map_err(|_| ApiError::MalformedJson("the body is not complete".into()))?
+        .map_err(|_| ApiError::MalformedJson("the body is incomplete".into()))?
     {
         size_bytes += chunk.len();
         if size_bytes > MAX_DRAINED_BYTES {

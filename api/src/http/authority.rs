@@ -1,8 +1,8 @@
-//! Who may write, warm up and drop the cache.
+//! Who may write, warm up the cache and clear it.
 //!
-//! With a token, whoever has it. Without one, people at the machine itself, but not the pages in their browsers: a page
-//! of another site can make a browser send requests to loopback, even under a name of its own (DNS rebinding). A page
-//! that the operator lists ([`crate::http::cors`]) is no other site.
+//! If the server has a token, whoever sends it may. Without a token, only people at the machine itself may, and not every
+//! page in their browsers: a page of another site can make a browser send requests to loopback, even under a host name of
+//! its own (DNS rebinding). Pages whose origins the operator lists (`CORS_ALLOWED_ORIGINS`) may, too.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,19 +16,19 @@ use super::cors::Cors;
 use super::problem::ApiError;
 use crate::config::Config;
 
-/// The rule that holds for this server.
+/// Who may write to this server.
 #[derive(Clone, Debug)]
 pub enum Authority {
-    /// Who has the token.
+    /// Whoever sends the token.
     Token(Secret),
-    /// Whoever is at the machine, and the pages of this list.
+    /// People at the machine, and pages of the listed origins.
     Open(Cors),
     /// Nobody.
     Disabled,
 }
 
 impl Authority {
-    /// The rule for a server that is bound to `address`.
+    /// Chooses the rule for a server that is bound to `address`.
     pub fn new(config: &Config, address: SocketAddr) -> Self {
         match &config.api_token {
             Some(token) => Self::Token(token.clone()),
@@ -41,10 +41,11 @@ impl Authority {
         }
     }
 
-    /// Checks a request.
+    /// Checks whether a request may write.
     ///
     /// # Errors
-    /// `Unauthorized`, `WritesDisabled` or `ForbiddenOrigin`.
+    /// Returns `Unauthorized` if the token is missing or wrong, `ForbiddenOrigin` if the request comes from another site or
+    /// machine, and `WritesDisabled` if nobody may write.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         match self {
             Self::Token(token) if has_token(headers, token) => Ok(()),
@@ -83,7 +84,7 @@ fn is_from_this_machine(headers: &HeaderMap, cors: &Cors) -> bool {
     has_loopback_host && (is_listed_origin || is_own_origin && !is_cross_site)
 }
 
-/// The one value of a header; two are as good as none.
+/// Returns the value of a header that must be sent only once.
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;

@@ -1,26 +1,26 @@
-//! `If-Match` and `If-None-Match` against versions.
+//! Evaluates `If-Match` and `If-None-Match`.
 //!
-//! An `ETag` of ours is a quoted version. Versions are compared, so a tag that a proxy weakened (`W/`) matches as well, in
-//! both headers: equal versions are equal orders, whatever the encoding. There is no `Last-Modified`, so the conditions on
-//! time do not apply.
+//! Our `ETag` is the order's version in quotes. Versions are compared, so a tag that a proxy has weakened (`W/`) matches,
+//! too, in both headers: equal versions are equal orders, whatever the encoding. There is no `Last-Modified`, so the
+//! conditions on time do not apply.
 
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderName};
 
 use crate::repository::{Precondition, Versions};
 
-/// How a version is answered to a reader.
+/// How to answer a read with preconditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// In full.
+    /// Send the order.
     Send,
-    /// 304: the client has it.
+    /// 304: the client already has this version.
     NotModified,
-    /// 412: the client wants another.
+    /// 412: the client wants another version.
     Mismatch,
 }
 
-/// Evaluates what a reader asks, in the order of RFC 9110, section 13.2.2.
+/// Evaluates the preconditions of a read, in the order of RFC 9110, section 13.2.2.
 pub fn reading(headers: &HeaderMap, version: i64) -> Reading {
     let precondition = precondition(headers);
     if !precondition.accepted.contains(version) {
@@ -32,7 +32,7 @@ pub fn reading(headers: &HeaderMap, version: i64) -> Reading {
     }
 }
 
-/// Which versions the client accepts to change.
+/// Returns which versions of the order a write may change.
 pub fn precondition(headers: &HeaderMap) -> Precondition {
     Precondition {
         accepted: versions(headers, &IF_MATCH).unwrap_or(Versions::Any),
@@ -40,7 +40,7 @@ pub fn precondition(headers: &HeaderMap) -> Precondition {
     }
 }
 
-/// `None` without the header. A tag that is none of ours stands for no version.
+/// Returns the versions in a header, `None` without the header. A tag that is not ours stands for no version.
 fn versions(headers: &HeaderMap, name: &HeaderName) -> Option<Versions> {
     if !headers.contains_key(name) {
         return None;
@@ -65,7 +65,7 @@ pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
 fn tag_version(tag: &str) -> Option<i64> {
     let quoted = tag.strip_prefix("W/").unwrap_or(tag);
     let digits = quoted.strip_prefix('"')?.strip_suffix('"')?;
-    // Only in the spelling that we send: `parse` would take "+7" and "07".
+    // Only the spelling that we send counts. `parse` would also accept "+7" and "07".
     let version: i64 = digits.parse().ok()?;
     (version.to_string() == digits).then_some(version)
 }

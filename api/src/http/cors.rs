@@ -1,6 +1,6 @@
-//! Pages of other sites that may read the answers: those that the operator lists, and no others.
+//! Which pages of other sites may use the API: only those whose origins the operator lists.
 //!
-//! No answer ever allows every site, or credentials that a browser adds by itself: a page that may write sends the token.
+//! No answer allows every site, or credentials that a browser adds by itself. A page that writes sends the token.
 
 use warp::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -20,24 +20,23 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "Age, Cache-Status, ETag, Link, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id",
 );
-/// How long a browser need not ask again; Chromium's own upper bound.
+/// How long a browser may reuse the answer. Chromium allows no more.
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");
 
-/// The operator's list.
+/// The origins that the operator lists.
 #[derive(Clone, Debug, Default)]
 pub struct Cors {
     origins: Vec<AllowedOrigin>,
 }
 
 impl Cors {
-    /// Allows these.
+    /// Allows pages of these origins.
     pub fn new(origins: Vec<AllowedOrigin>) -> Self {
         Self { origins }
     }
 
-    /// The origin of the page that asks, if it is one of the list.
+    /// Returns the origin of the page that sent the request, if it is listed.
     pub fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        // Off: not even the header is looked for.
         if self.origins.is_empty() {
             return None;
         }
@@ -50,7 +49,8 @@ impl Cors {
         Some(allowed.value().clone())
     }
 
-    /// Answers a browser that asks whether a page may send a request. All paths alike: a page may read errors, too.
+    /// Answers a preflight: a browser asks whether a page may send a request. All paths answer alike, because a page may
+    /// read errors, too.
     pub fn preflight<B>(&self, request: &Request<B>) -> Option<Response> {
         let is_preflight = request.method() == Method::OPTIONS
             && request
@@ -67,7 +67,7 @@ impl Cors {
         })
     }
 
-    /// Says in an answer who may read it; `origin` is the request's [`Self::allowed_origin`].
+    /// Sets the headers that say who may read an answer. `origin` is the request's [`Self::allowed_origin`].
     pub fn set_headers(&self, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
         if self.origins.is_empty() {
             return;

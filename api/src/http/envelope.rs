@@ -1,4 +1,4 @@
-//! What every answer has in common: its request's id, its problem document, its log line, its metrics.
+//! What all answers have in common: the request's id, problem documents, the log line and the metrics.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -26,24 +26,25 @@ use super::rate_limit::{Quota, RateLimiter};
 use crate::config::Config;
 use crate::metrics::Metrics;
 
-/// Names a request: in its answer, in the log.
+/// The header with the id of a request. The id is also in the log.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// What comes at once, out of memory, or has to be waited for; the latter in a box, so that the former moves little.
+/// A value that is either there at once or has to be waited for. The future is boxed, so that a value that is there at once
+/// stays small to move.
 pub type Answering<T> = Either<Ready<T>, Pin<Box<dyn Future<Output = T> + Send>>>;
 
-/// What comes at once.
+/// Wraps a value that is there at once.
 pub fn at_once<T>(answer: T) -> Answering<T> {
     Either::Left(ready(answer))
 }
 
-/// What a route made of a request. A problem is written later, by [`Envelope::answer`], which knows the request's id.
+/// What a route made of a request. [`Envelope::answer`] writes the problem document, because it knows the request's id.
 #[derive(Debug)]
 pub struct Outcome {
     /// The name of the route, for metrics.
     pub route: &'static str,
-    /// Its answer.
+    /// The answer, or why there is none.
     pub result: Result<Response, ApiError>,
 }
 
@@ -220,8 +221,8 @@ impl Exchange {
                     route, status_code, code, duration_ms, "request failed"
                 );
             }
-            // The client's fault, or the database's, which has been logged with its reason: at a higher level any scanner,
-            // and any outage, could fill the disk.
+            // Either the client's fault, or the database's, which is already in the log. At a higher level any scanner and
+            // any outage could fill the disk.
             _ => debug!(
                 method,
                 route, status_code, code, duration_ms, "request refused"
@@ -240,17 +241,17 @@ fn request_id(request: &Request<Incoming>) -> HeaderValue {
     };
     match request.headers().get(X_REQUEST_ID).filter(is_id) {
         Some(id) => id.clone(),
-        None => made_up_id(),
+        None => generated_id(),
     }
 }
 
-/// No secret: it need only not come twice, and random numbers of the system's cost a call of it.
-fn made_up_id() -> HeaderValue {
+/// Generates an id. It must be unique but need not be secret, so the operating system is not asked for random numbers.
+fn generated_id() -> HeaderValue {
     let mut text = [0; Simple::LENGTH];
     let text = Uuid::from_u128(fastrand::u128(..))
         .simple()
         .encode_lower(&mut text);
-    HeaderValue::from_str(text).expect("hexadecimal digits may stand in a header")
+    HeaderValue::from_str(text).expect("hexadecimal digits are valid in a header")
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

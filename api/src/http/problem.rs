@@ -1,7 +1,7 @@
-//! What can go wrong with a request, and how a client is told: RFC 9457.
+//! Everything that can go wrong with a request, and how clients are told (RFC 9457).
 //!
-//! One variant a `code`, one function that writes the answer. Nothing internal gets in here: where the fault is ours, the
-//! client learns the request's id only.
+//! There is one variant per `code`, and one function writes the answer. Internal texts never get here: if the fault is
+//! ours, the client learns only the request's id.
 
 use std::borrow::Cow;
 
@@ -16,69 +16,69 @@ use warp::reply::Response;
 use crate::cache::version_etag;
 use crate::repository::{StoreError, WriteError};
 
-/// The header of RFC 9211.
+/// The header that says where an answer came from (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Seconds after which a refused client may try again: a burst or a restart is over by then.
+/// Seconds after which a refused client may try again. A burst or a restart is usually over by then.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// A request that gets no answer of its own.
+/// Why a request is refused or fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(strum::EnumIter))]
 pub enum ApiError {
-    /// The path's segment is no order id.
+    /// The order id in the path is invalid.
     InvalidOrderUid,
-    /// `limit` is no number within its bounds.
+    /// `limit` is not a number within its bounds.
     InvalidLimit {
-        /// The largest that is allowed; the smallest is 1.
+        /// The largest allowed value; the smallest is 1.
         max: u32,
     },
-    /// `cursor` is garbled or belongs to other filters.
+    /// `cursor` is garbled, or belongs to a list with other filters.
     InvalidCursor,
-    /// A parameter has a wrong value, or stands twice.
+    /// A parameter has an invalid value or is given twice.
     InvalidParameter {
-        /// Its name.
+        /// The parameter's name.
         name: &'static str,
-        /// What it must be.
+        /// What is wrong, as a predicate of the name.
         detail: &'static str,
     },
-    /// A parameter that this route does not have.
+    /// The route has no such parameter.
     UnknownParameter {
-        /// Its name as given, cut.
+        /// The name as given, shortened.
         name: String,
-        /// Those that the route has.
+        /// The parameters of the route.
         known: &'static [&'static str],
     },
     /// The body is not JSON.
     MalformedJson(String),
     /// The token is missing or wrong.
     Unauthorized,
-    /// Writes without a token are not taken on this address.
+    /// The server has no token and is not bound to loopback, so it accepts no writes.
     WritesDisabled,
-    /// The request comes from a page of another site.
+    /// Writes need no token here, but the request comes from another site or another machine.
     ForbiddenOrigin,
     /// There is no such order.
     OrderNotFound {
-        /// The `Cache-Status` of this answer, where the cache was asked.
+        /// The `Cache-Status` of the answer, if the cache was asked.
         cache_status: Option<&'static str>,
     },
-    /// There is nothing at this path.
+    /// No route has this path.
     NoSuchEndpoint,
-    /// The path does not know the method.
+    /// The path does not allow the method.
     MethodNotAllowed {
-        /// Those that it allows.
+        /// The methods that the path allows, for the header `Allow`.
         allow: String,
     },
-    /// The client does not take what the answer is.
+    /// The client does not accept the media type of the answer.
     NotAcceptable {
-        /// What it is.
+        /// The media type.
         media_type: &'static str,
     },
-    /// The body came too slowly.
+    /// The body did not arrive in time.
     RequestTimeout,
-    /// The order has another version than `If-Match` says.
+    /// The order's version does not satisfy the precondition.
     VersionMismatch {
-        /// The version it has.
+        /// The order's version.
         current: i64,
     },
     /// The body is larger than an order may be.
@@ -87,24 +87,24 @@ pub enum ApiError {
     UnsupportedMediaType,
     /// The peer has sent too many requests.
     RateLimited {
-        /// Until it may send more.
+        /// The seconds after which it may send more.
         retry_after_seconds: u64,
     },
-    /// JSON, but no valid order; every fault.
+    /// The body is JSON, but not a valid order. Holds all faults.
     InvalidOrder(Vec<Fault>),
-    /// The body's order has another id than the path.
+    /// The order id in the body differs from the one in the path.
     UidMismatch,
-    /// The database cannot be reached; says what is waited for.
+    /// The database cannot be used. Holds the detail for the client.
     DatabaseUnavailable(&'static str),
-    /// As much is under way as may be; says of what.
+    /// A limit of concurrent work is reached. Holds the detail for the client.
     Overloaded(&'static str),
-    /// The database took too long.
+    /// The database did not answer in time.
     DatabaseTimeout,
-    /// A fault of ours.
+    /// An internal error.
     Internal,
 }
 
-/// RFC 9457, with members of our own: `code`, `request_id`, `errors`.
+/// A problem document of RFC 9457. `code`, `request_id` and `errors` are our own members.
 #[derive(Serialize)]
 struct Problem<'a> {
     r#type: String,
@@ -126,19 +126,19 @@ impl ApiError {
             Self::InvalidParameter { .. } => (400, "invalid_parameter", "Invalid parameter"),
             Self::UnknownParameter { .. } => (400, "unknown_parameter", "Unknown parameter"),
             Self::MalformedJson(_) => (400, "malformed_json", "Malformed JSON"),
-            Self::Unauthorized => (401, "unauthorized", "Token needed"),
+            Self::Unauthorized => (401, "unauthorized", "Token required"),
             Self::WritesDisabled => (403, "writes_disabled", "Writes are disabled"),
-            Self::ForbiddenOrigin => (403, "forbidden_origin", "Foreign origin"),
+            Self::ForbiddenOrigin => (403, "forbidden_origin", "Forbidden origin"),
             Self::OrderNotFound { .. } => (404, "order_not_found", "No such order"),
             Self::NoSuchEndpoint => (404, "no_such_endpoint", "No such endpoint"),
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed", "Method not allowed"),
             Self::NotAcceptable { .. } => (406, "not_acceptable", "Not acceptable"),
-            Self::RequestTimeout => (408, "request_timeout", "Request too slow"),
-            Self::VersionMismatch { .. } => (412, "version_mismatch", "Another version"),
+            Self::RequestTimeout => (408, "request_timeout", "Request timeout"),
+            Self::VersionMismatch { .. } => (412, "version_mismatch", "Version mismatch"),
             Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported media type"),
             Self::InvalidOrder(_) => (422, "invalid_order", "Invalid order"),
-            Self::UidMismatch => (422, "uid_mismatch", "Another order id"),
+            Self::UidMismatch => (422, "uid_mismatch", "Order id mismatch"),
             Self::RateLimited { .. } => (429, "rate_limited", "Too many requests"),
             Self::DatabaseUnavailable(_) => (503, "database_unavailable", "Database unavailable"),
             Self::Overloaded(_) => (503, "overloaded", "Overloaded"),
@@ -149,56 +149,57 @@ impl ApiError {
 
     /// Returns the status.
     pub fn status(&self) -> StatusCode {
-        StatusCode::from_u16(self.kind().0).expect("all are statuses of HTTP")
+        StatusCode::from_u16(self.kind().0).expect("all of them are valid")
     }
 
     fn detail(&self) -> Cow<'_, str> {
         match self {
             Self::InvalidOrderUid => ["an order id ", OrderUid::RULE].concat().into(),
-            Self::InvalidLimit { max } => format!("limit must be a number in 1..={max}").into(),
+            Self::InvalidLimit { max } => format!("limit must be a number from 1 to {max}").into(),
             Self::InvalidCursor => {
-                "cursor must be the next_cursor of a page with the same filters".into()
+                "cursor must be a next_cursor that was returned for the same filters".into()
             }
             Self::InvalidParameter { name, detail } => format!("{name} {detail}").into(),
             Self::UnknownParameter { name, known: [] } => {
-                format!("{name} is not known, this route takes no parameters").into()
+                format!("there is no parameter {name}, this route takes none").into()
             }
             Self::UnknownParameter { name, known } => {
-                format!("{name} is not known, this route takes {}", known.join(", ")).into()
+                format!("there is no parameter {name}, this route takes {}", known.join(", ")).into()
             }
             Self::MalformedJson(detail) => detail.as_str().into(),
-            Self::Unauthorized => "send the token as Authorization: Bearer ...".into(),
+            Self::Unauthorized => "send the token in the header Authorization: Bearer ...".into(),
             Self::WritesDisabled => {
-                "this server takes writes only with a token: set API_TOKEN, or bind it to loopback"
+                "this server accepts writes only with a token: set API_TOKEN, or bind the server to loopback"
                     .into()
             }
             Self::ForbiddenOrigin => {
-                "writes without a token are taken from this machine's own pages only".into()
+                "without a token, writes are accepted only from this machine and its own pages".into()
             }
             Self::OrderNotFound { .. } => "there is no order with this id".into(),
-            Self::NoSuchEndpoint => "there is nothing at this path".into(),
-            Self::MethodNotAllowed { allow } => format!("this path knows {allow}").into(),
+            Self::NoSuchEndpoint => "there is no endpoint at this path".into(),
+            Self::MethodNotAllowed { allow } => format!("this path allows {allow}").into(),
             Self::NotAcceptable { media_type } => {
-                format!("the answer is {media_type}, which Accept excludes").into()
+                format!("the response is {media_type}, which the header Accept does not allow").into()
             }
-            Self::RequestTimeout => "the body did not come in time".into(),
-            Self::VersionMismatch { .. } => "the order has the version in ETag".into(),
-            Self::BodyTooLarge => format!("an order has at most {MAX_ORDER_BYTES} bytes").into(),
+            Self::RequestTimeout => "the body did not arrive in time".into(),
+            Self::VersionMismatch { .. } => "the order's current version is in the header ETag".into(),
+            Self::BodyTooLarge => format!("the body may have at most {MAX_ORDER_BYTES} bytes").into(),
             Self::UnsupportedMediaType => "send the order as Content-Type: application/json".into(),
             Self::InvalidOrder(faults) => {
-                format!("the order has {} faults, see errors", faults.len()).into()
+                let plural = if faults.len() == 1 { "" } else { "s" };
+                format!("the order has {} fault{plural}, see errors", faults.len()).into()
             }
-            Self::UidMismatch => "order_uid of the body must be the one in the path".into(),
+            Self::UidMismatch => "order_uid in the body must equal the order id in the path".into(),
             Self::RateLimited { .. } => {
-                "this address has sent all the requests that it may send in a minute".into()
+                "this address has used up its requests for this minute".into()
             }
             Self::DatabaseUnavailable(detail) | Self::Overloaded(detail) => (*detail).into(),
-            Self::DatabaseTimeout => "the database took too long".into(),
-            Self::Internal => "the fault is ours; please report the request_id".into(),
+            Self::DatabaseTimeout => "the database did not answer in time".into(),
+            Self::Internal => "an internal error occurred, please report the request_id".into(),
         }
     }
 
-    /// Writes the answer.
+    /// Returns the answer that tells the client.
     pub fn response(&self, request_id: &str) -> Response {
         let (status, code, title) = self.kind();
         let problem = Problem {
@@ -214,7 +215,7 @@ impl ApiError {
             },
         };
         let mut body = serde_json::to_vec(&problem)
-            .expect("a problem has string keys only and nothing that can fail to serialise");
+            .expect("a problem has only string keys and cannot fail to serialise");
         body.push(b'\n');
         let mut response = Response::new(body.into());
         *response.status_mut() = self.status();

@@ -1,7 +1,8 @@
-//! How many requests a peer may send in a minute; off unless the operator says so.
+//! How many requests a client address may send in a minute. There is no limit unless the operator sets one.
 //!
-//! Whole windows, because that is what the headers can tell a client exactly. The peers remembered are bounded: of more,
-//! those that were not seen for longest are forgotten, and start anew. Behind a proxy all clients are one peer: limit there.
+//! Requests are counted in fixed windows, because only these can be described exactly in the headers. The number of
+//! remembered addresses is bounded; those that were not seen for longest are forgotten and start with a new window. Behind
+//! a proxy all clients have one address, so the proxy must set the limits there.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -14,17 +15,17 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use super::problem::ApiError;
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// About a megabyte.
+/// These take about a megabyte.
 const MAX_PEERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
-/// What balancers and Prometheus ask must go on while a client is refused.
+/// Load balancers and Prometheus must get answers even while a client is refused.
 const EXEMPT_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
-/// What one subscriber has of IPv6, in leading bits: single addresses cost nothing.
+/// The length of the network that one IPv6 subscriber gets. Single addresses of it cost nothing.
 const IPV6_PREFIX_BITS: u32 = 64;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Counts requests by peer.
+/// Counts the requests of each client address.
 #[derive(Debug)]
 pub struct RateLimiter {
     per_minute: NonZeroU32,
@@ -37,17 +38,17 @@ struct Window {
     taken: u32,
 }
 
-/// What a peer has left.
+/// What is left of a client's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     per_minute: u32,
-    /// `None` where it had nothing left for this request.
+    /// `None` if nothing was left for this request.
     remaining: Option<u32>,
     reset_seconds: u64,
 }
 
 impl RateLimiter {
-    /// Allows each peer so many requests in a minute.
+    /// Allows each client address so many requests in a minute.
     pub fn new(per_minute: NonZeroU32) -> Self {
         Self {
             per_minute,
@@ -55,7 +56,7 @@ impl RateLimiter {
         }
     }
 
-    /// Counts a request; `None` where its path is not limited.
+    /// Counts a request. Returns `None` if its path is exempt.
     pub fn take(&self, peer: IpAddr, path: &str) -> Option<Quota> {
         (!EXEMPT_PATHS.contains(&path)).then(|| self.take_at(peer, Instant::now()))
     }
@@ -86,10 +87,10 @@ impl RateLimiter {
 }
 
 impl Quota {
-    /// Refuses a request beyond it.
+    /// Checks that the request was within the limit.
     ///
     /// # Errors
-    /// `RateLimited`.
+    /// Returns `RateLimited` if it was not.
     pub fn check(&self) -> Result<(), ApiError> {
         match self.remaining {
             Some(_) => Ok(()),
@@ -99,20 +100,20 @@ impl Quota {
         }
     }
 
-    /// Tells the client (draft-ietf-httpapi-ratelimit-headers).
+    /// Tells the client what is left (draft-ietf-httpapi-ratelimit-headers).
     pub fn set_headers(&self, headers: &mut HeaderMap) {
         let policy = format!("\"default\";q={};w={}", self.per_minute, WINDOW.as_secs());
         let remaining = self.remaining.unwrap_or(0);
         let state = format!("\"default\";r={remaining};t={}", self.reset_seconds);
         for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
             let value = HeaderValue::try_from(value)
-                .expect("digits, quotes and semicolons may stand in a header");
+                .expect("digits, quotes and semicolons are valid in a header");
             headers.insert(name, value);
         }
     }
 }
 
-/// Who is behind an address: whoever gets IPv6 gets at least a network of this size.
+/// Returns the address that stands for a client. For IPv6 it is the network, because a subscriber gets a whole one.
 pub(crate) fn subscriber(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {

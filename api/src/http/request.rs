@@ -32,10 +32,11 @@ pub struct Head {
 }
 
 impl Head {
-    /// Decodes the parameters, in the order of `known`.
+    /// Decodes the parameters and returns them in the order of `known`.
     ///
     /// # Errors
-    /// `UnknownParameter`, or `InvalidParameter` for one that stands twice or is no text.
+    /// Returns `UnknownParameter` if a parameter is not in `known`, and `InvalidParameter` if one is given twice or is not
+    /// UTF-8.
     pub fn parameters<const N: usize>(
         &self,
         known: &'static [&'static str; N],
@@ -60,25 +61,25 @@ impl Head {
             if values[index].replace(value).is_some() {
                 return Err(ApiError::InvalidParameter {
                     name,
-                    detail: "must not stand twice",
+                    detail: "is given twice",
                 });
             }
         }
         Ok(values)
     }
 
-    /// Refuses clients that take no JSON.
+    /// Checks that the client accepts JSON.
     ///
     /// # Errors
-    /// `NotAcceptable`.
+    /// Returns `NotAcceptable` if it does not.
     pub fn require_accepts_json(&self) -> Result<(), ApiError> {
         self.require_accepts("application/json")
     }
 
-    /// Refuses clients that do not take what the answer is.
+    /// Checks that the client accepts a media type.
     ///
     /// # Errors
-    /// `NotAcceptable`.
+    /// Returns `NotAcceptable` if it does not.
     pub fn require_accepts(&self, media_type: &'static str) -> Result<(), ApiError> {
         if self.preference(media_type).is_some() {
             Ok(())
@@ -87,7 +88,7 @@ impl Head {
         }
     }
 
-    /// How much the client wants a media type, as `Accept` says; `None` where it does not take it.
+    /// Returns how much the client prefers a media type, according to `Accept`; `None` if it does not accept it.
     pub fn preference(&self, media_type: &'static str) -> Option<Preference> {
         let mut accept = self.headers.get_all(ACCEPT).iter().peekable();
         if accept.peek().is_none() {
@@ -104,7 +105,7 @@ impl Head {
     }
 }
 
-/// How much a client wants something. Of two wanted alike, the one that it named is wanted more.
+/// How much a client prefers a media type. Of two types with the same quality, it prefers the one that it named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Preference {
     permille: u16,
@@ -121,7 +122,7 @@ impl Default for Preference {
 }
 
 impl Preference {
-    /// `None` where the range is of other types.
+    /// Returns `None` if the range does not include the media type.
     fn parse(range: &str, media_type: &str) -> Option<Self> {
         let mut parts = range.split(';').map(str::trim);
         let range = parts.next()?.to_ascii_lowercase();
@@ -138,18 +139,18 @@ impl Preference {
     }
 }
 
-/// The quality among the parameters of something that a client accepts, in thousandths.
+/// Finds the quality among the parameters of a range, in thousandths.
 pub fn permille<'a>(mut parameters: impl Iterator<Item = &'a str>) -> u16 {
     let quality = parameters.find_map(|each| each.strip_prefix("q=").or(each.strip_prefix("Q=")));
     let quality: f32 = quality.map_or(Ok(1.0), str::parse).unwrap_or(0.0);
-    // What is out of bounds, or no number, ends at one of them.
+    // Values out of bounds are clamped; whatever is not a number counts as 0.
     (quality.clamp(0.0, 1.0) * 1000.0) as u16
 }
 
 /// Decodes a segment of the path into an order id.
 ///
 /// # Errors
-/// `InvalidOrderUid`, for whatever is no order id once it is decoded.
+/// Returns `InvalidOrderUid` if the decoded segment is not a valid order id.
 pub fn order_uid(segment: &str) -> Result<OrderUid, ApiError> {
     let text = percent_decode_str(segment)
         .decode_utf8()
@@ -157,7 +158,8 @@ pub fn order_uid(segment: &str) -> Result<OrderUid, ApiError> {
     text.parse().map_err(|_| ApiError::InvalidOrderUid)
 }
 
-/// `application/x-www-form-urlencoded`, as browsers write queries.
+/// Decodes `application/x-www-form-urlencoded`, as browsers write queries. Returns `None` if the text is not UTF-8; the
+/// crate `form_urlencoded` would replace the wrong bytes, and the client would get an answer to another question.
 fn decode_form(text: &str) -> Option<String> {
     let spaced = text.replace('+', " ");
     percent_decode_str(&spaced)

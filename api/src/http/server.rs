@@ -1,9 +1,10 @@
 //! The accept loop around warp, with the limits that warp's own server lacks.
 //!
-//! A peer that sends its header slowly or never reads, connections without end, a full table of files: none of them may
-//! take the service from the others (`deadlines`, `peers`). HTTP/1.1 only: HTTP/2 with prior knowledge is hung up on.
-//! What is no HTTP at all, or has too large a header (16 KiB, 100 fields), hyper answers by itself, bare: 400, 414, 431.
-//! Stopping is bounded: requests get time to end, then connections are dropped.
+//! No client may deny the service to others by sending its header slowly, by not reading its answer, or by opening too many
+//! connections (`deadlines`, `peers`), and the server survives when the process runs out of file descriptors. It speaks
+//! only HTTP/1.1; a client that begins with HTTP/2 is disconnected. hyper itself answers 400, 414 or 431 without a body if a
+//! request is not HTTP or its header is too large (16 KiB, 100 fields). When the server stops, requests get a bounded time
+//! to end; then their connections are dropped.
 
 mod deadlines;
 mod peers;
@@ -30,18 +31,19 @@ use super::envelope::{Answering, Envelope, Outcome};
 use crate::config::ServerLimits;
 use peers::Peers;
 
-/// Bound of a request's header, and of what is read ahead of a body.
+/// The limit of a request's header, and of what is read ahead of a body.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
-/// Pause after a failed accept: the table of files is full, and trying at once would only burn a core.
+/// The pause after a failed accept. The process has run out of file descriptors, and trying again at once would only burn
+/// CPU time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long what was sent may stay unacknowledged. The feed sends something every 15 s, so that a peer which has vanished is
-/// given up after 75 s; longer than a peer may take nothing of an answer (`Deadlines`).
+/// How long sent data may stay unacknowledged. The feed sends something every 15 s, so a client that has vanished is given up
+/// after 75 s. This is longer than a client may refuse to read an answer (`Deadlines::write`).
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
-/// How long requests are still taken after the signal, at most, so that a balancer can see /readyz say no first.
+/// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
-/// Serves until `shutdown`, then gives what is under way `shutdown_timeout` to end.
+/// Serves until `shutdown`. Requests that are then in progress get `shutdown_timeout` to end.
 pub async fn serve<R>(
     envelope: Arc<Envelope<R>>,
     listener: TcpListener,
@@ -68,12 +70,12 @@ pub async fn serve<R>(
         .await
         .is_err()
     {
-        warn!("requests still under way after {shutdown_timeout:?}, dropping them");
+        warn!("requests are still in progress after {shutdown_timeout:?}, dropping them");
     }
     tasks.shutdown().await;
 }
 
-/// Never ends by itself.
+/// Accepts connections. It never ends by itself.
 async fn accept<R>(
     envelope: &Arc<Envelope<R>>,
     listener: &TcpListener,
@@ -84,10 +86,10 @@ async fn accept<R>(
     R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
 {
     let metrics = &envelope.metrics;
-    // At the limit further connections wait in the kernel's queue.
+    // At the limit, further connections wait in the kernel's queue.
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let peers = Peers::new(limits.max_connections_per_peer);
-    // At the limit accepting fails and succeeds by turns.
+    // Near the limit of file descriptors, accepting fails and succeeds by turns.
     let mut reports = Throttle::for_reports();
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -106,7 +108,7 @@ async fn accept<R>(
             .timer(timer.clone())
             .header_read_timeout(limits.deadlines.idle)
             .max_buf_size(MAX_BUFFER_BYTES)
-            // Head and body in one piece: for a kilobyte copying it is cheaper than telling the kernel of two.
+            // Head and body are sent as one buffer: copying a kilobyte is cheaper than passing the kernel two buffers.
             .writev(false)
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
@@ -120,19 +122,19 @@ async fn accept<R>(
             }
             drop((open, admitted, permit));
         });
-        // Those that have ended are forgotten.
+        // Forgets the tasks that have ended.
         while tasks.try_join_next().is_some() {}
     }
 }
 
-/// Goes on trying, whatever fails.
+/// Accepts one connection. After a failure it tries again.
 async fn accept_one(listener: &TcpListener, reports: &mut Throttle) -> (TcpStream, SocketAddr) {
     loop {
         let error = match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => error,
         };
-        // The peer's: it hung up while it waited.
+        // The client hung up while it waited.
         if matches!(
             error.kind(),
             io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
@@ -146,13 +148,13 @@ async fn accept_one(listener: &TcpListener, reports: &mut Throttle) -> (TcpStrea
     }
 }
 
-/// An answer is one small write: it must not wait for the acknowledgement of the one before. And a peer that has vanished
-/// without a word must not keep its place on the feed for the quarter of an hour that TCP tries.
+/// Sets the options of a connection. An answer is one small write, which must not wait until the previous one is
+/// acknowledged. And a client that has vanished must not keep its place on the feed for the 15 minutes that TCP tries.
 fn with_options(stream: TcpStream) -> TcpStream {
     if let Err(error) = stream.set_nodelay(true) {
         debug!("cannot set TCP_NODELAY: {error}");
     }
-    // Only Linux has it.
+    // Only Linux has this option.
     #[cfg(target_os = "linux")]
     if let Err(error) =
         rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_TIMEOUT_MS)

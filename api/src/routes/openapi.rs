@@ -1,4 +1,4 @@
-//! Keeps `openapi.json`, which is written by hand, true to the code: its routes, methods, statuses and codes.
+//! Compares `openapi.json`, which is written by hand, with the code: routes, methods, statuses and codes.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn document() -> Value {
     serde_json::from_str(DOCUMENT).unwrap()
 }
 
-/// Whatever the document and the code say differently; empty where they agree.
+/// Lists the differences between the document and the code.
 fn differences(document: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare("route", described_routes(document), routes(), &mut found);
@@ -64,7 +64,7 @@ fn described_routes(document: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// Each described method and path, with what is said of it.
+/// Lists each described operation with its method and path.
 fn operations(document: &Value) -> impl Iterator<Item = (String, &String, &Value)> {
     let paths = document["paths"].as_object().unwrap();
     let members = paths.iter().flat_map(|(path, item)| {
@@ -89,7 +89,7 @@ fn names() -> BTreeSet<String> {
         .collect()
 }
 
-/// Every `status` with each of its codes, wherever the document describes a problem.
+/// Lists every pair of `status` and `code`, wherever the document describes a problem.
 fn described_codes(part: &Value) -> BTreeSet<String> {
     let status = &part["properties"]["status"]["const"];
     let codes = texts(&part["properties"]["code"]["enum"]);
@@ -101,12 +101,12 @@ fn described_codes(part: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// References to nothing.
+/// Finds references whose target is missing.
 fn dangling(document: &Value, part: &Value, found: &mut Vec<String>) {
     if let Some(reference) = part.get("$ref").and_then(Value::as_str) {
         let pointer = reference.trim_start_matches('#');
         if document.pointer(pointer).is_none() {
-            found.push(format!("{reference} is not there"));
+            found.push(format!("{reference} is missing"));
         }
     }
     for child in children(part) {

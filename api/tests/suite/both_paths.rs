@@ -1,238 +1,102 @@
-//! An order has two paths, `/order/{uid}` for reading and `/api/v1/orders/{uid}`, and the first is routed in a way of its
-//! own because it is hot. Whoever reads must not see which one it was.
+//! An order has two paths: `/order/{uid}`, which only reads, and `/api/v1/orders/{uid}`. The table of routes gives both
+//! the same handler, so a client that reads must not see which one it used.
 
-use std::collections::BTreeMap;
-
-use serde_json::Value;
 use shared::testing::TestDatabase;
 
-use crate::support::{TestApi, model};
+use crate::support::{Answer, TestApi, model};
 
 const MODEL: &str = "b563feb7b2b84b6test";
-const MODEL_ENCODED: &str = "%62563feb7b2b84b6tes%74";
-/// Problems hold the request's id: with one that is given they are equal to the byte.
-const REQUEST_ID: (&str, &str) = ("X-Request-Id", "the-same");
 const DATABASE: (&str, &str) = ("Cache-Control", "max-age=0, No-Cache");
 const HTML: (&str, &str) = ("Accept", "text/html");
-const ETAGS: [&str; 2] = ["If-None-Match", "If-Match"];
-/// Differ by the path, or by the moment.
-const OWN_HEADERS: [&str; 2] = ["allow", "date"];
-/// What says how often which way was taken.
-const LOOKUPS: [&str; 4] = ["hits", "negative_hits", "misses", "bypasses"];
+const PREFLIGHT: (&str, &str) = ("Access-Control-Request-Method", "GET");
+/// Problems contain the request's id. With the same id they are equal to the byte.
+const REQUEST_ID: (&str, &str) = ("X-Request-Id", "the-same");
 
-/// A request to the path of an order.
-struct Question {
-    method: &'static str,
-    /// What stands behind the path's last slash.
-    target: String,
-    version: &'static str,
-    headers: Vec<(&'static str, String)>,
-    body: &'static str,
-    /// The status of the answer.
-    status: u16,
-    /// The beginning of its `Cache-Status`.
-    cache_status: Option<&'static str>,
-}
+/// Method, what follows the path's last slash, headers, and the status of the answer.
+type Question<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
 
-impl Question {
-    fn new(method: &'static str, target: &str, status: u16) -> Self {
-        Self {
-            method,
-            target: target.to_owned(),
-            version: "HTTP/1.1",
-            headers: Vec::new(),
-            body: "",
-            status,
-            cache_status: None,
-        }
-    }
+const QUESTIONS: &[Question<'_>] = &[
+    ("GET", MODEL, &[], 200),
+    ("HEAD", MODEL, &[], 200),
+    ("GET", "%62563feb7b2b84b6tes%74", &[], 200),
+    ("GET", "absent", &[], 404),
+    ("HEAD", "absent", &[], 404),
+    ("GET", "absent", &[DATABASE], 404),
+    ("GET", MODEL, &[DATABASE], 200),
+    ("GET", "b563feb7b2b84b6test?", &[], 200),
+    ("GET", "b563feb7b2b84b6test?limit=1", &[], 400),
+    ("GET", "b563feb7b2b84b6test?%6cimit", &[], 400),
+    ("GET", "absent?x=1", &[], 400),
+    ("GET", MODEL, &[HTML], 406),
+    ("HEAD", MODEL, &[HTML], 406),
+    (
+        "GET",
+        MODEL,
+        &[("Accept", "text/html, application/*;q=0.1")],
+        200,
+    ),
+    ("GET", MODEL, &[("Accept-Encoding", "gzip, br")], 200),
+    ("OPTIONS", MODEL, &[], 204),
+    ("POST", MODEL, &[], 405),
+    ("PATCH", "absent", &[], 405),
+    ("BREW", MODEL, &[], 405),
+    ("GET", MODEL, &[("If-None-Match", "\"0\"")], 200),
+    ("HEAD", MODEL, &[("If-None-Match", "*")], 304),
+    ("GET", MODEL, &[("If-Match", "none")], 412),
+    ("HEAD", MODEL, &[("If-Match", "*")], 200),
+    ("GET", "absent", &[("If-None-Match", "*")], 404),
+    ("GET", "absent", &[("If-Match", "*")], 404),
+    ("GET", MODEL, &[("Origin", "https://shop.example")], 200),
+    ("GET", "absent", &[("Origin", "https://other.example")], 404),
+    (
+        "OPTIONS",
+        MODEL,
+        &[("Origin", "https://shop.example"), PREFLIGHT],
+        204,
+    ),
+    (
+        "OPTIONS",
+        MODEL,
+        &[("Origin", "https://other.example"), PREFLIGHT],
+        204,
+    ),
+];
 
-    fn with(mut self, (name, value): (&'static str, &str)) -> Self {
-        self.headers.push((name, value.to_owned()));
-        self
-    }
-
-    fn from(mut self, cache_status: &'static str) -> Self {
-        self.cache_status = Some(cache_status);
-        self
-    }
-
-    fn text(&self, prefix: &str) -> String {
-        let Self {
-            method,
-            target,
-            version,
-            body,
-            ..
-        } = self;
-        let mut text = format!("{method} {prefix}{target} {version}\r\nHost: localhost\r\n");
-        for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        text.push_str(&format!("{}: {}\r\n", REQUEST_ID.0, REQUEST_ID.1));
-        if !body.is_empty() {
-            text.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        text.push_str("Connection: close\r\n\r\n");
-        text + body
-    }
-}
-
-fn questions(etag: &str) -> Vec<Question> {
-    let ask = Question::new;
-    let long = "a".repeat(65);
-    let mut questions = vec![
-        // Nothing is cached.
-        ask("GET", MODEL, 200).from("orders; fwd=miss; stored"),
-        ask("GET", MODEL, 200).from("orders; hit"),
-        ask("GET", MODEL_ENCODED, 200).from("orders; hit"),
-        ask("HEAD", MODEL, 200).from("orders; hit"),
-        ask("GET", "absent", 404).from("orders; fwd=miss; stored"),
-        ask("GET", "absent", 404).from("orders; hit"),
-        ask("HEAD", "absent", 404).from("orders; hit"),
-        ask("GET", "absent", 404)
-            .with(DATABASE)
-            .from("orders; fwd=request; stored"),
-        ask("GET", MODEL, 200)
-            .with(DATABASE)
-            .from("orders; fwd=request; stored"),
-        ask("GET", &format!("{MODEL}?"), 200).from("orders; hit"),
-        ask("GET", &format!("{MODEL}?limit=1"), 400),
-        ask("GET", &format!("{MODEL}?%6cimit"), 400),
-        ask("GET", "absent?x=1", 400),
-        ask("GET", MODEL, 406).with(HTML),
-        ask("HEAD", MODEL, 406).with(HTML),
-        ask("GET", MODEL, 200)
-            .with(("Accept", "text/html, application/*;q=0.1"))
-            .from("orders; hit"),
-        ask("GET", MODEL, 200)
-            .with(("Accept-Encoding", "gzip, br"))
-            .from("orders; hit"),
-        ask("OPTIONS", MODEL, 204),
-        ask("POST", MODEL, 405),
-        ask("PATCH", "absent", 405),
-        ask("BREW", MODEL, 405),
-    ];
-    for name in ETAGS {
-        for tags in ["*", etag, &format!("\"0\", W/{etag}"), "\"0\"", "none"] {
-            for method in ["GET", "HEAD"] {
-                let is_known = tags != "\"0\"" && tags != "none";
-                let status = match (name, is_known) {
-                    ("If-None-Match", true) => 304,
-                    ("If-Match", false) => 412,
-                    _ => 200,
-                };
-                questions.push(ask(method, MODEL, status).with((name, tags)));
-            }
-        }
-        questions.push(ask("GET", "absent", 404).with((name, "*")));
-    }
-    for uid in [
-        "", "%", "%00", "%2F", "%FF", "%zz", "a%20b", "a+b", "-a", "..", &long, "?", "?uid=a",
-    ] {
-        questions.extend(["GET", "HEAD", "OPTIONS"].map(|method| ask(method, uid, 400)));
-    }
-    for origin in ["https://shop.example", "https://other.example"] {
-        questions.push(ask("GET", MODEL, 200).with(("Origin", origin)));
-        questions.push(ask("GET", "absent", 404).with(("Origin", origin)));
-        let preflight = ask("OPTIONS", MODEL, 204).with(("Origin", origin));
-        questions.push(preflight.with(("Access-Control-Request-Method", "GET")));
-    }
-    // A body has no meaning here, and must not be taken for the next request.
-    let mut with_body = ask("GET", MODEL, 200).from("orders; hit");
-    with_body.body = "GET /nothing HTTP/1.1\r\n\r\n";
-    questions.push(with_body);
-    for (method, target, status) in [
-        ("GET", MODEL, 200),
-        ("HEAD", MODEL, 200),
-        ("GET", "absent", 404),
-        ("GET", "%00", 400),
-        ("POST", MODEL, 405),
-    ] {
-        let mut old = ask(method, target, status);
-        old.version = "HTTP/1.0";
-        questions.push(old);
-    }
-    questions
-}
-
-/// What a reader gets, but for what differs by the path or by the moment.
-#[derive(Debug, PartialEq, Eq)]
-struct Reading {
-    status: u16,
-    headers: BTreeMap<String, Vec<String>>,
-    body: String,
-}
-
-async fn ask(api: &TestApi, prefix: &str, question: &Question) -> Reading {
-    let text = question.text(prefix);
-    let mut answer = api.send_bytes(text.as_bytes()).await;
-    assert_eq!(answer.status, question.status, "{text}{}", answer.body);
-    if question.cache_status.is_some() {
-        let cache_status = answer.header("cache-status");
-        assert_eq!(cache_status, question.cache_status, "{text}");
-    }
-    let allow = answer.header("allow").map(str::to_owned);
-    let mut headers = BTreeMap::<String, Vec<String>>::new();
-    for (name, value) in answer.headers.drain(..) {
-        // A moment's: that it is there, and of which kind.
-        let value = match name.as_str() {
-            "age" => value.parse::<u64>().map(|_| "seconds".to_owned()).unwrap(),
-            "server-timing" => value.split('=').next().unwrap().to_owned(),
-            _ => value,
-        };
-        headers.entry(name).or_default().push(value);
-    }
-    for name in OWN_HEADERS {
-        headers.remove(name);
-    }
-    if question.method != "HEAD" && question.status != 304 && question.status != 204 {
-        let length = headers.remove("content-length");
-        assert_eq!(length, Some(vec![answer.body.len().to_string()]), "{text}");
-    }
-    Reading {
-        status: answer.status,
-        headers,
-        body: answer.body.replace(&allow.unwrap_or_default(), ""),
-    }
-}
-
-/// What all questions together are answered, and by how much they have raised the counts of requests and look-ups.
-async fn ask_all(
-    api: &TestApi,
-    prefix: &str,
-    questions: &[Question],
-) -> (Vec<Reading>, BTreeMap<String, i64>) {
+/// Asks by one of the paths, first with an empty cache and then again.
+async fn ask(api: &TestApi, prefix: &str, question: Question<'_>) -> [String; 2] {
+    let (method, target, headers, status) = question;
+    let path = [prefix, target].concat();
+    let headers = [headers, &[REQUEST_ID]].concat();
     let cleared = api.send("DELETE", "/api/v1/cache", &[], b"").await;
     assert_eq!(cleared.status, 204);
-    let before = counts(api).await;
-    let mut readings = Vec::new();
-    for question in questions {
-        readings.push(ask(api, prefix, question).await);
-    }
-    let mut rises = counts(api).await;
-    for (name, count) in &mut rises {
-        *count -= before.get(name).copied().unwrap_or_default();
-    }
-    (readings, rises)
+    // A body means nothing to a request that reads, and must not be taken for the next request.
+    let body = b"GET /nothing HTTP/1.1\r\n\r\n";
+    let first = api.send(method, &path, &headers, body).await;
+    assert_eq!(first.status, status, "{method} {path}: {}", first.body);
+    let second = api.send(method, &path, &headers, b"").await;
+    [first, second].map(comparable)
 }
 
-async fn counts(api: &TestApi) -> BTreeMap<String, i64> {
-    let metrics = api.get("/metrics").await.body;
-    let of_orders = |line: &&str| {
-        line.starts_with("orders_api_http_requests_total{") && line.contains("route=\"order\"")
-    };
-    let mut counts: BTreeMap<String, i64> = metrics
-        .lines()
-        .filter(of_orders)
-        .map(|line| {
-            let (name, count) = line.rsplit_once(' ').unwrap();
-            (name.to_owned(), count.parse().unwrap())
-        })
-        .collect();
-    let stats: Value = api.stats().await;
-    counts.extend(LOOKUPS.map(|name| (name.to_owned(), stats[name].as_i64().unwrap())));
-    counts
+/// An answer without what depends on the path or on the moment.
+fn comparable(mut answer: Answer) -> String {
+    if let Some(allow) = answer.header("allow").map(str::to_owned) {
+        answer.body = answer.body.replace(&allow, "");
+    }
+    let of_problem = answer.header("content-type") == Some("application/problem+json");
+    answer.headers.retain(|(name, _)| {
+        !matches!(name.as_str(), "allow" | "date") && !(of_problem && name == "content-length")
+    });
+    for (name, value) in &mut answer.headers {
+        match name.as_str() {
+            "age" => assert!(value.parse::<u64>().is_ok()),
+            "server-timing" => value.truncate(value.find('=').unwrap_or(value.len())),
+            _ => continue,
+        }
+        if name == "age" {
+            value.clear();
+        }
+    }
+    format!("{} {:?} {}", answer.status, answer.headers, answer.body)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,13 +108,22 @@ async fn both_paths_of_an_order_read_alike() {
     api.store(&model()).await;
     let path = format!("/order/{MODEL}");
     let etag = api.get(&path).await.header("etag").unwrap().to_owned();
-    let questions = questions(&etag);
-
-    let (short, short_rises) = ask_all(&api, "/order/", &questions).await;
-    let (long, long_rises) = ask_all(&api, "/api/v1/orders/", &questions).await;
-    for ((question, short), long) in questions.iter().zip(&short).zip(&long) {
-        assert_eq!(short, long, "{}", question.text("/"));
+    let weak = format!("\"0\", W/{etag}");
+    let known: [Question<'_>; 4] = [
+        ("GET", MODEL, &[("If-None-Match", &etag)], 304),
+        ("HEAD", MODEL, &[("If-None-Match", &weak)], 304),
+        ("GET", MODEL, &[("If-Match", &weak)], 200),
+        ("HEAD", MODEL, &[("If-Match", "\"0\"")], 412),
+    ];
+    let long = "a".repeat(65);
+    let uids = [
+        "", "%", "%00", "%2F", "%FF", "%zz", "a%20b", "a+b", "-a", "..", &long, "?", "?uid=a",
+    ];
+    let invalid =
+        uids.map(|uid| ["GET", "HEAD", "OPTIONS"].map(|method| (method, uid, &[][..], 400)));
+    for question in QUESTIONS.iter().chain(&known).chain(invalid.as_flattened()) {
+        let short = ask(&api, "/order/", *question).await;
+        let long = ask(&api, "/api/v1/orders/", *question).await;
+        assert_eq!(short, long, "{question:?}");
     }
-    assert_eq!(short_rises, long_rises);
-    assert!(LOOKUPS.iter().all(|name| short_rises[*name] > 0));
 }

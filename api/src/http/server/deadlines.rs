@@ -1,9 +1,9 @@
-//! How long a connection may wait for its peer: for a header, for the next request, for its answer to be read.
+//! How long a connection may wait for the client: for a header, for the next request, until its answer is read.
 //!
-//! hyper has one time-out for a header, which starts when the answer before is written: five seconds would hang up on every
-//! balancer that keeps connections open, a minute would let headers dribble. So it gets a timer, `HeaderTimer`, that goes
-//! by whether the stream has seen the first byte. The times between a header and its answer are the handlers' to bound, the
-//! one for a body with [`Deadlines::body`].
+//! hyper has only one timeout for a header, and it starts when the previous answer is written. Five seconds would disconnect
+//! every load balancer that keeps connections open; a minute would let clients send headers slowly. Therefore hyper gets a
+//! timer, `HeaderTimer`, that knows whether the first byte of the header has arrived. Handlers bound the time between a
+//! header and its answer; for a body they use [`Deadlines::body`].
 
 use std::error::Error;
 use std::io;
@@ -20,8 +20,9 @@ use tokio::time::Sleep;
 
 use crate::config::Deadlines;
 
-/// A connection's wait for headers: hyper's timer, which it asks for a sleep when it begins to wait for a header, and all of
-/// these sleeps. One task uses it; behind a lock only because hyper wants timers that may be shared.
+/// Measures how long a connection waits for headers. It is hyper's timer, which hyper asks for a sleep whenever it begins to
+/// wait for a header, and it is these sleeps, too. Only one task uses it; the lock is there because hyper requires timers
+/// that can be shared.
 #[derive(Clone, Debug)]
 pub(super) struct HeaderTimer(Arc<Shared>);
 
@@ -34,18 +35,18 @@ struct Shared {
 #[derive(Debug)]
 struct HeaderWait {
     header: Header,
-    /// One for all requests: setting it later again takes no lock of the runtime, a new one would.
+    /// One alarm for all requests. Moving it to a later time takes no lock of the runtime; a new alarm would.
     alarm: Pin<Box<Sleep>>,
 }
 
-/// How much of a header has come.
+/// How much of a header has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Header {
-    /// The connection is new: its alarm is set.
+    /// The connection is new, and its alarm is set.
     First,
     NotBegun,
     Begun,
-    /// Some, and the alarm is set for its end.
+    /// Some of it has arrived, and the alarm is set for its end.
     Timed,
 }
 
@@ -54,7 +55,7 @@ impl Timer for HeaderTimer {
         self.sleep_until(Instant::now() + duration)
     }
 
-    /// `idle_until` is where a header must have begun.
+    /// A header must have begun by `idle_until`.
     fn sleep_until(&self, idle_until: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
         let mut wait = self.0.wait.lock();
         if wait.header == Header::First {
@@ -84,7 +85,7 @@ impl Future for HeaderTimer {
     }
 }
 
-/// A client's stream, which fails where an answer is not taken in time.
+/// A client's stream. It fails if the client does not read an answer in time.
 #[derive(Debug)]
 pub(super) struct ClientStream {
     stream: TcpStream,
@@ -110,7 +111,7 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, H
     (stream, timer)
 }
 
-/// The deadline that ended a connection, as metrics call it.
+/// Returns which deadline ended a connection, as metrics name it.
 pub(super) fn missed_deadline(timer: &HeaderTimer, error: &hyper::Error) -> Option<&'static str> {
     if error.is_timeout() {
         return Some(match timer.0.wait.lock().header {

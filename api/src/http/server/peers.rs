@@ -1,4 +1,4 @@
-//! How many connections each peer has, so that none takes them all.
+//! Limits the connections of each client address, so that none takes all of them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::http::rate_limit::subscriber;
 
-/// The connections of each peer.
+/// The number of connections of each client address.
 #[derive(Debug)]
 pub(super) struct Peers {
     limit: usize,
@@ -30,7 +30,7 @@ impl Peers {
         })
     }
 
-    /// Counts a connection; `None` where the peer has all that it may have.
+    /// Counts a connection. Returns `None` if the address is at its limit.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
         let peer = subscriber(address);
         let mut counts = self.counts.lock();
@@ -74,7 +74,11 @@ mod tests {
         drop(first);
         assert!(admit("192.0.2.1").is_some());
         drop(other);
-        assert_eq!(peers.counts.lock().len(), 1, "who has none is forgotten");
+        assert_eq!(
+            peers.counts.lock().len(),
+            1,
+            "an address without connections is forgotten"
+        );
     }
 
     #[test]
