@@ -1,4 +1,4 @@
-//! The line that each write leaves in the log.
+//! The log line of each write.
 
 use serde_json::Value;
 use shared::testing::TestDatabase;

@@ -1,4 +1,4 @@
-//! gzip and brotli, where they are asked for.
+//! gzip and brotli, for clients that accept them.
 
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder};
 use tokio::io::AsyncReadExt;

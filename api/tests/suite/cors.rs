@@ -1,4 +1,4 @@
-//! Pages of other sites, over the wire; what an origin is, is tested beside `cors`.
+//! Requests from pages of other sites, over TCP. The rules for origins are tested beside `cors`.
 
 use shared::config::Secret;
 use shared::testing::TestDatabase;
@@ -78,7 +78,7 @@ async fn listed_pages_may_read_everything_errors_included() {
         }
         for headers in [&[OTHER][..], &[("Origin", "null")], &[SHOP, SHOP], &[]] {
             let answer = api.send(method, path, headers, b"").await;
-            // A shared cache must not give this answer to the shop's page.
+            // A shared cache must not reuse this answer for the shop's page.
             assert_eq!(
                 cors_headers(&answer),
                 [None, None, None, None, Some("Origin")],

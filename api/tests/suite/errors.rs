@@ -1,4 +1,4 @@
-//! Every code of the contract on every route that can meet it, and which of several faults is told.
+//! Every code of the contract on every route that can return it, and which of several faults is reported.
 
 use std::time::Duration;
 
@@ -21,7 +21,6 @@ const HTML: (&str, &str) = ("Accept", "text/html");
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 const OLD: (&str, &str) = ("If-Match", "\"0\"");
 
-/// A request that is refused, and how.
 type Case<'a> = (
     &'a str,
     &'a str,
@@ -31,8 +30,82 @@ type Case<'a> = (
     &'a str,
 );
 
-async fn check(api: &TestApi, cases: &[Case<'_>]) {
-    for (method, path, headers, body, status, code) in cases {
+/// Method, path, headers and body of a request that is refused, and how it is refused. The bodies `good` (the model),
+/// `other` (another id) and `long` (too large) stand for texts that the test makes.
+#[rustfmt::skip] // One line per request.
+const REFUSALS: &[Case<'_>] = &[
+    ("GET", "/order/%00", &[], "", 400, "invalid_order_uid"),
+    ("GET", "/order/a?x=1", &[], "", 400, "unknown_parameter"),
+    ("GET", "/order/absent", &[], "", 404, "order_not_found"),
+    ("PUT", "/order/absent", &[], "", 405, "method_not_allowed"),
+    ("GET", "/order/absent", &[HTML], "", 406, "not_acceptable"),
+    ("GET", "/order/b563feb7b2b84b6test", &[OLD], "", 412, "version_mismatch"),
+    ("GET", "/api/v1/orders/%00", &[], "", 400, "invalid_order_uid"),
+    ("GET", "/api/v1/orders/a?x=1", &[], "", 400, "unknown_parameter"),
+    ("GET", ABSENT, &[], "", 404, "order_not_found"),
+    ("POST", ORDER, &[], "", 405, "method_not_allowed"),
+    ("GET", ORDER, &[HTML], "", 406, "not_acceptable"),
+    ("GET", ORDER, &[OLD], "", 412, "version_mismatch"),
+    ("PUT", "/api/v1/orders/%00", &[JSON], "good", 400, "invalid_order_uid"),
+    ("PUT", "/api/v1/orders/a?x=1", &[JSON], "good", 400, "unknown_parameter"),
+    ("PUT", ORDER, &[JSON], "{", 400, "malformed_json"),
+    ("PUT", ORDER, &[JSON, ("Host", "evil.example")], "good", 403, "forbidden_origin"),
+    ("PUT", "/api/v1/orders/other", &[JSON], "other", 404, "order_not_found"),
+    ("PUT", ORDER, &[JSON, HTML], "good", 406, "not_acceptable"),
+    ("PUT", ORDER, &[JSON, OLD], "good", 412, "version_mismatch"),
+    ("PUT", ORDER, &[JSON], "long", 413, "body_too_large"),
+    ("PUT", ORDER, &[], "good", 415, "unsupported_media_type"),
+    ("PUT", ORDER, &[JSON], "{}", 422, "invalid_order"),
+    ("PUT", ORDER, &[JSON], "other", 422, "uid_mismatch"),
+    ("DELETE", "/api/v1/orders/%00", &[], "", 400, "invalid_order_uid"),
+    ("DELETE", "/api/v1/orders/a?x=1", &[], "", 400, "unknown_parameter"),
+    ("DELETE", ORDER, &[("Host", "evil.example")], "", 403, "forbidden_origin"),
+    ("DELETE", ABSENT, &[], "", 404, "order_not_found"),
+    ("DELETE", ORDER, &[OLD], "", 412, "version_mismatch"),
+    ("GET", "/api/v1/orders?limit=0", &[], "", 400, "invalid_limit"),
+    ("GET", "/api/v1/orders?cursor=a", &[], "", 400, "invalid_cursor"),
+    ("GET", "/api/v1/orders?from=a", &[], "", 400, "invalid_parameter"),
+    ("GET", "/api/v1/orders?from=a", &[NDJSON], "", 400, "invalid_parameter"),
+    ("GET", "/api/v1/orders?limit=1", &[NDJSON], "", 400, "invalid_parameter"),
+    ("GET", "/api/v1/orders?x=1", &[], "", 400, "unknown_parameter"),
+    ("POST", LIST, &[], "", 405, "method_not_allowed"),
+    ("GET", LIST, &[HTML], "", 406, "not_acceptable"),
+    ("GET", "/api/v1/cache/stats?x=1", &[], "", 400, "unknown_parameter"),
+    ("POST", STATS, &[], "", 405, "method_not_allowed"),
+    ("GET", STATS, &[HTML], "", 406, "not_acceptable"),
+    ("POST", "/api/v1/cache/warmup?limit=a", &[], "", 400, "invalid_limit"),
+    ("POST", "/api/v1/cache/warmup?limit=1&limit=1", &[], "", 400, "invalid_parameter"),
+    ("POST", "/api/v1/cache/warmup?x=1", &[], "", 400, "unknown_parameter"),
+    ("POST", WARMUP, &[("Host", "evil.example")], "", 403, "forbidden_origin"),
+    ("GET", WARMUP, &[], "", 405, "method_not_allowed"),
+    ("POST", WARMUP, &[HTML], "", 406, "not_acceptable"),
+    ("DELETE", "/api/v1/cache?x=1", &[], "", 400, "unknown_parameter"),
+    ("DELETE", CACHE, &[("Host", "evil.example")], "", 403, "forbidden_origin"),
+    ("GET", CACHE, &[], "", 405, "method_not_allowed"),
+    ("GET", "/api/v1/events?x=1", &[], "", 400, "unknown_parameter"),
+    ("POST", EVENTS, &[], "", 405, "method_not_allowed"),
+    ("GET", EVENTS, &[HTML], "", 406, "not_acceptable"),
+    ("GET", "/nothing", &[], "", 404, "no_such_endpoint"),
+    ("POST", "/health", &[], "", 405, "method_not_allowed"),
+    ("POST", "/", &[], "", 405, "method_not_allowed"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_refuses_what_is_wrong_with_a_request() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let good = serde_json::to_string(&model()).unwrap();
+    let long = " ".repeat(MAX_ORDER_BYTES + 1);
+    let mut other = model();
+    other.order_uid = "other".parse().unwrap();
+    let other = serde_json::to_string(&other).unwrap();
+    for (method, path, headers, body, status, code) in REFUSALS {
+        let body = match *body {
+            "good" => &good,
+            "other" => &other,
+            "long" => &long,
+            text => text,
+        };
         let answer = api.send(method, path, headers, body.as_bytes()).await;
         assert_eq!(
             answer.problem(),
@@ -48,246 +121,6 @@ async fn check(api: &TestApi, cases: &[Case<'_>]) {
             );
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn each_route_refuses_what_is_wrong_with_a_request() {
-    let api = TestApi::start().await;
-    api.store(&model()).await;
-    let good = serde_json::to_string(&model()).unwrap();
-    let long = " ".repeat(MAX_ORDER_BYTES + 1);
-    let mut other = model();
-    other.order_uid = "other".parse().unwrap();
-    let other = serde_json::to_string(&other).unwrap();
-    let not_found = "order_not_found";
-    check(
-        &api,
-        &[
-            ("GET", "/order/%00", &[], "", 400, "invalid_order_uid"),
-            ("GET", "/order/a?x=1", &[], "", 400, "unknown_parameter"),
-            ("GET", "/order/absent", &[], "", 404, not_found),
-            ("PUT", "/order/absent", &[], "", 405, "method_not_allowed"),
-            ("GET", "/order/absent", &[HTML], "", 406, "not_acceptable"),
-            (
-                "GET",
-                "/order/b563feb7b2b84b6test",
-                &[OLD],
-                "",
-                412,
-                "version_mismatch",
-            ),
-            (
-                "GET",
-                "/api/v1/orders/%00",
-                &[],
-                "",
-                400,
-                "invalid_order_uid",
-            ),
-            (
-                "GET",
-                "/api/v1/orders/a?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            ("GET", ABSENT, &[], "", 404, not_found),
-            ("POST", ORDER, &[], "", 405, "method_not_allowed"),
-            ("GET", ORDER, &[HTML], "", 406, "not_acceptable"),
-            ("GET", ORDER, &[OLD], "", 412, "version_mismatch"),
-            (
-                "PUT",
-                "/api/v1/orders/%00",
-                &[JSON],
-                &good,
-                400,
-                "invalid_order_uid",
-            ),
-            (
-                "PUT",
-                "/api/v1/orders/a?x=1",
-                &[JSON],
-                &good,
-                400,
-                "unknown_parameter",
-            ),
-            ("PUT", ORDER, &[JSON], "{", 400, "malformed_json"),
-            (
-                "PUT",
-                ORDER,
-                &[JSON, ("Host", "evil.example")],
-                &good,
-                403,
-                "forbidden_origin",
-            ),
-            (
-                "PUT",
-                "/api/v1/orders/other",
-                &[JSON],
-                &other,
-                404,
-                not_found,
-            ),
-            ("PUT", ORDER, &[JSON, HTML], &good, 406, "not_acceptable"),
-            ("PUT", ORDER, &[JSON, OLD], &good, 412, "version_mismatch"),
-            ("PUT", ORDER, &[JSON], &long, 413, "body_too_large"),
-            ("PUT", ORDER, &[], &good, 415, "unsupported_media_type"),
-            ("PUT", ORDER, &[JSON], "{}", 422, "invalid_order"),
-            ("PUT", ORDER, &[JSON], &other, 422, "uid_mismatch"),
-            (
-                "DELETE",
-                "/api/v1/orders/%00",
-                &[],
-                "",
-                400,
-                "invalid_order_uid",
-            ),
-            (
-                "DELETE",
-                "/api/v1/orders/a?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            (
-                "DELETE",
-                ORDER,
-                &[("Host", "evil.example")],
-                "",
-                403,
-                "forbidden_origin",
-            ),
-            ("DELETE", ABSENT, &[], "", 404, not_found),
-            ("DELETE", ORDER, &[OLD], "", 412, "version_mismatch"),
-            (
-                "GET",
-                "/api/v1/orders?limit=0",
-                &[],
-                "",
-                400,
-                "invalid_limit",
-            ),
-            (
-                "GET",
-                "/api/v1/orders?cursor=a",
-                &[],
-                "",
-                400,
-                "invalid_cursor",
-            ),
-            (
-                "GET",
-                "/api/v1/orders?from=a",
-                &[],
-                "",
-                400,
-                "invalid_parameter",
-            ),
-            (
-                "GET",
-                "/api/v1/orders?from=a",
-                &[NDJSON],
-                "",
-                400,
-                "invalid_parameter",
-            ),
-            (
-                "GET",
-                "/api/v1/orders?limit=1",
-                &[NDJSON],
-                "",
-                400,
-                "invalid_parameter",
-            ),
-            (
-                "GET",
-                "/api/v1/orders?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            ("POST", LIST, &[], "", 405, "method_not_allowed"),
-            ("GET", LIST, &[HTML], "", 406, "not_acceptable"),
-            (
-                "GET",
-                "/api/v1/cache/stats?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            ("POST", STATS, &[], "", 405, "method_not_allowed"),
-            ("GET", STATS, &[HTML], "", 406, "not_acceptable"),
-            (
-                "POST",
-                "/api/v1/cache/warmup?limit=a",
-                &[],
-                "",
-                400,
-                "invalid_limit",
-            ),
-            (
-                "POST",
-                "/api/v1/cache/warmup?limit=1&limit=1",
-                &[],
-                "",
-                400,
-                "invalid_parameter",
-            ),
-            (
-                "POST",
-                "/api/v1/cache/warmup?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            (
-                "POST",
-                WARMUP,
-                &[("Host", "evil.example")],
-                "",
-                403,
-                "forbidden_origin",
-            ),
-            ("GET", WARMUP, &[], "", 405, "method_not_allowed"),
-            ("POST", WARMUP, &[HTML], "", 406, "not_acceptable"),
-            (
-                "DELETE",
-                "/api/v1/cache?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            (
-                "DELETE",
-                CACHE,
-                &[("Host", "evil.example")],
-                "",
-                403,
-                "forbidden_origin",
-            ),
-            ("GET", CACHE, &[], "", 405, "method_not_allowed"),
-            (
-                "GET",
-                "/api/v1/events?x=1",
-                &[],
-                "",
-                400,
-                "unknown_parameter",
-            ),
-            ("POST", EVENTS, &[], "", 405, "method_not_allowed"),
-            ("GET", EVENTS, &[HTML], "", 406, "not_acceptable"),
-            ("GET", "/nothing", &[], "", 404, "no_such_endpoint"),
-            ("POST", "/health", &[], "", 405, "method_not_allowed"),
-            ("POST", "/", &[], "", 405, "method_not_allowed"),
-        ],
-    )
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -360,7 +193,7 @@ async fn each_route_says_that_it_is_crowded_or_slow() {
         api.send(method, path, headers, body).await
     };
     for route in routes {
-        // One waits for the lock, the other for the connection.
+        // One request waits for the lock, the other for a connection.
         let (first, second) = tokio::join!(send(route), send(("GET", LIST, &[])));
         let mut problems = [first.problem(), second.problem()];
         problems.sort();
@@ -384,7 +217,7 @@ async fn each_route_says_that_it_is_crowded_or_slow() {
     diesel::sql_query("COMMIT").execute(&mut lock).unwrap();
 }
 
-/// What can be wrong with a PUT, in the order of the contract.
+/// Everything that can be wrong with a PUT, in the order in which the contract checks it.
 const FAULTS: [(u16, &str); 10] = [
     (400, "invalid_order_uid"),
     (405, "method_not_allowed"),

@@ -1,4 +1,4 @@
-//! Every invalid request that these routes can meet.
+//! Every invalid request that these routes can get.
 
 use api::routes::ROUTES;
 use shared::order::MAX_ORDER_BYTES;
@@ -170,34 +170,15 @@ async fn bodies_are_checked_in_the_order_of_the_contract() {
     padded.resize(MAX_ORDER_BYTES, b' ');
     let mut too_large = good.clone();
     too_large.resize(MAX_ORDER_BYTES + 1, b' ');
-    for (headers, body, status, code) in [
+    #[rustfmt::skip] // One line per request.
+    let requests = [
         (&[JSON][..], &good[..], 200, ""),
         (&[JSON], &padded, 200, ""),
-        (
-            &[("Content-Type", "Application/JSON; charset=UTF-8")],
-            &good,
-            200,
-            "",
-        ),
+        (&[("Content-Type", "Application/JSON; charset=UTF-8")], &good, 200, ""),
         (&[], &good, 415, "unsupported_media_type"),
-        (
-            &[("Content-Type", "text/plain")],
-            &too_large,
-            415,
-            "unsupported_media_type",
-        ),
-        (
-            &[("Content-Type", "application/json; charset=latin1")],
-            &good,
-            415,
-            "unsupported_media_type",
-        ),
-        (
-            &[JSON, ("Content-Encoding", "gzip")],
-            &good,
-            415,
-            "unsupported_media_type",
-        ),
+        (&[("Content-Type", "text/plain")], &too_large, 415, "unsupported_media_type"),
+        (&[("Content-Type", "application/json; charset=latin1")], &good, 415, "unsupported_media_type"),
+        (&[JSON, ("Content-Encoding", "gzip")], &good, 415, "unsupported_media_type"),
         (&[JSON], &too_large, 413, "body_too_large"),
         (&[JSON], b"", 400, "malformed_json"),
         (&[JSON], b"{", 400, "malformed_json"),
@@ -207,25 +188,11 @@ async fn bodies_are_checked_in_the_order_of_the_contract() {
         (&[JSON], b"null", 422, "invalid_order"),
         (&[JSON], invalid.as_bytes(), 422, "invalid_order"),
         (&[JSON], other_uid.as_bytes(), 422, "uid_mismatch"),
-        (
-            &[JSON, ("If-Match", "\"0\"")],
-            other_uid.as_bytes(),
-            422,
-            "uid_mismatch",
-        ),
-        (
-            &[JSON, ("If-Match", "\"0\"")],
-            &good,
-            412,
-            "version_mismatch",
-        ),
-        (
-            &[JSON, ("Accept", "text/html")],
-            &good,
-            406,
-            "not_acceptable",
-        ),
-    ] {
+        (&[JSON, ("If-Match", "\"0\"")], other_uid.as_bytes(), 422, "uid_mismatch"),
+        (&[JSON, ("If-Match", "\"0\"")], &good, 412, "version_mismatch"),
+        (&[JSON, ("Accept", "text/html")], &good, 406, "not_acceptable"),
+    ];
+    for (headers, body, status, code) in requests {
         let answer = api.send("PUT", ORDER, headers, body).await;
         assert_eq!(answer.status, status, "{headers:?} {code}: {}", answer.body);
         if status != 200 {
@@ -236,28 +203,18 @@ async fn bodies_are_checked_in_the_order_of_the_contract() {
             (status == 415).then_some("application/json")
         );
     }
-    let faults = api
-        .send("PUT", ORDER, &[JSON], invalid.as_bytes())
-        .await
-        .json();
-    let pointers: Vec<_> = faults["errors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|fault| fault["pointer"].as_str())
-        .collect();
+    let answer = api.send("PUT", ORDER, &[JSON], invalid.as_bytes()).await;
+    let faults = answer.json()["errors"].to_string();
     for pointer in [
-        "/items",
-        "/delivery",
-        "/payment",
-        "/customer_id",
-        "/date_created",
-        "/track_number",
+        "items",
+        "delivery",
+        "payment",
+        "customer_id",
+        "date_created",
+        "track_number",
     ] {
-        assert!(
-            pointers.contains(&Some(pointer)),
-            "{pointer} not in {pointers:?}"
-        );
+        let pointer = format!("\"pointer\":\"/{pointer}\"");
+        assert!(faults.contains(&pointer), "{pointer} not in {faults}");
     }
     let absent = api
         .send("PUT", "/api/v1/orders/other", &[JSON], other_uid.as_bytes())

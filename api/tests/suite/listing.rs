@@ -22,7 +22,7 @@ async fn pages_hold_every_order_once_newest_first_though_orders_arrive_meanwhile
     let mut expected = Vec::new();
     for number in 0..23 {
         let mut order = orders.next_order();
-        // Several of one moment: the uid decides among them.
+        // Several orders have the same time, so the uid decides their order.
         order.date_created = format!("2026-01-01T00:00:00.00000{}Z", number / 5)
             .parse()
             .unwrap();
@@ -79,7 +79,7 @@ async fn many_are_read_as_whole_as_one_is() {
         .collect();
 
     let list = api.get("/api/v1/orders").await;
-    // Differences would be shown in full.
+    // `assert_eq` would print both texts in full.
     let whole = serde_json::to_value(&newest_first).unwrap();
     assert!(list.json()["orders"] == whole, "not in the list");
     let exported = Download::start_wide(api.port, "/api/v1/orders").await;
@@ -169,7 +169,7 @@ async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go
     let mut staying = Vec::new();
     for number in 0..60 {
         let mut order = orders.order_with_uid(&format!("stays-{number}"));
-        // Few moments, so that pages end in the middle of one.
+        // Few different times, so that pages end between orders of the same time.
         order.date_created = format!("2026-01-01T00:00:0{}Z", number % 6)
             .parse()
             .unwrap();
@@ -228,6 +228,6 @@ async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go
     }
     stop.cancel();
     for writer in writers {
-        assert!(writer.await.unwrap() > 10, "nothing came or went");
+        assert!(writer.await.unwrap() > 10, "no order was added or removed");
     }
 }

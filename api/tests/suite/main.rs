@@ -1,4 +1,4 @@
-//! The api against a real PostgreSQL, started in this process and asked over TCP. One file a behaviour.
+//! Tests the api with a real PostgreSQL. The api runs in this process and is asked over TCP. There is one file per behaviour.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 

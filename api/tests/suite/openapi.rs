@@ -1,4 +1,4 @@
-//! The description of the API is served as it stands in the repository.
+//! The description of the API is served exactly as it is in the repository.
 
 use serde_json::Value;
 

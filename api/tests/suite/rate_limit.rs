@@ -1,4 +1,4 @@
-//! Too many requests of one peer, over the wire; the counting is tested beside `rate_limit`.
+//! Too many requests from one client, over TCP. The counting is tested beside `rate_limit`.
 
 use std::num::NonZeroU32;
 

@@ -34,7 +34,7 @@ async fn stored_order_is_answered_equal_to_what_was_sent() {
     }
 }
 
-/// Every way to read the only order there is answers it by these bytes.
+/// Asserts that every way to read the only order returns these bytes.
 async fn assert_is_read_everywhere(api: &TestApi, expected: &str) {
     let line = format!("{expected}\n");
     let database = [("Cache-Control", "no-cache")];
@@ -61,12 +61,12 @@ async fn assert_is_read_everywhere(api: &TestApi, expected: &str) {
 async fn fields_stand_as_in_the_sample_whoever_wrote_them() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    // jsonb sorts the fields of an item in its own way.
+    // jsonb stores the fields of an item in its own order.
     let sample: String = model_json().lines().map(str::trim).collect();
     let sample = sample.replace("\": ", "\":");
     assert_is_read_everywhere(&api, &sample).await;
 
-    // By name, so in yet another order.
+    // Sorted by name, which is yet another order.
     let mut order: serde_json::Value = serde_json::from_str(model_json()).unwrap();
     order["items"][0]["price"] = 454.into();
     let path = "/api/v1/orders/b563feb7b2b84b6test";
@@ -113,7 +113,7 @@ async fn known_version_is_not_sent_again() {
         (Some(&weak), None, 200),
         (Some(&star), None, 200),
         (Some(&other), None, 412),
-        // If-Match comes first (RFC 9110, section 13.2.2).
+        // If-Match is evaluated first (RFC 9110, section 13.2.2).
         (Some(&etag), Some(&etag), 304),
         (Some(&etag), Some(&other), 200),
         (Some(&other), Some(&etag), 412),

@@ -1,4 +1,4 @@
-//! Slow, greedy and broken clients, panics.
+//! Slow, greedy and broken clients, and panics.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ async fn a_kept_connection_may_idle_longer_than_a_header_may_take() {
     .await;
     let mut stream = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
     for _ in 0..2 {
-        // Between requests only the bound for idling counts.
+        // Between requests, only the limit for idle connections counts.
         tokio::time::sleep(Duration::from_millis(200)).await;
         stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
         stream.write_all(b"Host: localhost\r\n\r\n").await.unwrap();
@@ -97,7 +97,7 @@ async fn a_client_that_never_reads_is_hung_up_on() {
         .connect(([127, 0, 0, 1], api.port).into())
         .await
         .unwrap();
-    // Answers pile up until nothing more can be sent, then requests do: every write to the server waits.
+    // First the answers pile up until the server can send no more, then the requests do: every write to the server waits.
     let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
     let flood = async { while stream.write_all(&request).await.is_ok() {} };
     tokio::time::timeout(PATIENCE, flood)
@@ -172,7 +172,7 @@ async fn heads_have_a_bound() {
         ("many fields", fields(110), "431"),
     ] {
         let (status, was_reset) = status_of(&api, &request).await;
-        // The server hangs up in the middle: the answer may be lost with what it has not read.
+        // The server closes in the middle of the request, so the answer may be lost.
         let is_refused = was_reset && status.is_empty() && wanted == "431";
         assert!(status == wanted || is_refused, "{what}: {status:?}");
     }
@@ -183,7 +183,7 @@ async fn http2_with_prior_knowledge_is_hung_up_on() {
     let api = TestApi::start().await;
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     assert_eq!(status_of(&api, preface).await.0, "");
-    // As a client asks that would rather have HTTP/2: it stays what it is.
+    // A client that would prefer HTTP/2 asks like this. The connection stays HTTP/1.1.
     let upgrade = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\n\
                    Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n";
     assert_eq!(status_of(&api, upgrade).await.0, "200");
@@ -234,13 +234,13 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
     assert!(!answers.contains("canary"), "{answers}");
     assert!(
         answers.ends_with("\r\n\r\nfine"),
-        "the connection goes on: {answers}"
+        "the connection stays open: {answers}"
     );
 }
 
-/// A process of its own: a limit on files is one of a process.
+/// Runs in a process of its own, because a limit on file descriptors applies to a whole process.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_table_of_files_is_survived() {
+async fn running_out_of_file_descriptors_is_survived() {
     let mut program = Program::start(&TestDatabase::create(), &[]).await;
     let port = program.port;
     let mut kept = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -274,7 +274,7 @@ async fn a_full_table_of_files_is_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_takes_all_files_that_it_may() {
+async fn the_program_raises_its_limit_on_file_descriptors() {
     let mut low = Command::new("sh");
     low.args([
         "-c",
@@ -304,7 +304,7 @@ async fn a_body_that_dribbles_is_answered_408() {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let (mut reader, mut writer) = stream.split();
-        // A chunk of one byte where it is chunked, else six bytes of the body.
+        // One chunk of one byte if the body is chunked, otherwise six bytes of the body.
         let dribble = async {
             while writer.write_all(b"1\r\n \r\n").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -325,7 +325,7 @@ async fn a_body_that_dribbles_is_answered_408() {
     }
 }
 
-/// With Nagle's algorithm the second answer waits until the client has acknowledged the first, which it puts off by 40 ms.
+/// With Nagle's algorithm, the second answer would wait until the client has acknowledged the first, which takes 40 ms.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_do_not_wait_for_acknowledgements() {
     let api = TestApi::start().await;
@@ -349,14 +349,14 @@ async fn start_with_deadlines(change: impl FnOnce(&mut Deadlines)) -> TestApi {
     .await
 }
 
-/// Linux has all of 127.0.0.0/8: peers enough.
+/// On Linux, all of 127.0.0.0/8 is loopback, so a test can use many addresses.
 async fn connect_from(source: [u8; 4], port: u16) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
     socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
 }
 
-/// The status that a request is answered with, if any, and whether the connection was reset.
+/// Returns the status of the answer, if there is one, and whether the connection was reset.
 async fn status_of(api: &TestApi, request: &str) -> (String, bool) {
     let mut stream = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
     stream.write_all(request.as_bytes()).await.ok();
@@ -378,7 +378,7 @@ async fn status_of(api: &TestApi, request: &str) -> (String, bool) {
     (status.to_owned(), was_reset)
 }
 
-/// What comes next; empty where the server hung up.
+/// Reads what comes next. The text is empty if the server hung up.
 async fn read_some(stream: &mut TcpStream) -> String {
     let mut buffer = [0; 4096];
     let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await;
@@ -386,7 +386,7 @@ async fn read_some(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
-/// How many connections the server says it has hung up on for this reason.
+/// Returns how many connections the server has dropped for this reason, according to its metrics.
 async fn dropped(api: &TestApi, reason: &str) -> u64 {
     let name = format!("orders_api_http_dropped_connections_total{{reason=\"{reason}\"}} ");
     let metrics = api.get("/metrics").await.body;

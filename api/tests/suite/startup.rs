@@ -1,4 +1,4 @@
-//! The program itself: what it refuses, what it prints, how it ends.
+//! The program itself: what it refuses, what it prints and how it exits.
 
 use std::process::{Command, Output};
 
@@ -20,7 +20,7 @@ fn program(database: &DatabaseSettings, variables: &[(&str, &str)]) -> Command {
     command
 }
 
-/// One line that names the fault, and a status that says so.
+/// Asserts that the program exits with a failure and prints one line that names the fault.
 fn assert_refused(output: &Output, named: &str) {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let said: Vec<&str> = text

@@ -1,4 +1,4 @@
-//! What SIGTERM does to requests under way.
+//! What SIGTERM does to requests in progress.
 
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ async fn requests_that_do_not_end_are_dropped_in_time() {
     .await
     .unwrap();
     eventually("the request is under way", PATIENCE, async || {
-        // Two: this one and the one that asks.
+        // Two connections: this one and the one that asks.
         api.get("/metrics")
             .await
             .body

@@ -1,4 +1,4 @@
-//! An api of a test's own, and a client that sends exactly the bytes it is told to.
+//! Starts an `api` for one test, with a client that sends exactly the given bytes.
 
 pub mod coherence;
 pub mod conformity;
@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Longer than anything here takes on a busy machine; a test that needs it has failed.
+/// Longer than anything takes on a busy machine. A test that waits for so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct TestApi {
@@ -35,7 +35,7 @@ pub struct TestApi {
 }
 
 impl TestApi {
-    /// Starts on a database of its own and waits until the cache is live.
+    /// Starts with a database of its own and waits until the cache is live.
     pub async fn start() -> Self {
         Self::start_with(TestDatabase::create(), |_| {}).await
     }
@@ -74,21 +74,21 @@ impl TestApi {
         .await;
     }
 
-    /// Writes an order as another process would, and waits until its event has come.
+    /// Writes an order as another process would, and waits until its event has arrived.
     pub async fn store(&self, order: &Order) {
         let before = self.events().await;
         store(&self.database, order);
         self.wait_for_event_after(before).await;
     }
 
-    /// How many events the listener has heard.
+    /// Returns how many events the listener has received.
     pub async fn events(&self) -> u64 {
         self.stats().await["listener"]["events"].as_u64().unwrap()
     }
 
-    /// Waits until one more event has come. Until then it may still take an entry away.
+    /// Waits until one more event has arrived. Until then the event may still evict an entry.
     pub async fn wait_for_event_after(&self, before: u64) {
-        eventually("the event has come", PATIENCE, async || {
+        eventually("the event has arrived", PATIENCE, async || {
             self.events().await > before
         })
         .await;
@@ -209,7 +209,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
-    /// Status and code of a problem, whose whole form is checked.
+    /// Returns the status and the code of a problem, and checks its whole form.
     pub fn problem(&self) -> (u16, String) {
         assert_eq!(
             self.header("content-type"),
@@ -266,7 +266,7 @@ pub fn generator() -> OrderGenerator {
     OrderGenerator::new(7, "2026-01-01T00:00:00Z".parse().unwrap())
 }
 
-/// Writes an order as another process would, event included.
+/// Writes an order as another process would, including the event.
 pub fn store(database: &TestDatabase, order: &Order) {
     let source = Source {
         partition: 0,
@@ -290,7 +290,7 @@ pub fn notify(connection: &mut PgConnection, payload: &str) -> QueryResult<()> {
         .map(|_| ())
 }
 
-/// A table that nobody else can read.
+/// A lock that lets nobody else read a table.
 pub struct TableLock(PgConnection);
 
 impl TableLock {
@@ -306,7 +306,7 @@ impl TableLock {
     }
 }
 
-/// Ends the sessions of every listener of the database.
+/// Terminates the sessions of all listeners of the database.
 pub fn terminate_listener(database: &TestDatabase) {
     database.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \

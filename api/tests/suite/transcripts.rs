@@ -1,8 +1,8 @@
-//! `docs/API.md` shows what the api answers: each of its commands is run, and its output compared.
+//! Runs each command of `docs/API.md` and compares its output with the page.
 //!
-//! A block of commands begins with three back-ticks and `console`. Further words there are settings of an api that the
-//! block has to itself, with a database of its own, or say what ails that database. With `UPDATE_API_MD` set, outputs
-//! that differ are written anew.
+//! A block of commands begins with three back-ticks and `console`. If more words follow, the block has an api and a database
+//! of its own. The words are settings of that api, or name what is wrong with that database. If `UPDATE_API_MD` is set,
+//! outputs that differ are written to the page.
 
 mod run;
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use self::run::Api;
 
-/// Where the page says that the api is.
+/// The address that the page uses.
 const ADDRESS: &str = "localhost:8081";
 
 const PAGE: &str = include_str!("../../../docs/API.md");
@@ -28,7 +28,11 @@ async fn the_page_shows_what_is_answered() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/API.md");
         std::fs::write(file, new.render()).unwrap();
     } else {
-        assert_eq!(old.render(), PAGE, "not as UPDATE_API_MD=1 writes it");
+        assert_eq!(
+            old.render(),
+            PAGE,
+            "the page is not formatted as UPDATE_API_MD=1 writes it"
+        );
         let steps = old.steps().zip(new.steps());
         let outdated: Vec<String> = steps
             .filter(|(old, new)| old.output != new.output)
@@ -62,7 +66,7 @@ enum Part {
 }
 
 struct Block {
-    /// What stands behind "console".
+    /// The words after "console".
     setup: String,
     steps: Vec<Step>,
 }
@@ -110,7 +114,7 @@ impl Page {
         self.blocks().flat_map(|block| &block.steps)
     }
 
-    /// The same page with what is answered now. Blocks with the same setup run in order on the same api.
+    /// Returns the page with the present outputs. Blocks with the same setup run in order on the same api.
     async fn run_again(&self) -> Self {
         let setups: BTreeSet<&str> = self.blocks().map(|block| block.setup.as_str()).collect();
         let runs = setups.into_iter().map(async |setup| {
@@ -146,7 +150,7 @@ impl Page {
         }
     }
 
-    /// Operations and codes of `openapi.json` that no command meets.
+    /// Lists the operations and codes of `openapi.json` that no command shows.
     fn lacking(&self) -> BTreeSet<String> {
         let document: Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
         let steps: Vec<&Step> = self.steps().collect();
@@ -184,7 +188,7 @@ impl Block {
 }
 
 impl Step {
-    /// A command goes on behind a backslash at the end of its line; what follows it is its output.
+    /// A command continues after a backslash at the end of its line. The lines after the command are its output.
     fn parse_all(lines: &[&str]) -> Vec<Self> {
         let mut steps: Vec<Self> = Vec::new();
         for line in lines {

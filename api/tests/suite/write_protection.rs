@@ -1,11 +1,11 @@
-//! Who may write, over the wire; the rules themselves are tested beside `authority`.
+//! Who may write, over TCP. The rules themselves are tested beside `authority`.
 
 use shared::config::Secret;
 use shared::testing::TestDatabase;
 
 use crate::support::{TestApi, model};
 
-/// Every route that is guarded.
+/// All operations that need authorization.
 const GUARDED: [(&str, &str); 4] = [
     ("PUT", "/api/v1/orders/b563feb7b2b84b6test"),
     ("DELETE", "/api/v1/orders/b563feb7b2b84b6test"),
@@ -37,7 +37,7 @@ async fn with_a_token_writes_need_it_and_reads_do_not() {
     }
     assert_eq!(api.get("/order/b563feb7b2b84b6test").await.status, 200);
     let token = ("Authorization", "Bearer s3cret");
-    // The token is proof enough: no page of another site has it.
+    // The token is proof enough, because no page of another site has it.
     assert_eq!(
         api.put(&model(), &[token, ("Host", "orders.example")])
             .await

@@ -63,7 +63,7 @@ async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
     .await;
 }
 
-/// The model with so many items, each with its own number.
+/// Returns the model with so many items, each with its own number.
 fn with_items(count: i64) -> Order {
     let mut order = model();
     order.items = (0..count)
@@ -96,12 +96,15 @@ async fn order_of_a_thousand_items_is_written_as_one_row() {
     let put = api.put(&large, &[]).await;
     assert_eq!(put.status, 200);
     api.wait_for_event_after(before).await;
-    // A difference would be shown in full.
-    assert!(put.body == expected, "answered otherwise than sent");
+    // `assert_eq` would print both texts in full.
+    assert!(
+        put.body == expected,
+        "the answer differs from what was sent"
+    );
     for cache_status in ["orders; fwd=miss; stored", "orders; hit"] {
         let read = api.get("/order/b563feb7b2b84b6test").await;
         assert_eq!(read.header("cache-status"), Some(cache_status));
-        assert!(read.body == expected, "read otherwise than sent");
+        assert!(read.body == expected, "a read differs from what was sent");
         assert_eq!(read.header("etag"), put.header("etag"));
     }
     assert_eq!((rows(), items()), (2, 1000));
@@ -237,7 +240,7 @@ async fn of_fifty_writers_with_one_version_exactly_one_wins() {
             .filter(|answer| matches!(answer.status, 200 | 204))
             .collect();
         assert_eq!(winners.len(), 1);
-        // Who comes after a DELETE finds nothing, after a PUT another version.
+        // A writer that comes after a DELETE finds no order, and one that comes after a PUT finds another version.
         let lost = if winners[0].status == 200 { 412 } else { 404 };
         assert_eq!(
             answers
@@ -263,10 +266,11 @@ async fn answered_put_is_never_followed_by_an_older_answer() {
     api.store(&model()).await;
     let mut orders = generator();
     for _ in 0..50 {
-        // Cached, so that only an eviction can bring the new one.
+        // The order is cached, so only an eviction can make the new version visible.
         api.get("/order/b563feb7b2b84b6test").await;
         let body = serde_json::to_string(&orders.order_with_uid("b563feb7b2b84b6test")).unwrap();
-        // On one connection, in one write: the read begins before the event can have gone round by the database.
+        // Both requests are sent at once on one connection, so the read begins before the event can have come back from the
+        // database.
         let requests = format!(
             "PUT /api/v1/orders/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}\

@@ -1,7 +1,7 @@
-//! Holds every answer that a test gets to `openapi.json`: its status, its headers, its body.
+//! Checks the status, the headers and the body of every answer that a test gets against `openapi.json`.
 //!
-//! So the document cannot fall behind what any test here makes the api answer, outages included, which schemathesis
-//! does not meet.
+//! So the document cannot differ from any answer that a test provokes. This includes answers during outages, which
+//! schemathesis does not see.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -14,7 +14,7 @@ use super::Answer;
 pub static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../../openapi.json")).unwrap());
 
-/// Headers of HTTP itself.
+/// Headers that belong to HTTP itself.
 const GENERAL: [&str; 5] = [
     "connection",
     "content-length",
@@ -23,7 +23,7 @@ const GENERAL: [&str; 5] = [
     "transfer-encoding",
 ];
 
-/// Headers that any answer may have, with their descriptions: the document tells of them at its beginning.
+/// Headers that any answer may have, with the names of their descriptions. The document mentions them at its beginning.
 const ON_ANY: [(&str, &str); 8] = [
     ("access-control-allow-headers", "AccessControlAllowHeaders"),
     ("access-control-allow-methods", "AccessControlAllowMethods"),
@@ -38,7 +38,7 @@ const ON_ANY: [(&str, &str); 8] = [
     ("vary", "Vary"),
 ];
 
-/// What answers a request that is for none of the operations.
+/// Which response describes the answer to a request that belongs to no operation.
 const OTHERWISE: [(u16, &str); 5] = [
     (204, "Preflight"),
     (400, "InvalidOrderUid"),
@@ -47,7 +47,7 @@ const OTHERWISE: [(u16, &str); 5] = [
     (429, "RateLimited"),
 ];
 
-/// Fails where the document does not allow an answer.
+/// Panics if the document does not allow an answer.
 pub fn check(method: &str, target: &str, answer: &Answer) {
     let faults = faults(method, target, answer);
     assert!(
@@ -60,7 +60,7 @@ pub fn check(method: &str, target: &str, answer: &Answer) {
     );
 }
 
-/// Whatever the document does not allow.
+/// Lists everything about an answer that the document does not allow.
 pub fn faults(method: &str, target: &str, answer: &Answer) -> Vec<String> {
     let Some(response) = response(method, target, answer.status) else {
         return vec!["the status is not described".to_owned()];
@@ -70,7 +70,7 @@ pub fn faults(method: &str, target: &str, answer: &Answer) -> Vec<String> {
     faults
 }
 
-/// What the document says of an answer with this status.
+/// Returns the description of an answer with this status.
 fn response(method: &str, target: &str, status: u16) -> Option<&'static Value> {
     let path = target.split('?').next().unwrap();
     let item = path_item(path);
@@ -154,7 +154,7 @@ fn body_faults(response: &'static Value, answer: &Answer, is_head: bool) -> Vec<
     }
 }
 
-/// Where a value is not as a schema of the document says.
+/// Lists where a value does not match a schema of the document.
 pub fn schema_faults(schema: &'static Value, value: &Value) -> Vec<String> {
     let validator = validator(schema);
     let errors = validator.iter_errors(value);
@@ -163,7 +163,7 @@ pub fn schema_faults(schema: &'static Value, value: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Made once for each schema of the document.
+/// Builds one validator for each schema of the document, once.
 fn validator(schema: &'static Value) -> Arc<Validator> {
     static MADE: LazyLock<Mutex<HashMap<usize, Arc<Validator>>>> = LazyLock::new(Mutex::default);
     let mut made = MADE.lock().unwrap();

@@ -1,4 +1,4 @@
-//! Many orders at once: copies of the model, made inside the database.
+//! Creates many orders at once: copies of the model, made inside the database.
 
 use chrono::TimeDelta;
 use diesel::prelude::*;
@@ -8,7 +8,7 @@ use shared::testing::TestDatabase;
 
 use super::{model, store};
 
-/// Stores the model and copies of it, each a second older than the one before, with so many items each.
+/// Stores the model and copies of it. Each is one second older than the previous one and has `items` items.
 pub fn store_copies(database: &TestDatabase, count: i64, items: i32) {
     store(database, &model());
     diesel::sql_query(
@@ -24,7 +24,7 @@ pub fn store_copies(database: &TestDatabase, count: i64, items: i32) {
     .unwrap();
 }
 
-/// The copy of a number, as it must be answered.
+/// Returns the copy with this number, as the API must return it.
 pub fn copy(number: i64, items: usize) -> Order {
     let mut order = model();
     order.order_uid = format!("copy-{number}").parse().unwrap();

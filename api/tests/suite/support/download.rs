@@ -1,15 +1,15 @@
-//! A client that reads an answer of chunks as slowly as a test wants, and tells a whole one from a part.
+//! A client that reads an answer as slowly as a test wants, and notices if the answer was cut.
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Small, so that a client which reads nothing soon stops the server.
+/// Small, so that a client that reads nothing soon stops the server.
 const RECEIVE_BUFFER_BYTES: u32 = 4096;
 
-/// What asks for all orders.
+/// The header that asks for all orders.
 pub const NDJSON: &str = "Accept: application/x-ndjson\r\n";
 
-/// The connection ended before the answer did.
+/// The connection ended before the answer was complete.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cut;
 
@@ -19,24 +19,24 @@ pub struct Download {
 }
 
 impl Download {
-    /// Asks for all orders and reads the head of the answer, by a narrow connection.
+    /// Asks for all orders over a connection with a small receive buffer, and reads the head of the answer.
     pub async fn start(port: u16, path: &str) -> Self {
         Self::start_narrow_with(port, path, NDJSON).await
     }
 
-    /// The same with other headers, a line each.
+    /// The same with other headers, one per line.
     pub async fn start_narrow_with(port: u16, path: &str, headers: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
         Self::start_on(socket, port, path, headers).await
     }
 
-    /// The same by a connection that is as fast as they are.
+    /// The same over a connection with the usual buffer.
     pub async fn start_wide(port: u16, path: &str) -> Self {
         Self::start_with(port, path, NDJSON).await
     }
 
-    /// The same with other headers, a line each.
+    /// The same with other headers, one per line.
     pub async fn start_with(port: u16, path: &str, headers: &str) -> Self {
         Self::start_on(TcpSocket::new_v4().unwrap(), port, path, headers).await
     }
@@ -59,7 +59,7 @@ impl Download {
         self.head.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    /// The next chunk; `None` at the end of the whole.
+    /// Reads the next chunk; `None` after the last one.
     pub async fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, Cut> {
         let mut size = String::new();
         self.stream.read_line(&mut size).await.map_err(|_| Cut)?;
@@ -71,7 +71,7 @@ impl Download {
         Ok((size > 0).then_some(chunk))
     }
 
-    /// The rest of the body.
+    /// Reads the rest of the body.
     pub async fn bytes(mut self) -> Result<Vec<u8>, Cut> {
         let mut body = Vec::new();
         if self.head.contains("\r\ncontent-length: ") {
@@ -84,7 +84,7 @@ impl Download {
         Ok(body)
     }
 
-    /// The rest of the lines.
+    /// Reads the rest of the body as lines.
     pub async fn lines(self) -> Result<Vec<String>, Cut> {
         let body = String::from_utf8(self.bytes().await?).unwrap();
         assert!(body.is_empty() || body.ends_with('\n'));

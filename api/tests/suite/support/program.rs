@@ -1,4 +1,4 @@
-//! The program itself, in a process of its own: its memory and its log are nobody else's.
+//! Runs the program in a process of its own, with its own memory and log.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use super::{Answer, PATIENCE, send_bytes};
 pub struct Program {
     pub process: Child,
     pub port: u16,
-    /// A file: a pipe that nobody reads would stop the program.
+    /// The log goes to a file, because a pipe that nobody reads would block the program.
     log: PathBuf,
 }
 
 impl Program {
-    /// Starts with further settings and waits until it is ready.
+    /// Starts the program with additional settings and waits until it is ready.
     pub async fn start(database: &TestDatabase, settings: &[(&str, &str)]) -> Self {
         Self::start_by(Command::new(env!("CARGO_BIN_EXE_api")), database, settings).await
     }
 
-    /// Starts by a command that ends up as the program.
+    /// Starts the program by a command that executes it.
     pub async fn start_by(
         command: Command,
         database: &TestDatabase,
@@ -33,7 +33,7 @@ impl Program {
         program
     }
 
-    /// The same without waiting.
+    /// The same, without waiting until it is ready.
     pub async fn start_unready(
         mut command: Command,
         database: &TestDatabase,
@@ -73,7 +73,7 @@ impl Program {
         .await
     }
 
-    /// Sends a request that asks for the connection to be closed.
+    /// Sends a request that asks the server to close the connection.
     pub async fn send(&self, request: &str) -> Answer {
         send_bytes(self.port, request.as_bytes()).await
     }
@@ -90,7 +90,7 @@ impl Program {
         .await;
     }
 
-    /// Ends it, and gives what it has logged.
+    /// Stops the program and returns its log.
     pub fn log(mut self) -> String {
         self.process.kill().unwrap();
         self.process.wait().unwrap();

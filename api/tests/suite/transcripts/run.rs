@@ -1,4 +1,4 @@
-//! An api for the page's commands, and what they print.
+//! Starts an api for the commands of the page, and runs them.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use super::ADDRESS;
 use crate::support::program::Program;
 use crate::support::{PATIENCE, generator, model, store};
 
-/// An api whose database has the sample order and three others, and may ail.
+/// An api whose database has the sample order and three others, and may be broken on purpose.
 pub struct Api {
     program: Arc<Program>,
     database: TestDatabase,
@@ -23,7 +23,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Starts one with settings, `NAME=value` each; `database=...` is what ails the database from then on.
+    /// Starts an api with settings, each written as `NAME=value`. `database=...` breaks the database afterwards.
     pub async fn start(setup: &str) -> Self {
         let database = TestDatabase::create();
         store(&database, &model());
@@ -87,7 +87,7 @@ impl Api {
         self.program.send(&get("/api/v1/cache/stats")).await.json()
     }
 
-    /// Runs a command as the page's readers would, and waits until the cache has heard of what it wrote.
+    /// Runs a command as readers of the page would, and waits until the cache has received the events of its writes.
     pub async fn output_of(&self, command: &str) -> String {
         if !(command.contains("-X PUT") || command.contains("-X DELETE")) {
             return run(command, self.program.port).await;
@@ -108,7 +108,7 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
-/// What a command prints, but for what curl says of its progress.
+/// Returns what a command prints, without the progress that curl shows.
 async fn run(command: &str, port: u16) -> String {
     let mut shell = Command::new("bash");
     shell
@@ -117,7 +117,7 @@ async fn run(command: &str, port: u16) -> String {
             &command.replace(ADDRESS, &format!("localhost:{port}")),
         ])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        // No settings of whoever runs this.
+        // Ignores the curl settings of the developer.
         .env("CURL_HOME", env!("CARGO_TARGET_TMPDIR"))
         .env("no_proxy", "*");
     let ended = tokio::task::spawn_blocking(move || shell.output());
@@ -135,8 +135,8 @@ async fn run(command: &str, port: u16) -> String {
         .to_owned()
 }
 
-/// An output without what differs from run to run: ids and dates of requests, times, counts of what runs by itself, and
-/// whatever a change of the page or of the version changes.
+/// Removes from an output what differs from run to run: request ids, dates, times, counts of background work, and what
+/// changes with the files of the web page or with the version.
 pub fn without_what_varies(output: &str) -> String {
     static VARYING: LazyLock<Regex> = LazyLock::new(|| {
         let patterns = [
