@@ -1,15 +1,13 @@
-//! Loads by statements that they share: what is asked for while the database works goes into the next statement.
+//! Loads that share statements: what is asked for while the database works goes into the next statement.
 //!
-//! A lone load waits for no other. Many at a time cost a statement's round trip, plan and wake-ups once for all of them, and
-//! take few connections, however many readers miss. Each has its slot before its statement begins, as the core wants it.
+//! A single load waits for no other. Many loads at a time share the cost of one statement: its round trip, its plan and its
+//! wake-ups. They take few connections, however many readers miss. Each load has its slot before its statement begins, as
+//! the core demands.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use compact_str::CompactString;
 use futures_util::FutureExt;
-use shared::db::models::VersionedOrder;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
@@ -21,42 +19,44 @@ use super::loader::OwnedLoad;
 use super::{OrderCache, ReadyOrder};
 use crate::repository::StoreError;
 
-/// Statements that run side by side: while the rows of one are made into answers, the database works at the other.
+/// The number of statements that run at the same time. While the rows of one are made into answers, the database works on the
+/// other.
 const STATEMENTS: usize = 2;
-/// Most orders a statement: a millisecond or two, so that nobody waits for long behind others.
+/// The largest number of orders per statement. They take a millisecond or two, so that nobody waits long behind others.
 const MAX_LOADS: usize = 64;
 
-/// The loads that wait for a statement. It is as long as there are readers who wait: one a connection.
+/// The loads that wait for a statement. Each has a reader who waits on a connection of its own, so the number of connections
+/// bounds the length.
 #[derive(Debug)]
 pub(super) struct LoadQueue {
-    sender: UnboundedSender<OwnedLoad>,
-    receiver: Mutex<UnboundedReceiver<OwnedLoad>>,
+    loads_tx: UnboundedSender<OwnedLoad>,
+    loads_rx: Mutex<UnboundedReceiver<OwnedLoad>>,
 }
 
 impl LoadQueue {
     pub(super) fn new() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (loads_tx, loads_rx) = mpsc::unbounded_channel();
         Self {
-            sender,
-            receiver: Mutex::new(receiver),
+            loads_tx,
+            loads_rx: Mutex::new(loads_rx),
         }
     }
 
-    /// To be run by [`OrderCache::run_loads`].
+    /// Adds a load, which [`OrderCache::run_loads`] runs.
     pub(super) fn push(&self, load: OwnedLoad) {
-        if self.sender.send(load).is_err() {
-            error!("nothing is loaded any more: the queue of loads is closed");
+        if self.loads_tx.send(load).is_err() {
+            error!("orders can no longer be loaded: the queue of loads is closed");
         }
     }
 
     async fn next_batch(&self) -> Vec<OwnedLoad> {
         let mut loads = Vec::new();
-        let mut receiver = self.receiver.lock().await;
-        receiver.recv_many(&mut loads, MAX_LOADS).await;
-        // Behind those who are about to ask, too: after an answer to many they come back together.
+        let mut loads_rx = self.loads_rx.lock().await;
+        loads_rx.recv_many(&mut loads, MAX_LOADS).await;
+        // Readers who are about to ask come first: after an answer to many of them, they come back together.
         tokio::task::yield_now().await;
         while loads.len() < MAX_LOADS
-            && let Ok(load) = receiver.try_recv()
+            && let Ok(load) = loads_rx.try_recv()
         {
             loads.push(load);
         }
@@ -65,7 +65,7 @@ impl LoadQueue {
 }
 
 impl OrderCache {
-    /// Runs the loads that readers begin, until `shutdown`.
+    /// Runs the loads that readers began, until `shutdown`.
     pub async fn run_loads(self: Arc<Self>, shutdown: CancellationToken) {
         let mut workers = JoinSet::new();
         for _ in 0..STATEMENTS {
@@ -78,35 +78,27 @@ impl OrderCache {
         loop {
             let loads = self.queue.next_batch().await;
             let batch = self.load_together(loads, Placement::Hot);
-            // Each load answers those who wait for it, however it ends.
-            match AssertUnwindSafe(batch).catch_unwind().await {
-                Ok(Ok(()) | Err(_)) => {}
-                Err(_) => error!("a load panicked"),
+            // Each load answers the readers who wait for it, however it ends.
+            if AssertUnwindSafe(batch).catch_unwind().await.is_err() {
+                error!("a load panicked");
             }
         }
     }
 
-    /// Ends every load with what one statement brings for all of them. An order that cannot be read costs the others no
-    /// more than a statement.
+    /// Ends every load with what one statement brings for all of them. An order that cannot be read fails only its own load.
     ///
     /// # Errors
-    /// [`StoreError`] where the database gave no answer; it is logged, and the loads have ended with it.
+    /// Returns a [`StoreError`] if the database gave no answer. All loads have then ended with this error.
     pub(super) async fn load_together(
         self: &Arc<Self>,
         loads: Vec<OwnedLoad>,
         placement: Placement,
     ) -> Result<(), StoreError> {
-        match self.find_for(&loads).await {
-            Ok(mut orders) => {
+        let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
+        match self.repository.find_orders(&uids).await {
+            Ok(mut found) => {
                 for load in loads {
-                    let order = orders.remove(load.uid());
-                    load.finish(Ok(order), placement);
-                }
-                Ok(())
-            }
-            Err(StoreError::Internal) if loads.len() > 1 => {
-                for load in loads {
-                    let order = self.repository.find_order(load.uid()).await;
+                    let order = found.remove(load.uid()).transpose();
                     load.finish(order.map(|order| order.map(ReadyOrder::from)), placement);
                 }
                 Ok(())
@@ -118,18 +110,5 @@ impl OrderCache {
                 Err(error)
             }
         }
-    }
-
-    async fn find_for(
-        &self,
-        loads: &[OwnedLoad],
-    ) -> Result<HashMap<CompactString, ReadyOrder>, StoreError> {
-        let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
-        let found = self.repository.find_orders(&uids).await?;
-        let ready = |versioned: VersionedOrder| {
-            let uid = CompactString::from(versioned.order.order_uid.as_str());
-            (uid, versioned.into())
-        };
-        Ok(found.into_iter().map(ready).collect())
     }
 }

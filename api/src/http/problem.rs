@@ -275,7 +275,6 @@ impl From<WriteError> for ApiError {
             WriteError::NotFound => Self::OrderNotFound { cache_status: None },
             WriteError::VersionMismatch { current } => Self::VersionMismatch { current },
             WriteError::Store(error) => error.into(),
-            WriteError::Query(_) => Self::Internal,
         }
     }
 }

@@ -1,34 +1,39 @@
-//! What is logged of a database that gives no connection: every request would add a line, thousands a second.
+//! The log of a database that gives no connection. Without a limit every request would add a line, thousands in a second.
 
 use std::fmt::Display;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use shared::throttle::Throttle;
 use tracing::warn;
 
-/// How often it is said.
+/// Often enough to see how the outage goes on.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Says it once in a while, and how often it was left out.
-#[derive(Debug, Default)]
-pub(super) struct OutageLog(Mutex<Said>);
+/// Logs one line in an interval, with the number of lines that were left out.
+#[derive(Debug)]
+pub(super) struct OutageLog {
+    throttle: Mutex<Throttle>,
+    left_out: AtomicU64,
+}
 
-#[derive(Debug, Default)]
-struct Said {
-    last: Option<Instant>,
-    left_out: u64,
+impl Default for OutageLog {
+    fn default() -> Self {
+        Self {
+            throttle: Mutex::new(Throttle::every(INTERVAL)),
+            left_out: AtomicU64::new(0),
+        }
+    }
 }
 
 impl OutageLog {
     pub(super) fn warn(&self, reason: impl Display) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.last.is_some_and(|at| at.elapsed() < INTERVAL) {
-            said.left_out += 1;
-            return;
+        if self.throttle.lock().is_due() {
+            let left_out = self.left_out.swap(0, Ordering::Relaxed);
+            warn!(left_out, "{reason}");
+        } else {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
         }
-        let left_out = std::mem::take(&mut said.left_out);
-        said.last = Some(Instant::now());
-        drop(said);
-        warn!(left_out, "{reason}");
     }
 }

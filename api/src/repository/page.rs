@@ -8,47 +8,44 @@ use diesel_async::RunQueryDsl;
 use shared::db::models::{OrderRow, VersionedOrder};
 use shared::db::schema::orders;
 
-use super::{Position, Repository, StoreError, older_than, within};
+use super::{Position, Repository, StoreError, older_than, unreadable};
 
-/// Which orders to list; what is `None` does not filter.
+/// Which orders to list. A field that is `None` does not filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OrderFilter {
-    /// Of this customer only.
+    /// Only orders of this customer.
     pub customer_id: Option<String>,
-    /// With this track number only.
+    /// Only orders with this track number.
     pub track_number: Option<String>,
-    /// Created then or later.
+    /// Only orders that were created at this time or later.
     pub from: Option<DateTime<Utc>>,
-    /// Created before then.
+    /// Only orders that were created before this time.
     pub to: Option<DateTime<Utc>>,
 }
 
 impl Repository {
-    /// Reads at most `limit` orders, newest first, from behind `after` on.
+    /// Reads at most `limit` orders, newest first: those behind `after`, or the newest of all.
     ///
     /// # Errors
-    /// [`StoreError`] as said there.
+    /// Returns a [`StoreError`] if the database gave no answer, or one of the orders cannot be read.
     pub async fn list_orders(
         &self,
         filter: &OrderFilter,
         after: Option<&Position>,
         limit: i64,
     ) -> Result<Vec<VersionedOrder>, StoreError> {
-        let mut session = self.session().await?;
         let query = matching(filter, after).limit(limit);
-        let outcome = within(
-            session.limit(),
-            query.load::<OrderRow>(&mut session.connection),
-        )
-        .await;
-        let rows = session.settle(outcome).await?;
-        Ok(rows.into_iter().map(VersionedOrder::from).collect())
+        let rows: Vec<OrderRow> = self
+            .run(async |connection| query.load(connection).await)
+            .await?;
+        let orders = rows.into_iter().map(VersionedOrder::try_from);
+        orders.map(|order| order.map_err(unreadable)).collect()
     }
 }
 
 type OrderQuery<'a> = IntoBoxed<'a, Select<orders::table, AsSelect<OrderRow, Pg>>, Pg>;
 
-/// The orders that match, newest first, from behind `after` on.
+/// The orders that match the filter, newest first: those behind `after`, or the newest of all.
 pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) -> OrderQuery<'a> {
     let mut query = orders::table
         .select(OrderRow::as_select())
@@ -66,8 +63,8 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
     if let Some(to) = filter.to {
         query = query.filter(orders::date_created.lt(to));
     }
-    // A position that is not older than `to` excludes nothing more. Kept, it would be where the index is entered, and every
-    // order between the two would be read in vain.
+    // A position that is not older than `to` excludes nothing more. It is left out: otherwise PostgreSQL would enter the index
+    // there, and read every order between the two in vain.
     if let Some(position) = after.filter(|(date, _)| filter.to.is_none_or(|to| *date < to)) {
         query = query.filter(older_than(position));
     }
@@ -105,13 +102,13 @@ mod tests {
         let model = Order::decode(model_json().as_bytes()).unwrap();
         let insert = diesel::insert_into(orders::table).values(NewOrder::new(&model, None));
         diesel::RunQueryDsl::execute(insert, connection).unwrap();
-        // Customers and track numbers that lie together in time, and are many: any index but the right one is slow.
+        // Many customers and track numbers, each within a short time: every index but the right one is slow.
         let copies = "INSERT INTO orders SELECT copied.* FROM orders, generate_series(1, 20000) number, \
              LATERAL jsonb_populate_record(orders, jsonb_build_object( \
                  'order_uid', 'copy-' || number, 'date_created', date_created + number * interval '1 minute', \
                  'customer_id', 'customer-' || number / 1000, 'track_number', 'track-' || number / 500, \
                  'version', nextval('order_version_seq'))) copied";
-        // Sorting a few orders can be cheaper. What counts is that it is never needed.
+        // For a few orders sorting can be cheaper. The test is about whether it is ever needed.
         let settings = "SELECT set_config(name, 'off', false) \
                         FROM (VALUES ('enable_sort'), ('enable_bitmapscan')) settings (name)";
         for statement in [copies, "ANALYZE orders", settings] {
@@ -170,7 +167,7 @@ mod tests {
         }
     }
 
-    /// Whether the plan walks the index in its order, and reads no order that the times exclude.
+    /// Whether the plan walks the index in order, and reads no order that the times exclude.
     fn walks(lines: &[&str], index: &str) -> bool {
         let scan = ["->  Index Scan Backward using ", index, " on orders"].concat();
         let reads_in_vain = |line: &&str| line.starts_with("Filter:") && line.contains("date");

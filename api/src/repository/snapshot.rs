@@ -1,28 +1,26 @@
-//! All orders of a list out of one snapshot, page by page.
+//! Reads all orders of a list from one snapshot, page by page.
 //!
-//! A page is a statement of its own, the list's, so the statement time-out bounds each of them and not the whole. Between
-//! pages the session is idle in its transaction, which PostgreSQL ends after 30 s (`shared::db`): not even a frozen process
-//! holds a snapshot, and with it the dead rows of the whole database, for ever.
+//! Each page is a statement of its own, the same as that of the list. The statement time-out therefore bounds each page and
+//! not the whole. Between pages the session is idle in its transaction, which PostgreSQL ends after 30 s (`shared::db`). So
+//! even a frozen process cannot hold a snapshot for ever. While one is held, no dead row of the database can be removed.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use diesel::prelude::*;
-use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use futures_util::TryStreamExt;
 use shared::db::models::{OrderRow, VersionedOrder};
 use shared::order::Order;
 
-use super::deadpool_types::Object;
 use super::page::{OrderFilter, matching};
-use super::{Position, Repository, Session, StoreError, within};
+use super::{Position, Repository, Session, StoreError, unreadable};
 
-/// Most orders of a page: beyond it, starting a statement costs nothing any more.
+/// The largest number of orders on a page. With more, the share of a statement's fixed cost no longer falls.
 const MAX_PAGE_ORDERS: i64 = 256;
 
-/// A transaction that sees the orders as they were when it began. Its session ends with it.
+/// A transaction that sees the orders as they were when it began. Its connection is closed with it.
 pub struct Snapshot {
-    session: Option<Session>,
+    session: Session,
     filter: OrderFilter,
     after: Option<Position>,
     page_orders: i64,
@@ -32,55 +30,55 @@ impl Repository {
     /// Opens a snapshot of the orders that match.
     ///
     /// # Errors
-    /// [`StoreError`] as said there; `Overloaded` while as many are open as may be.
+    /// Returns `Overloaded` if as many snapshots are open as may be, and another [`StoreError`] if the database gave no
+    /// answer.
     pub async fn open_snapshot(&self, filter: OrderFilter) -> Result<Snapshot, StoreError> {
-        let mut session = self.session_of(&self.snapshot_pool).await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let outcome = within(session.limit(), session.connection.batch_execute(begin)).await;
-        let began = session.judge(outcome).await;
-        let snapshot = Snapshot {
-            session: Some(session),
+        // Made first: from here on the connection does not go back to the pool.
+        let mut snapshot = Snapshot {
+            session: self.session(&self.snapshot_pool).await?,
             filter,
             after: None,
             page_orders: MAX_PAGE_ORDERS,
         };
-        began.map(|()| snapshot)
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let began = snapshot
+            .session
+            .run(1, async |connection| connection.batch_execute(begin).await);
+        began.await?;
+        Ok(snapshot)
     }
 }
 
 impl Snapshot {
-    /// Gives the next orders to `take`, until it has enough or the page ends, and tells whether more may follow.
+    /// Gives the next orders to `take`, until it breaks or the page ends. Returns whether more orders may follow.
     ///
     /// # Errors
-    /// [`StoreError`] as said there; nothing more can be read then.
+    /// Returns a [`StoreError`] if the database gave no answer or an order cannot be read. Nothing more can be read then.
     pub async fn next_page(
         &mut self,
         mut take: impl FnMut(&Order) -> ControlFlow<()>,
     ) -> Result<bool, StoreError> {
         let page_orders = self.page_orders;
         let query = matching(&self.filter, self.after.as_ref()).limit(page_orders);
-        let session = self.session.as_mut().ok_or(StoreError::Internal)?;
-        session.started = Instant::now();
-        let limit = session.limit();
-        let read = async {
-            let mut rows = query
-                .load_stream::<OrderRow>(&mut session.connection)
-                .await?;
+        let read = async |connection: &mut _| {
+            let mut rows = query.load_stream::<OrderRow>(connection).await?;
             let (mut last, mut count, mut has_enough) = (None, 0, false);
             while !has_enough && let Some(row) = rows.try_next().await? {
-                let order = VersionedOrder::from(row).order;
+                let order = match VersionedOrder::try_from(row) {
+                    Ok(versioned) => versioned.order,
+                    Err(error) => return Ok(Err(unreadable(error))),
+                };
                 has_enough = take(&order).is_break();
                 count += 1;
                 last = Some(order);
             }
-            QueryResult::Ok((last, count, has_enough))
+            Ok(Ok((last, count, has_enough)))
         };
-        let outcome = within(limit, read).await;
-        let (last, count, has_enough) = session.judge(outcome).await?;
+        let (last, count, has_enough) = self.session.run(1, read).await??;
         if let Some(last) = last {
             self.after = Some((last.date_created, last.order_uid.to_string()));
         }
-        // Rows behind those that were enough are thrown away: large orders are asked for in small numbers.
+        // The rows behind the last one that was taken are thrown away. Pages of large orders are therefore short.
         self.page_orders = if has_enough {
             count
         } else {
@@ -92,9 +90,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        // Never back into the pool: its transaction is open, and a statement may be under way.
-        if let Some(session) = self.session.take() {
-            drop(Object::take(session.connection));
-        }
+        // The transaction is open, and a statement may still be running.
+        self.session.close();
     }
 }

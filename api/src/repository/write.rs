@@ -1,6 +1,6 @@
-//! The writes of this process: replace an order, delete one.
+//! The writes of this process: replacing an order and deleting one.
 //!
-//! Each is one transaction about one row. It locks the row first, as every writer does, then looks at the version, then
+//! Each write is one transaction about one row. It locks the row first, as every writer does. Then it checks the version,
 //! writes, and tells the caches in the same transaction.
 
 use diesel::prelude::*;
@@ -12,19 +12,23 @@ use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 
-use super::{Repository, StoreError, within};
+use super::{Repository, StoreError};
+
+/// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
+/// COMMIT for the server's lock on the queue of notifications.
+const WAITING_STATEMENTS: u32 = 2;
 
 /// A set of versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Versions {
-    /// Every one.
+    /// Every version.
     Any,
-    /// These.
+    /// These versions.
     These(Vec<i64>),
 }
 
 impl Versions {
-    /// Whether the version is one of them.
+    /// Returns whether the version belongs to the set.
     pub fn contains(&self, version: i64) -> bool {
         match self {
             Self::Any => true,
@@ -33,12 +37,12 @@ impl Versions {
     }
 }
 
-/// Which versions a client accepts to change.
+/// The versions that a client allows to be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Precondition {
-    /// One of these,
+    /// The version must be one of these.
     pub accepted: Versions,
-    /// and none of these.
+    /// The version must not be one of these.
     pub refused: Versions,
 }
 
@@ -51,107 +55,105 @@ impl Precondition {
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// There is no such order.
+    /// The order does not exist.
     #[error("no such order")]
     NotFound,
-    /// The order has another version than the client accepts.
+    /// The client does not allow the order's present version to be changed.
     #[error("the order has version {current}")]
     VersionMismatch {
-        /// The version it has.
+        /// The present version.
         current: i64,
     },
-    /// The database gave no answer; the write may have happened.
+    /// The database gave no answer. The write may have happened.
     #[error(transparent)]
-    Store(StoreError),
-    /// As diesel says it; [`Repository`] turns it into [`Self::Store`].
-    #[error(transparent)]
-    Query(#[from] DieselError),
+    Store(#[from] StoreError),
+}
+
+/// Why a transaction was rolled back.
+enum Rollback {
+    Refused(WriteError),
+    Failed(DieselError),
+}
+
+impl From<DieselError> for Rollback {
+    fn from(error: DieselError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Repository {
-    /// Replaces an order that exists; gives its new version.
+    /// Replaces an order that exists; returns its new version.
     ///
     /// # Errors
-    /// [`WriteError`] as said there, never `Query`.
+    /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
     pub async fn replace_order(
         &self,
         order: &Order,
         precondition: &Precondition,
     ) -> Result<i64, WriteError> {
-        let mut session = self.session().await.map_err(WriteError::Store)?;
-        let transaction = session.connection.transaction(async |connection| {
-            let uid = order.order_uid.as_str();
-            lock_order(connection, uid, precondition).await?;
-            let version = UpsertOrders::new(&[NewOrder::new(order, None)])
-                .get_result(connection)
-                .await?;
-            events::notify(Operation::Upsert, [uid])
-                .execute(connection)
-                .await?;
-            Ok(version)
-        });
-        let outcome = within(WAITING_STATEMENTS * session.statement_timeout, transaction).await;
-        settle(session, outcome).await
+        self.write(order.order_uid.as_str(), Some(order), precondition)
+            .await
     }
 
-    /// Deletes an order; gives the version that it had.
+    /// Deletes an order; returns the version that it had.
     ///
     /// # Errors
-    /// [`WriteError`] as said there, never `Query`.
+    /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
     pub async fn delete_order(
         &self,
         uid: &str,
         precondition: &Precondition,
     ) -> Result<i64, WriteError> {
-        let mut session = self.session().await.map_err(WriteError::Store)?;
-        let transaction = session.connection.transaction(async |connection| {
-            let version = lock_order(connection, uid, precondition).await?;
-            diesel::delete(orders::table.find(uid))
-                .execute(connection)
-                .await?;
-            events::notify(Operation::Delete, [uid])
-                .execute(connection)
-                .await?;
+        self.write(uid, None, precondition).await
+    }
+
+    /// Deletes the order if there is no replacement for it.
+    async fn write(
+        &self,
+        uid: &str,
+        replacement: Option<&Order>,
+        precondition: &Precondition,
+    ) -> Result<i64, WriteError> {
+        let transaction = async |connection: &mut AsyncPgConnection| {
+            let current = lock_order(connection, uid, precondition).await?;
+            let (operation, version) = match replacement {
+                Some(order) => {
+                    let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
+                    (Operation::Upsert, upsert.get_result(connection).await?)
+                }
+                None => {
+                    let delete = diesel::delete(orders::table.find(uid));
+                    delete.execute(connection).await?;
+                    (Operation::Delete, current)
+                }
+            };
+            let notify = events::notify(operation, [uid]);
+            notify.execute(connection).await?;
             Ok(version)
+        };
+        let mut session = self.session(&self.pool).await?;
+        let written = session.run(WAITING_STATEMENTS, async |connection| {
+            match connection.transaction(transaction).await {
+                Ok(version) => Ok(Ok(version)),
+                Err(Rollback::Refused(refusal)) => Ok(Err(refusal)),
+                Err(Rollback::Failed(error)) => Err(error),
+            }
         });
-        let outcome = within(WAITING_STATEMENTS * session.statement_timeout, transaction).await;
-        settle(session, outcome).await
+        written.await?
     }
 }
 
-/// The statements of a write that wait for others, each for no longer than its time-out: the first one for the row, and
-/// COMMIT for the server's lock on the queue of notifications.
-const WAITING_STATEMENTS: u32 = 2;
-
+/// Locks the row, and returns the version that it has.
 async fn lock_order(
     connection: &mut AsyncPgConnection,
     uid: &str,
     precondition: &Precondition,
-) -> Result<i64, WriteError> {
-    let current = orders::table
-        .find(uid)
-        .select(orders::version)
-        .for_update()
-        .first::<i64>(connection)
-        .await
-        .optional()?
-        .ok_or(WriteError::NotFound)?;
-    if precondition.holds(current) {
-        Ok(current)
-    } else {
-        Err(WriteError::VersionMismatch { current })
+) -> Result<i64, Rollback> {
+    let query = orders::table.find(uid).select(orders::version);
+    let current = query.for_update().first(connection).await.optional()?;
+    match current {
+        Some(version) if precondition.holds(version) => Ok(version),
+        Some(current) => Err(Rollback::Refused(WriteError::VersionMismatch { current })),
+        None => Err(Rollback::Refused(WriteError::NotFound)),
     }
-}
-
-async fn settle<T>(
-    session: super::Session,
-    outcome: Option<Result<T, WriteError>>,
-) -> Result<T, WriteError> {
-    let outcome = match outcome {
-        Some(Err(WriteError::Query(error))) => Some(Err(error)),
-        Some(Err(refusal)) => return Err(refusal),
-        Some(Ok(value)) => Some(Ok(value)),
-        None => None,
-    };
-    session.settle(outcome).await.map_err(WriteError::Store)
 }

@@ -152,7 +152,7 @@ fn repeated_orders_are_replaced_whole_by_one_statement_that_is_prepared_once() {
         .unwrap();
     let stored: Vec<Order> = rows
         .into_iter()
-        .map(|row| VersionedOrder::from(row).order)
+        .map(|row| VersionedOrder::try_from(row).unwrap().order)
         .collect();
     assert!(stored.iter().eq(latest.values()));
     let upserts = scene.database.texts(

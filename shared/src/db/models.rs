@@ -37,14 +37,16 @@ impl From<ShortText> for CompactString {
 }
 
 /// The items of an order as they are read: the column's JSON text is parsed straight into items.
+///
+/// Items that cannot be parsed do not fail the statement. The conversion of their [`OrderRow`] then names the order.
 #[derive(Debug, FromSqlRow)]
 #[diesel(sql_type = Jsonb)]
-pub struct StoredItems(Vec<Item>);
+pub struct StoredItems(serde_json::Result<Vec<Item>>);
 
 impl FromSql<Jsonb, Pg> for StoredItems {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
         match value.as_bytes() {
-            [JSONB_VERSION, json @ ..] => Ok(Self(serde_json::from_slice(json)?)),
+            [JSONB_VERSION, json @ ..] => Ok(Self(serde_json::from_slice(json))),
             _ => Err("the server sent jsonb in a format that this program does not know".into()),
         }
     }
@@ -161,13 +163,29 @@ pub struct VersionedOrder {
     pub version: i64,
 }
 
-impl From<OrderRow> for VersionedOrder {
-    fn from(row: OrderRow) -> Self {
+/// An order whose items cannot be decoded: a writer that bypassed the checks of the database has stored them.
+#[derive(Debug, thiserror::Error)]
+#[error("order {order_uid} cannot be read: {cause}")]
+pub struct UnreadableOrder {
+    /// Which order it is.
+    pub order_uid: OrderUid,
+    cause: serde_json::Error,
+}
+
+impl TryFrom<OrderRow> for VersionedOrder {
+    type Error = UnreadableOrder;
+
+    fn try_from(row: OrderRow) -> Result<Self, Self::Error> {
         let OrderRow {
             delivery, payment, ..
         } = row;
+        let order_uid = OrderUid::from_database(row.order_uid.into());
+        let items = match row.items.0 {
+            Ok(items) => items,
+            Err(cause) => return Err(UnreadableOrder { order_uid, cause }),
+        };
         let order = Order {
-            order_uid: OrderUid::from_database(row.order_uid.into()),
+            order_uid,
             track_number: row.track_number.into(),
             entry: row.entry.into(),
             delivery: Delivery {
@@ -191,7 +209,7 @@ impl From<OrderRow> for VersionedOrder {
                 goods_total: payment.payment_goods_total,
                 custom_fee: payment.payment_custom_fee,
             },
-            items: row.items.0,
+            items,
             locale: row.locale.into(),
             internal_signature: row.internal_signature.into(),
             customer_id: row.customer_id.into(),
@@ -201,10 +219,10 @@ impl From<OrderRow> for VersionedOrder {
             date_created: row.date_created,
             oof_shard: row.oof_shard.into(),
         };
-        Self {
+        Ok(Self {
             order,
             version: row.version,
-        }
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use shared::db;
-use shared::db::models::{NewOrder, OrderRow};
+use shared::db::models::{NewOrder, OrderRow, VersionedOrder};
 use shared::db::schema::orders;
 use shared::events::{MAX_PAYLOAD_BYTES, Operation};
 use shared::order::Order;
@@ -190,8 +190,14 @@ fn refusal<T: std::fmt::Debug>(what: &str, outcome: QueryResult<T>) -> String {
 }
 
 /// As our programs read.
-fn read_all(connection: &mut PgConnection) -> QueryResult<Vec<OrderRow>> {
-    orders::table.select(OrderRow::as_select()).load(connection)
+fn read_all(connection: &mut PgConnection) -> QueryResult<Vec<VersionedOrder>> {
+    let rows: Vec<OrderRow> = orders::table
+        .select(OrderRow::as_select())
+        .load(connection)?;
+    let orders = rows.into_iter().map(VersionedOrder::try_from);
+    orders
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::DeserializationError(Box::new(error)))
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn stored(connection: &mut PgConnection) -> HashMap<String, VersionedOrder> {
     let query = orders::table.select(OrderRow::as_select());
     let rows: Vec<OrderRow> = query.load(connection).unwrap();
     rows.into_iter()
-        .map(VersionedOrder::from)
+        .map(|row| VersionedOrder::try_from(row).unwrap())
         .map(|stored| (stored.order.order_uid.to_string(), stored))
         .collect()
 }

@@ -89,7 +89,9 @@ impl Evidence {
         let rows: Vec<OrderRow> = orders::table
             .select(OrderRow::as_select())
             .load(connection)?;
-        let orders = rows.into_iter().map(|row| VersionedOrder::from(row).order);
+        let orders = rows
+            .into_iter()
+            .map(|row| VersionedOrder::try_from(row).unwrap().order);
         let next_offsets: Vec<(i32, i64)> = consumer_offsets::table
             .select((consumer_offsets::partition, consumer_offsets::next_offset))
             .load(connection)?;

@@ -1,0 +1,110 @@
+//! A connection in use: how long the work on it may take, and what a failure means.
+//!
+//! diesel hides SQLSTATEs, and the server's texts are in the server's language. Failures are therefore told apart by what
+//! depends on neither: the kinds of diesel, whether the connection is broken, and whether a statement ran for as long as it
+//! may. The last one stands for the statement time-out (57014).
+
+use std::time::{Duration, Instant};
+
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::sql_types::Bool;
+use diesel_async::pooled_connection::PoolableConnection;
+use diesel_async::pooled_connection::deadpool::Object;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use tokio::time::timeout;
+use tracing::{error, warn};
+
+use super::StoreError;
+
+/// How much longer than the server's own limit an answer is waited for. A server that has not answered by then hangs.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
+
+/// A connection that was taken out of its pool. It goes back when the session is dropped.
+pub(super) struct Session {
+    /// `None` once the connection must not be used again.
+    connection: Option<Object<AsyncPgConnection>>,
+    statement_timeout: Duration,
+}
+
+impl Session {
+    pub(super) fn new(connection: Object<AsyncPgConnection>, statement_timeout: Duration) -> Self {
+        Self {
+            connection: Some(connection),
+            statement_timeout,
+        }
+    }
+
+    /// Runs `work`, of which at most `slow_statements` may each run for the whole statement time-out.
+    ///
+    /// Logs a failure. Closes the connection if no answer has come: it may still come.
+    pub(super) async fn run<T>(
+        &mut self,
+        slow_statements: u32,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        let limit = slow_statements * self.statement_timeout + ANSWER_GRACE;
+        let connection = self
+            .connection
+            .as_deref_mut()
+            .ok_or(StoreError::Unavailable)?;
+        let started = Instant::now();
+        match timeout(limit, work(connection)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.meaning(error, started.elapsed()).await),
+            Err(_) => {
+                let duration_ms = started.elapsed().as_millis();
+                warn!(duration_ms, "no answer from the database");
+                self.close();
+                Err(StoreError::Timeout)
+            }
+        }
+    }
+
+    /// Closes the connection instead of giving it back to the pool.
+    pub(super) fn close(&mut self) {
+        drop(self.connection.take().map(Object::take));
+    }
+
+    /// Says what a failure means, and logs it.
+    async fn meaning(&mut self, error: DieselError, elapsed: Duration) -> StoreError {
+        let connection = self.connection.as_deref_mut();
+        let is_broken = connection.is_none_or(|connection| connection.is_broken());
+        let meaning = match &error {
+            _ if is_broken => StoreError::Unavailable,
+            DieselError::BrokenTransactionManager => StoreError::Unavailable,
+            DieselError::DatabaseError(kind, _) => match kind {
+                DatabaseErrorKind::UnableToSendCommand
+                | DatabaseErrorKind::ClosedConnection
+                // The primary has become a standby.
+                | DatabaseErrorKind::ReadOnlyTransaction => StoreError::Unavailable,
+                DatabaseErrorKind::Unknown if elapsed >= self.statement_timeout => StoreError::Timeout,
+                // 57P01 and similar codes come as an ordinary error, just before the connection closes.
+                DatabaseErrorKind::Unknown if !self.is_alive().await => StoreError::Unavailable,
+                _ => StoreError::Internal,
+            },
+            _ => StoreError::Internal,
+        };
+        if meaning == StoreError::Internal {
+            // With the causes, which diesel's own text leaves out.
+            error!("query failed: {:#}", anyhow::Error::from(error));
+        } else {
+            let duration_ms = elapsed.as_millis();
+            warn!(duration_ms, "{meaning}: {error}");
+        }
+        meaning
+    }
+
+    async fn is_alive(&mut self) -> bool {
+        let Some(connection) = self.connection.as_deref_mut() else {
+            return false;
+        };
+        let query = diesel::select(sql::<Bool>("true"));
+        let answer = timeout(
+            self.statement_timeout + ANSWER_GRACE,
+            query.execute(connection),
+        );
+        matches!(answer.await, Ok(Ok(_)))
+    }
+}
