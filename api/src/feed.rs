@@ -1,15 +1,17 @@
 //! The live feed: which orders have changed, to whoever keeps `GET /api/v1/events` open.
 //!
-//! The listener publishes what the cache has taken already, so nobody who reads an order after its event is answered older
-//! by this process. All clients read one ring of ready-made events, each at its own pace: a client costs a place in it,
-//! no queue of its own. One whose place the ring has left behind is cut off, and told `resync` when it comes back.
+//! The listener publishes a change only after the cache has applied it. A client that reads an order after its event
+//! therefore never gets an older version from this process. All clients read one ring of ready-made events, each at its own
+//! pace. A client costs only its position in the ring, not a queue of its own. A client whose position the ring no longer
+//! holds is cut off, and told `resync` when it comes back.
 
 mod ring;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use shared::events::Operation;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep};
@@ -17,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use ring::{Next, Ring};
 
-/// Most clients: one of this process's connections each, for as long as they like.
+/// The largest number of clients. Each holds one connection of this process for as long as it likes.
 const MAX_CLIENTS: usize = 1000;
-/// After an event, further changes are gathered for this long. The first after a pause goes out at once.
+/// For how long changes are gathered after an event. The first change after a pause is sent at once.
 const BATCH_INTERVAL: Duration = Duration::from_millis(500);
-/// How often a client is sent a comment: it shows proxies, and clients themselves, that the connection is alive.
+/// How often a client is sent a comment, which shows clients and proxies that the connection is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
@@ -38,9 +40,9 @@ pub struct Feed {
 /// Why a client's stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// The client was slower than the ring is long.
+    /// The client was too slow: the ring no longer holds what it has not read.
     Slow,
-    /// The process stops.
+    /// The process is stopping.
     Shutdown,
 }
 
@@ -56,52 +58,35 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Tells of orders that have changed. Only once this process's cache has dropped them.
+    /// Tells clients of orders that have changed. Must only be called after this process's cache has dropped them.
     pub fn publish(&self, operation: Operation, uids: Vec<String>) {
-        let newest = {
-            let mut ring = self.ring();
-            ring.publish(operation, uids);
-            ring.newest()
-        };
-        self.announce(newest);
+        self.change(|ring| ring.publish(operation, uids));
         self.has_pending.notify_one();
     }
 
-    /// Any order may have changed: clients are to read again whatever they show.
+    /// Tells clients that any order may have changed: they must read again whatever they show.
     pub fn resync(&self) {
-        let newest = {
-            let mut ring = self.ring();
-            ring.resync();
-            ring.newest()
-        };
-        self.announce(newest);
+        self.change(Ring::resync);
     }
 
-    /// Sends out what is gathered, until `shutdown`.
+    /// Sends the changes that were gathered, again and again, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
         let send_batches = async {
             loop {
                 self.has_pending.notified().await;
-                let newest = {
-                    let mut ring = self.ring();
-                    ring.seal();
-                    ring.newest()
-                };
-                self.announce(newest);
+                self.change(Ring::seal);
                 sleep(BATCH_INTERVAL).await;
             }
         };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = send_batches => {}
-        }
+        shutdown.run_until_cancelled(send_batches).await;
     }
 
-    /// Takes a client in: from now on, or from behind the event that it names. `None` where there are too many.
+    /// Adds a client, which begins at the present moment or behind the event that it names. Returns `None` if there are too
+    /// many clients.
     pub fn join(self: &Arc<Self>, last_event_id: Option<&str>) -> Option<Client> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let newest_rx = self.newest_tx.subscribe();
-        let (position, greeting) = self.ring().greet(last_event_id);
+        let (position, greeting) = self.ring.lock().greet(last_event_id);
         let start = Instant::now() + HEARTBEAT_INTERVAL;
         Some(Client {
             feed: Arc::clone(self),
@@ -113,18 +98,19 @@ impl Feed {
         })
     }
 
-    /// Two may come here at a time; the number never goes back.
-    fn announce(&self, newest: u64) {
+    /// Changes the ring, and wakes the clients if it has new events.
+    fn change(&self, change: impl FnOnce(&mut Ring)) {
+        let newest = {
+            let mut ring = self.ring.lock();
+            change(&mut ring);
+            ring.newest()
+        };
+        // Two threads may be here at the same time. The number must not go back.
         self.newest_tx.send_if_modified(|known| {
             let is_newer = *known < newest;
             *known = newest.max(*known);
             is_newer
         });
-    }
-
-    /// A panic under the lock can only come from a failed allocation; the ring stays usable.
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,20 +118,20 @@ impl Feed {
 #[derive(Debug)]
 pub struct Client {
     feed: Arc<Feed>,
-    /// The last event that it has been given.
+    /// The sequence number of the last event that the client was given.
     position: u64,
     greeting: Option<Bytes>,
     newest_rx: watch::Receiver<u64>,
     heartbeat: Interval,
-    /// Held for as long as the client is there.
+    /// Held for as long as the client exists.
     _place: OwnedSemaphorePermit,
 }
 
 impl Client {
-    /// Waits for the next bytes of its stream.
+    /// Waits for the next bytes of the client's stream.
     ///
     /// # Errors
-    /// [`StreamEnd`], after which there are none.
+    /// Returns a [`StreamEnd`] if the stream must end now.
     pub async fn next(&mut self, shutdown: &CancellationToken) -> Result<Bytes, StreamEnd> {
         if let Some(greeting) = self.greeting.take() {
             return Ok(greeting);
@@ -154,9 +140,9 @@ impl Client {
             if shutdown.is_cancelled() {
                 return Err(StreamEnd::Shutdown);
             }
-            // Before the ring is looked at: an event that comes afterwards ends the wait below.
+            // This comes before the look at the ring, so that a later event ends the wait below.
             self.newest_rx.mark_unchanged();
-            match self.feed.ring().next(self.position) {
+            match self.feed.ring.lock().next(self.position) {
                 Next::Event(event) => {
                     self.position += 1;
                     return Ok(event);
@@ -166,7 +152,7 @@ impl Client {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return Err(StreamEnd::Shutdown),
-                // The sender lives in the feed: it cannot be gone.
+                // This cannot fail: the sender belongs to the feed.
                 _ = self.newest_rx.changed() => {}
                 _ = self.heartbeat.tick() => return Ok(HEARTBEAT),
             }

@@ -1,4 +1,4 @@
-//! The last events of the feed, as they are sent. Pure: no I/O, no clock.
+//! The last events of the feed, in the form in which they are sent. This module is pure: it has no I/O and no clock.
 
 use std::collections::{HashSet, VecDeque};
 use std::mem;
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use serde::Serialize;
 use shared::events::Operation;
 
-/// Most events kept: how much a client may miss that comes back.
+/// The largest number of events kept. A client that has missed more than these cannot go on where it was.
 const MAX_EVENTS: usize = 1000;
-/// Most memory for them. While millions of orders are ingested it holds some seconds.
+/// The largest size of the events kept. While millions of orders are ingested, this is enough for some seconds.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Changes are sealed without waiting for more when their uids have so many bytes.
+/// When the uids of the gathered changes have this many bytes, they become an event without waiting for more.
 const MAX_BATCH_BYTES: usize = 32 * 1024;
-/// How long browsers wait before they come back.
+/// Tells browsers how long to wait before they connect again, in milliseconds.
 const RETRY: &str = "retry: 3000\n";
 
 /// What follows a position.
@@ -21,7 +21,7 @@ const RETRY: &str = "retry: 3000\n";
 pub(super) enum Next {
     Event(Bytes),
     UpToDate,
-    /// The ring no longer has what followed.
+    /// The ring no longer holds what followed.
     Gone,
 }
 
@@ -33,13 +33,13 @@ struct OrdersChanged<'a> {
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// Begins every id, so that those of another process are told apart.
+    /// The beginning of every id, which tells the ids of this process from those of another one.
     process: String,
     pending: Vec<(Operation, String)>,
     pending_bytes: usize,
     events: VecDeque<Bytes>,
     bytes: usize,
-    /// The sequence number of the last event; the first is 1.
+    /// The sequence number of the last event. The first event has number 1.
     newest: u64,
 }
 
@@ -69,7 +69,7 @@ impl Ring {
         }
     }
 
-    /// Makes what is gathered into an event of each operation. Of several changes of an order the last one counts.
+    /// Makes one event per operation of the gathered changes. Of several changes of one order only the last one counts.
     pub(super) fn seal(&mut self) {
         let pending = self.take_pending();
         let mut seen = HashSet::new();
@@ -84,13 +84,13 @@ impl Ring {
                     op,
                     order_uids: &order_uids,
                 });
-                let data = data.expect("texts have nothing that can fail to serialise");
+                let data = data.expect("strings always serialise");
                 self.push("order", &data);
             }
         }
     }
 
-    /// Any order may have changed, those that are gathered as well.
+    /// Adds an event that says that any order may have changed. It stands for the gathered changes, too.
     pub(super) fn resync(&mut self) {
         self.take_pending();
         self.push("resync", "{}");
@@ -111,7 +111,7 @@ impl Ring {
         }
     }
 
-    /// One event. Data is JSON, which has no line breaks.
+    /// The text of one event. The data is JSON, which has no line breaks.
     fn event(&self, sequence: u64, event: &str, data: &str) -> String {
         format!(
             "id: {}-{sequence}\nevent: {event}\ndata: {data}\n\n",
@@ -119,8 +119,8 @@ impl Ring {
         )
     }
 
-    /// Where a client begins, and what it is told first. One that names no event begins now, and learns the newest id, so
-    /// that it can come back even where nothing happens meanwhile.
+    /// Returns a client's first position, and what it is told first. A client that names no event begins now. It learns the
+    /// newest id, so that it can go on from there even if no event comes before its connection ends.
     pub(super) fn greet(&self, last_event_id: Option<&str>) -> (u64, Bytes) {
         let known = last_event_id.map(|id| self.position(id));
         let greeting = match known {
@@ -131,7 +131,7 @@ impl Ring {
         (known.flatten().unwrap_or(self.newest), greeting.into())
     }
 
-    /// The place of an event that the ring can go on from.
+    /// The position that an id names, if the ring still holds what follows.
     fn position(&self, id: &str) -> Option<u64> {
         let (process, sequence) = id.rsplit_once('-')?;
         let sequence = sequence.parse().ok()?;
@@ -139,7 +139,7 @@ impl Ring {
         (is_known && self.next(sequence) != Next::Gone).then_some(sequence)
     }
 
-    /// What follows an event.
+    /// What follows the event at `position`.
     pub(super) fn next(&self, position: u64) -> Next {
         let behind = usize::try_from(self.newest - position).unwrap_or(usize::MAX);
         if behind == 0 {
