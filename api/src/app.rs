@@ -68,7 +68,11 @@ impl App {
             db::pool(&config.database, EXPORT_APPLICATION_NAME, export_limits)?,
             config.pool.statement_timeout,
         );
-        let cache = Arc::new(OrderCache::new(&config.cache, repository.clone()));
+        let cache = Arc::new(OrderCache::new(
+            config.cache.capacity,
+            config.cache.lease,
+            repository.clone(),
+        ));
         Ok(Arc::new(Self {
             authority: Authority::new(config, address),
             body_deadline: config.server.deadlines.body,

@@ -1,13 +1,12 @@
-//! The cache of orders: ready-made answers that the database's events keep true.
+//! The cache of orders: ready-made answers that the events of the database keep true.
 //!
-//! - [`core`]: who may store what; pure. [`counters`]: what happened.
-//! - [`loader`]: readers; one load a key at a time. `batches`: loads that share a statement. [`warmup`]: loads that nobody
-//!   asked for yet. `revalidation`: what was cached before the listener was away.
-//! - [`listener`]: LISTEN, evictions, the proof of being alive. [`status`]: its state as readers and operators see it.
-//!   [`audit`]: what no event told of.
-//!   `clock`: time that goes on while the machine sleeps.
+//! - [`core`]: the rules, without I/O. `sync`: the locks and atomics of the core. [`counters`]: what happened.
+//! - [`loader`]: readers, and one load per key at a time. `batches`: loads that share a statement. [`warmup`]: loads before
+//!   anybody asks. `revalidation`: comparing the entries from before a loss of the listener.
+//! - [`listener`]: LISTEN, evictions, and the proof. [`status`]: the listener's state, for readers and operators. [`audit`]:
+//!   changes without an event. `clock`: time that includes the sleep of the machine.
 //!
-//! Nothing here knows HTTP but the ready-made `ETag`.
+//! Nothing here knows HTTP except for the ready-made `ETag`.
 
 pub mod audit;
 mod batches;
@@ -18,8 +17,15 @@ pub mod listener;
 pub mod loader;
 mod revalidation;
 pub mod status;
+mod sync;
 pub mod warmup;
 
+// Not a module of `core`, whose files `api/model` compiles as well.
+#[cfg(test)]
+#[path = "cache/core/tests.rs"]
+mod core_tests;
+
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +34,6 @@ use shared::db::models::VersionedOrder;
 use shared::order::Order;
 use warp::http::HeaderValue;
 
-use crate::config::CacheSettings;
 use crate::feed::Feed;
 use crate::repository::Repository;
 use audit::AuditStatus;
@@ -38,20 +43,20 @@ use loader::{LoadSender, LoadWaiter};
 use status::ListenerStatus;
 use warmup::Warmup;
 
-/// Room for the text of nearly every order, so that it is written without being moved.
+/// Room for the text of nearly every order, so that the text is not moved while it is written.
 const TYPICAL_TEXT_BYTES: usize = 2048;
-/// What an entry takes beside its text: nodes of list and map, the count of its users.
+/// What an entry takes in addition to its text: nodes of a list and a map, and the count of its users.
 const ENTRY_OVERHEAD_BYTES: usize = 192;
-const ETAG_IS_VALUE: &str = "digits and quotes may stand in a header";
+const ETAG_IS_VALUE: &str = "digits and quotes are allowed in a header";
 
-/// An order as it is answered.
+/// A ready-made answer: an order with its version.
 #[derive(Clone, Debug)]
 pub struct ReadyOrder {
-    /// Its `ETag`, which is its version in quotes, then its JSON. In one piece: a large cache lies outside of the
-    /// processor's own caches, and every further piece is waited for.
+    /// The `ETag`, which is the version in quotes, and then the JSON. Both are in one piece: a large cache lies outside the
+    /// processor's own caches, and each further piece would be waited for.
     text: Bytes,
     etag_bytes: usize,
-    /// Its version.
+    /// The version of the order.
     pub version: i64,
 }
 
@@ -62,17 +67,17 @@ impl ReadyOrder {
         text.extend_from_slice(etag_text(version).as_bytes());
         let etag_bytes = text.len();
         serde_json::to_writer(&mut text, order)
-            .expect("an order has string keys only and nothing that can fail to serialise");
+            .expect("an order has only string keys, and serialising its fields cannot fail");
         text.push(b'\n');
         Self {
-            // A copy of just its size: the vector has room for as much again, and an entry may stay for days.
+            // A copy of exactly this size: the vector has spare room, and an entry may stay for days.
             text: Bytes::copy_from_slice(&text),
             etag_bytes,
             version,
         }
     }
 
-    /// Its `ETag` and its JSON.
+    /// Returns the `ETag` and the JSON.
     pub fn into_parts(mut self) -> (HeaderValue, Bytes) {
         let etag = self.text.split_to(self.etag_bytes);
         let etag = HeaderValue::from_maybe_shared(etag).expect(ETAG_IS_VALUE);
@@ -96,7 +101,7 @@ impl From<VersionedOrder> for ReadyOrder {
     }
 }
 
-/// The `ETag` of a version.
+/// Returns the `ETag` of a version.
 pub fn version_etag(version: i64) -> HeaderValue {
     HeaderValue::try_from(etag_text(version)).expect(ETAG_IS_VALUE)
 }
@@ -105,7 +110,7 @@ fn etag_text(version: i64) -> String {
     format!("\"{version}\"")
 }
 
-/// The cache with all that it needs to fill itself.
+/// The cache, with everything that it needs to fill itself.
 #[derive(Debug)]
 pub struct OrderCache {
     core: Core<ReadyOrder, LoadWaiter, LoadSender>,
@@ -119,26 +124,28 @@ pub struct OrderCache {
 }
 
 impl OrderCache {
-    /// Makes an empty cache, which serves nothing before its listener is live.
-    pub fn new(settings: &CacheSettings, repository: Repository) -> Self {
+    /// Makes an empty cache of at most `capacity` orders. It serves nothing before its listener is live, and no hit while the
+    /// listener's proof is older than `lease`.
+    pub fn new(capacity: NonZeroUsize, lease: Duration, repository: Repository) -> Self {
         Self {
-            core: Core::new(settings.capacity),
+            core: Core::new(capacity),
             repository,
             queue: LoadQueue::new(),
-            listener: ListenerStatus::new(),
+            listener: ListenerStatus::default(),
             audit: AuditStatus::default(),
-            lease: settings.lease,
+            lease,
             warmup: Warmup::default(),
             feed: Arc::default(),
         }
     }
 
-    /// An order may have changed: the next reader asks the database.
+    /// Forgets an order that may have changed: the next reader asks the database.
     pub fn invalidate(&self, uid: &str) {
         self.core.invalidate(uid);
     }
 
-    /// A reader was shown this version past the cache, or that there is no order: no older one is to follow.
+    /// Takes in that a reader was shown this version past the cache, or (`None`) that there is no order. No older version is
+    /// served afterwards.
     pub fn supersede(&self, uid: &str, version: Option<i64>) {
         self.core.supersede(uid, version);
     }
@@ -148,27 +155,27 @@ impl OrderCache {
         self.core.clear();
     }
 
-    /// The slots and their counters.
+    /// Returns the core with its counters.
     pub fn core(&self) -> &Core<ReadyOrder, LoadWaiter, LoadSender> {
         &self.core
     }
 
-    /// The listener's state.
+    /// Returns the listener's state.
     pub fn listener(&self) -> &ListenerStatus {
         &self.listener
     }
 
-    /// What the auditor has seen.
+    /// Returns what the auditor has seen.
     pub fn audit_status(&self) -> &AuditStatus {
         &self.audit
     }
 
-    /// Who is told of what the listener hears.
+    /// Returns the live feed, which is told of every change that the listener hears of.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 
-    /// How old the listener's proof may be for hits to be served.
+    /// Returns the age that the listener's proof must stay below for hits to be served.
     pub fn lease(&self) -> Duration {
         self.lease
     }

@@ -1,34 +1,33 @@
-//! `Accept: application/x-ndjson`: all matching orders as a stream, one a line, out of one snapshot.
+//! `Accept: application/x-ndjson`: all matching orders as a stream, one per line, from one snapshot.
 //!
-//! A task reads pages and hands them to the answer's body, one ahead of the client: a slow client slows the reading, one
-//! that leaves ends it. The body ends well only when the task says so. However else the task ends, the connection is cut in
-//! the middle of the chunked body, so no client takes a part for the whole.
+//! A task reads pages and hands them to the answer's body, one page ahead of the client. A slow client therefore slows down
+//! the reading, and a client that leaves ends it. The body ends normally only when the task says so. If the task ends in any
+//! other way, the connection is cut in the middle of the chunked body. No client can then take a part for the whole.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 use warp::Reply;
 use warp::reply::Response;
 
-use crate::app::App;
-use crate::http::problem::ApiError;
-use crate::metrics::exports::{ExportOutcome, RunningExport};
-use crate::repository::{OrderFilter, Snapshot, StoreError};
+use crate::metrics::exports::{ExportMetrics, ExportOutcome};
+use crate::repository::{OrderFilter, Repository, Snapshot, StoreError};
 
-/// The media type.
+/// The media type of an export.
 pub const NDJSON: &str = "application/x-ndjson";
 
-/// Size at which a page is handed over. Three are in memory at most: being read, waiting, being sent.
+/// The size at which a page is handed over. At most three pages are in memory: one is read, one waits, one is sent.
 const PAGE_BYTES: usize = 256 * 1024;
-/// How long a client may take nothing. Below the 30 s after which PostgreSQL ends a session idle in its transaction.
+/// How long a client may read nothing. This is less than the 30 s after which PostgreSQL ends a session that is idle in its
+/// transaction.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long an export may take: while its snapshot is open, no dead row of the database can be removed.
+/// How long an export may take. While its snapshot is open, no dead row of the database can be removed.
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
 
 enum Part {
@@ -36,25 +35,31 @@ enum Part {
     End,
 }
 
-/// What the connection is cut with; hyper logs it.
+/// The error that cuts the connection; hyper logs it.
 #[derive(Debug, thiserror::Error)]
 #[error("the export ended early")]
 struct Cut;
 
-/// Answers with all orders that match.
+/// Answers with all orders that match. `shutdown` cuts the connection.
 ///
 /// # Errors
-/// As the database says; from the second page on, failures cut the connection.
-pub async fn stream_orders(app: &Arc<App>, filter: OrderFilter) -> Result<Response, ApiError> {
-    let mut snapshot = app.repository.open_snapshot(filter).await?;
+/// Returns a [`StoreError`] if too many exports are under way, the database gave no answer, or an order of the first page
+/// cannot be read. From the second page on, a failure cuts the connection.
+pub async fn stream_orders(
+    repository: &Repository,
+    filter: OrderFilter,
+    metrics: &ExportMetrics,
+    shutdown: &CancellationToken,
+) -> Result<Response, StoreError> {
+    let mut snapshot = repository.open_snapshot(filter).await?;
     let first = Page::read(&mut snapshot).await?;
     let (parts_tx, mut parts_rx) = mpsc::channel(1);
     let export = Export {
-        app: Arc::clone(app),
         snapshot,
         parts_tx,
+        metrics: metrics.clone(),
     };
-    tokio::spawn(export.run(first).in_current_span());
+    tokio::spawn(export.run(first, shutdown.clone()).in_current_span());
     let body = stream::poll_fn(move |context| {
         parts_rx.poll_recv(context).map(|part| match part {
             Some(Part::Lines(lines)) => Some(Ok(lines)),
@@ -65,7 +70,7 @@ pub async fn stream_orders(app: &Arc<App>, filter: OrderFilter) -> Result<Respon
     Ok(warp::reply::stream(body).into_response())
 }
 
-/// The answer to HEAD: of unknown length, as that to GET is.
+/// The answer to HEAD, whose length is unknown like that of the answer to GET.
 pub fn no_orders() -> Response {
     warp::reply::stream(stream::empty::<Result<Bytes, Cut>>()).into_response()
 }
@@ -81,8 +86,9 @@ impl Page {
         let (mut lines, mut orders) = (Vec::new(), 0);
         let has_more = snapshot
             .next_page(|order| {
-                serde_json::to_writer(&mut lines, order)
-                    .expect("an order has string keys only and nothing that can fail to serialise");
+                serde_json::to_writer(&mut lines, order).expect(
+                    "an order has only string keys, and serialising its fields cannot fail",
+                );
                 lines.push(b'\n');
                 orders += 1;
                 if lines.len() < PAGE_BYTES {
@@ -101,24 +107,24 @@ impl Page {
 }
 
 struct Export {
-    app: Arc<App>,
     snapshot: Snapshot,
     parts_tx: mpsc::Sender<Part>,
+    metrics: ExportMetrics,
 }
 
 impl Export {
-    async fn run(mut self, first: Page) {
-        let app = Arc::clone(&self.app);
-        let running = app.metrics.exports.started();
+    async fn run(mut self, first: Page, shutdown: CancellationToken) {
+        let metrics = self.metrics.clone();
+        let _running = metrics.started();
         let started = Instant::now();
-        let client_left = self.parts_tx.clone();
+        let client = self.parts_tx.clone();
         let outcome = tokio::select! {
-            // All that was to be sent counts first: the client leaves right after it.
+            // The end of the sending comes first, because the client leaves right after it.
             biased;
-            outcome = self.send_all(first, &running) => outcome,
-            () = client_left.closed() => ExportOutcome::ClientLeft,
-            () = app.shutdown.cancelled() => ExportOutcome::Shutdown,
-            () = tokio::time::sleep_until(started + MAX_DURATION) => ExportOutcome::TooLong,
+            outcome = self.send_all(first) => outcome,
+            () = client.closed() => ExportOutcome::ClientLeft,
+            () = shutdown.cancelled() => ExportOutcome::Shutdown,
+            () = sleep(MAX_DURATION) => ExportOutcome::TooLong,
         };
         let duration_ms = started.elapsed().as_millis();
         match outcome {
@@ -127,13 +133,13 @@ impl Export {
             }
             _ => warn!(?outcome, duration_ms, "export cut"),
         }
-        running.end(outcome);
+        metrics.ended(outcome);
     }
 
-    async fn send_all(&mut self, first: Page, running: &RunningExport<'_>) -> ExportOutcome {
+    async fn send_all(&mut self, first: Page) -> ExportOutcome {
         let mut page = first;
         loop {
-            running.count_orders(page.orders);
+            self.metrics.count_orders(page.orders);
             if let Err(outcome) = self.send(Part::Lines(page.lines)).await {
                 return outcome;
             }
@@ -145,7 +151,7 @@ impl Export {
             }
             page = match Page::read(&mut self.snapshot).await {
                 Ok(page) => page,
-                // What failed is in the log already.
+                // The repository has logged the failure.
                 Err(_) => return ExportOutcome::Failed,
             };
         }

@@ -1,29 +1,29 @@
-//! What operators count: requests here, the cache's own counters as it keeps them. No uid in any label.
+//! What operators count: requests, connections, exports, and clients of the live feed. The cache counts its own events, and
+//! is asked for them. No label contains a uid.
 
+mod cache;
 pub mod exports;
 pub mod feed;
 
-use std::fmt;
+use std::borrow::Borrow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 use tracing::error;
 use warp::http::{Method, StatusCode};
 
 use crate::cache::OrderCache;
-use crate::cache::counters::Eviction;
-use crate::cache::status::ListenerState;
+use cache::CacheCollector;
 use exports::ExportMetrics;
 use feed::FeedMetrics;
 
-/// Upper bounds in seconds: a hit takes some tens of microseconds, the slowest answer is a time-out.
+/// Upper bounds in seconds. A hit takes some tens of microseconds; the slowest answer is a time-out.
 const DURATION_BUCKETS: [f64; 11] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 10.0,
 ];
@@ -35,7 +35,7 @@ struct RequestLabels {
     status: u16,
 }
 
-/// Of nearly all requests: their series are found without a lock that all of them share.
+/// The labels of nearly all requests. Their series are found without a lock that all requests share.
 const MOST_COMMON: RequestLabels = RequestLabels {
     method: "GET",
     route: "order",
@@ -55,9 +55,9 @@ struct DropLabels {
 /// The metrics of this process.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Those of exports.
+    /// The metrics of exports.
     pub exports: ExportMetrics,
-    /// Those of the live feed.
+    /// The metrics of the live feed.
     pub feed: FeedMetrics,
     connections: Gauge,
     dropped_connections: Family<DropLabels, Counter>,
@@ -68,58 +68,41 @@ pub struct Metrics {
     in_flight: Gauge,
 }
 
-/// Counts a request as under way until it is dropped.
+/// Counts something as present until it is dropped.
 #[derive(Debug)]
-pub struct InFlight<'a>(&'a Gauge);
+pub struct Present<G: Borrow<Gauge>>(G);
 
-/// Counts a connection as open until it is dropped.
-#[derive(Debug)]
-pub struct OpenConnection(Gauge);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
+impl<G: Borrow<Gauge>> Present<G> {
+    fn count(gauge: G) -> Self {
+        gauge.borrow().inc();
+        Self(gauge)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl<G: Borrow<Gauge>> Drop for Present<G> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.borrow().dec();
     }
 }
 
 impl Metrics {
     /// Registers every metric.
     pub fn new(cache: &Arc<OrderCache>) -> Self {
-        let mut registry = Registry::with_prefix("orders_api");
-        let requests = Family::default();
+        let registry = &mut Registry::with_prefix("orders_api");
+        let requests = register(registry, "http_requests", "Requests answered");
         let durations = Family::new_with_constructor(new_histogram as fn() -> Histogram);
-        let in_flight = Gauge::default();
-        let connections = Gauge::default();
-        let dropped_connections = Family::default();
-        registry.register("http_requests", "Requests answered", requests.clone());
-        registry.register_with_unit(
-            "http_request_duration",
-            "Time to answer",
-            Unit::Seconds,
-            durations.clone(),
-        );
-        registry.register(
-            "http_in_flight_requests",
-            "Requests under way",
-            in_flight.clone(),
-        );
-        registry.register("http_connections", "Connections open", connections.clone());
-        registry.register(
-            "http_dropped_connections",
-            "Connections that the server hung up on, by reason",
-            dropped_connections.clone(),
-        );
+        let help = "Time to answer";
+        let name = "http_request_duration";
+        registry.register_with_unit(name, help, Unit::Seconds, durations.clone());
+        let in_flight = register(registry, "http_in_flight_requests", "Requests under way");
+        let connections = register(registry, "http_connections", "Connections open");
+        let help = "Connections that the server hung up on, by reason";
+        let dropped_connections = register(registry, "http_dropped_connections", help);
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
-            exports: ExportMetrics::register(&mut registry),
-            feed: FeedMetrics::register(&mut registry),
-            registry,
+            exports: ExportMetrics::register(registry),
+            feed: FeedMetrics::register(registry),
+            registry: std::mem::take(registry),
             connections,
             dropped_connections,
             requests,
@@ -129,26 +112,24 @@ impl Metrics {
         }
     }
 
-    /// A connection has been accepted.
-    pub fn connection_opened(&self) -> OpenConnection {
-        self.connections.inc();
-        OpenConnection(self.connections.clone())
+    /// Counts a connection as open until the value is dropped.
+    pub fn connection_opened(&self) -> Present<Gauge> {
+        Present::count(self.connections.clone())
     }
 
-    /// The server has hung up on a client.
+    /// Counts a connection that the server has ended.
     pub fn connection_dropped(&self, reason: &'static str) {
         self.dropped_connections
             .get_or_create(&DropLabels { reason })
             .inc();
     }
 
-    /// A request has come.
-    pub fn request_started(&self) -> InFlight<'_> {
-        self.in_flight.inc();
-        InFlight(&self.in_flight)
+    /// Counts a request as under way until the value is dropped.
+    pub fn request_started(&self) -> Present<&Gauge> {
+        Present::count(&self.in_flight)
     }
 
-    /// A request is answered.
+    /// Counts a request that was answered.
     pub fn request_ended(
         &self,
         method: &Method,
@@ -179,7 +160,7 @@ impl Metrics {
         }
     }
 
-    /// All metrics as text.
+    /// Returns all metrics as text, in the format that Prometheus reads.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
@@ -189,11 +170,17 @@ impl Metrics {
     }
 }
 
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 fn new_histogram() -> Histogram {
     Histogram::new(DURATION_BUCKETS)
 }
 
-/// Clients may make methods up; labels are few.
+/// Clients may invent methods. The number of labels must stay small.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -204,182 +191,4 @@ fn method_label(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         _ => "other",
     }
-}
-
-/// Reads the cache's counters when it is asked, so that there is one count of each thing.
-#[derive(Debug)]
-struct CacheCollector(Arc<OrderCache>);
-
-impl Collector for CacheCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let core = self.0.core();
-        let listener = self.0.listener();
-        let audit = self.0.audit_status();
-        let counters = core.counters();
-        let (size, missing, weight_bytes) = core.sizes();
-
-        let operations = [
-            ("hit", counters.hits.get()),
-            ("negative_hit", counters.negative_hits.get()),
-            ("miss", counters.misses.get()),
-            ("bypass", counters.bypasses.get()),
-        ];
-        count_by(
-            &mut encoder,
-            "cache_lookups",
-            "Lookups by outcome",
-            "outcome",
-            &operations,
-        )?;
-        let loads = [
-            ("succeeded", counters.loads_succeeded.get()),
-            ("not_found", counters.loads_not_found.get()),
-            ("failed", counters.loads_failed.get()),
-        ];
-        count_by(
-            &mut encoder,
-            "cache_loads",
-            "Loads ended, by outcome",
-            "outcome",
-            &loads,
-        )?;
-        let evictions = [
-            ("capacity", counters.evictions(Eviction::Capacity)),
-            ("event", counters.evictions(Eviction::Event)),
-            ("resync", counters.evictions(Eviction::Resync)),
-            ("audit", counters.evictions(Eviction::Audit)),
-        ];
-        count_by(
-            &mut encoder,
-            "cache_evictions",
-            "Entries that left, by reason",
-            "reason",
-            &evictions,
-        )?;
-        for (name, help, value) in [
-            (
-                "cache_coalesced_waits",
-                "Misses and demanded reads (no-cache) that joined a load of others",
-                counters.coalesced.get(),
-            ),
-            (
-                "cache_discarded_loads",
-                "Loads not stored, because an event came in between",
-                counters.discarded.get(),
-            ),
-            (
-                "cache_audit_checks",
-                "Cached orders compared with the database",
-                audit.checked.get(),
-            ),
-            (
-                "cache_audit_mismatches",
-                "Cached orders that were stale though no event had told of it",
-                audit.mismatches.get(),
-            ),
-            (
-                "listener_reconnects",
-                "Connections of the listener that were lost",
-                listener.reconnects.get(),
-            ),
-            (
-                "listener_events",
-                "Notifications of writers",
-                listener.events.get(),
-            ),
-            (
-                "listener_malformed_events",
-                "Notifications not understood",
-                listener.malformed.get(),
-            ),
-        ] {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter_type())?)?;
-        }
-        let blind = ConstCounter::new(listener.blind_time().as_secs_f64());
-        let help = "Time in which nothing cached could be served";
-        blind.encode(encoder.encode_descriptor(
-            "listener_blind",
-            help,
-            Some(&Unit::Seconds),
-            counter_type(),
-        )?)?;
-
-        for (name, help, unit, value) in [
-            ("cache_entries", "Orders cached", None, size as i64),
-            (
-                "cache_negative_entries",
-                "Absences cached",
-                None,
-                missing as i64,
-            ),
-            (
-                "cache_capacity_entries",
-                "Most orders cached",
-                None,
-                core.capacity() as i64,
-            ),
-            (
-                "cache_weight",
-                "Size of the cached orders",
-                Some(Unit::Bytes),
-                weight_bytes as i64,
-            ),
-        ] {
-            gauge(&mut encoder, name, help, unit.as_ref(), value)?;
-        }
-        if let Some(age) = listener.proof_age() {
-            let help = "Time since the listener last proved that it had seen every commit";
-            gauge(
-                &mut encoder,
-                "listener_proof_age",
-                help,
-                Some(&Unit::Seconds),
-                age.as_secs_f64(),
-            )?;
-        }
-        let mut states = encoder.encode_descriptor(
-            "listener_state",
-            "1 for the present state",
-            None,
-            gauge_type(),
-        )?;
-        for state in ListenerState::ALL {
-            let value = i64::from(state == listener.state());
-            ConstGauge::new(value).encode(states.encode_family(&[("state", state.as_str())])?)?;
-        }
-        Ok(())
-    }
-}
-
-fn counter_type() -> prometheus_client::metrics::MetricType {
-    prometheus_client::metrics::MetricType::Counter
-}
-
-fn gauge_type() -> prometheus_client::metrics::MetricType {
-    prometheus_client::metrics::MetricType::Gauge
-}
-
-fn gauge<T: prometheus_client::encoding::EncodeGaugeValue + Copy>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    value: T,
-) -> fmt::Result {
-    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, unit, gauge_type())?)
-}
-
-fn count_by(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: &[(&'static str, u64)],
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, counter_type())?;
-    for (value, count) in values {
-        ConstCounter::new(*count).encode(family.encode_family(&[(label, *value)])?)?;
-    }
-    Ok(())
 }

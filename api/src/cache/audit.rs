@@ -1,57 +1,56 @@
-//! The auditor: holds a few random entries a second against the database.
+//! The auditor: compares a few random entries per second with the database.
 //!
-//! Events may be missing for writes that skip them (`session_replication_role = replica`, a disabled trigger, a restore),
-//! or by a bug of ours. What nobody announced is found here, and told.
+//! A change may come without an event: if its writer skips the triggers (`session_replication_role = replica`, a disabled
+//! trigger, a restore), or if our programs have a bug. The auditor finds such changes and raises an alarm.
 //!
-//! A difference is nothing yet: the event may be under way. It counts where the same version is still cached after a
-//! heartbeat that was sent later came back, because by then every event of that time has been applied.
+//! A mismatch alone proves nothing, because the event may still be on its way. It counts only if the same version is still
+//! cached after a heartbeat has returned that was sent after the mismatch was seen. By then every event of that time has been
+//! applied.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compact_str::CompactString;
+use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::OrderCache;
 use super::counters::Count;
-use super::{OrderCache, ReadyOrder};
 use crate::repository::StoreError;
 
-/// How often it looks.
+/// How often the auditor looks.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How many entries it looks at each time.
+/// How many entries the auditor looks at each time.
 const SAMPLE: usize = 10;
-/// How long it waits before the second look; longer than it takes for a heartbeat to be sent and to come back.
+/// How long the auditor waits before the second look. A heartbeat is sent and returns in less time.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
-/// How long `/health` tells of a mismatch.
+/// For how long `/health` reports a mismatch.
 const ALARM: Duration = Duration::from_secs(600);
 
 /// What the auditor has seen.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct AuditStatus {
-    /// Entries compared.
+    /// The number of entries that were compared.
     pub checked: Count,
-    /// Entries that were wrong for good, until the auditor evicted them.
+    /// The number of entries that were wrong, and would have stayed wrong if the auditor had not evicted them.
     pub mismatches: Count,
+    #[serde(skip)]
     last_mismatch: Mutex<Option<Instant>>,
 }
 
 impl AuditStatus {
-    /// Whether a mismatch was found lately.
+    /// Returns whether a mismatch was found within the last ten minutes.
     pub fn is_alarmed(&self) -> bool {
-        self.last_mismatch().is_some_and(|at| at.elapsed() < ALARM)
+        let last_mismatch = *self.last_mismatch.lock();
+        last_mismatch.is_some_and(|at| at.elapsed() < ALARM)
     }
 
     fn add_mismatch(&self) {
         self.mismatches.add(1);
-        *self.last_mismatch() = Some(Instant::now());
-    }
-
-    fn last_mismatch(&self) -> MutexGuard<'_, Option<Instant>> {
-        let last = self.last_mismatch.lock();
-        last.unwrap_or_else(PoisonError::into_inner)
+        *self.last_mismatch.lock() = Some(Instant::now());
     }
 }
 
@@ -59,29 +58,26 @@ impl AuditStatus {
 type Entry = (CompactString, i64);
 
 impl OrderCache {
-    /// Audits until `shutdown`.
+    /// Audits the cache until `shutdown`.
     pub async fn audit(self: Arc<Self>, shutdown: CancellationToken) {
         let audit = async {
             let mut ticks = interval(INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                // Where the database gives no answer, its failure is in the log and the next round tries again.
+                // The repository has logged a failure; the next round tries again.
                 self.audit_once().await.ok();
             }
         };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = audit => {}
-        }
+        shutdown.run_until_cancelled(audit).await;
     }
 
     async fn audit_once(&self) -> Result<(), StoreError> {
         if !self.listener.is_fresh(self.lease) {
             return Ok(());
         }
-        let sample = self.core.sample(SAMPLE, fastrand::u64(..));
-        let entries: Vec<Entry> = sample.into_iter().map(with_version).collect();
+        let sample = self.core.sample(SAMPLE, fastrand::u64(..)).into_iter();
+        let entries: Vec<Entry> = sample.map(|(uid, order)| (uid, order.version)).collect();
         let suspects = self.differing(entries.clone()).await?;
         let first_look = Instant::now();
         self.audit.checked.add(entries.len() as u64);
@@ -99,31 +95,22 @@ impl OrderCache {
             if self.core.evict_wrong(&uid, version) {
                 self.audit.add_mismatch();
                 error!(
-                    order_uid = uid.as_str(),
-                    version, "a cached order was stale, no event had told of its change"
+                    order.id = uid.as_str(),
+                    version, "a cached order was stale: no event had told of its change"
                 );
             }
         }
         Ok(())
     }
 
-    /// Those whose version in the database is another, or that are not there.
+    /// The entries that have another version in the database, or do not exist there.
     async fn differing(&self, mut entries: Vec<Entry>) -> Result<Vec<Entry>, StoreError> {
         if entries.is_empty() {
             return Ok(entries);
         }
         let uids: Vec<&str> = entries.iter().map(|(uid, _)| &**uid).collect();
-        let stored: HashMap<String, i64> = self
-            .repository
-            .find_versions(&uids)
-            .await?
-            .into_iter()
-            .collect();
+        let stored = self.repository.find_versions(&uids).await?;
         entries.retain(|(uid, version)| stored.get(&**uid) != Some(version));
         Ok(entries)
     }
-}
-
-fn with_version((uid, order): (CompactString, ReadyOrder)) -> Entry {
-    (uid, order.version)
 }

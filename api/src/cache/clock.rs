@@ -1,51 +1,38 @@
-//! Time since the process started, that of a suspended machine included: `Instant` stands still in its sleep, and a proof
-//! from before it would look young after it.
+//! Time since the process started, which includes the time while the machine sleeps. `Instant` stands still during sleep: a
+//! proof from before the sleep would look young after it.
 
 use std::time::Duration;
 
-/// A clock that starts at zero and goes on while the machine sleeps.
+/// A clock that starts at zero and also runs while the machine sleeps.
 #[derive(Debug)]
 pub(super) struct Clock {
-    started: Reading,
+    started: Duration,
 }
 
 impl Clock {
     pub(super) fn start() -> Self {
-        Self { started: read() }
+        Self { started: now() }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
-        since(self.started)
+        now().saturating_sub(self.started)
     }
 }
 
-/// Time since the machine's start.
+/// Time since the machine started.
 #[cfg(target_os = "linux")]
-type Reading = Duration;
-
-#[cfg(target_os = "linux")]
-fn read() -> Reading {
+fn now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    // Neither is ever negative on this clock.
+    // Neither number is ever negative on this clock.
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-#[cfg(target_os = "linux")]
-fn since(started: Reading) -> Duration {
-    read().saturating_sub(started)
-}
-
+/// Time since the first call.
 #[cfg(not(target_os = "linux"))]
-type Reading = std::time::Instant;
-
-#[cfg(not(target_os = "linux"))]
-fn read() -> Reading {
-    std::time::Instant::now()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn since(started: Reading) -> Duration {
-    started.elapsed()
+fn now() -> Duration {
+    static FIRST: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    FIRST.elapsed()
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -57,6 +44,6 @@ mod tests {
         // The first number of this file is CLOCK_BOOTTIME, in hundredths of a second.
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
         let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
-        assert!((read().as_secs_f64() - seconds).abs() < 1.0);
+        assert!((now().as_secs_f64() - seconds).abs() < 1.0);
     }
 }

@@ -1,14 +1,17 @@
-//! Who may store what: slots, epochs, and who goes when room is needed.
+//! The rules of the cache: who may store what, and which entry goes when room is needed.
 //!
-//! A key may be cached, known to be missing, or neither; and at most one load of it runs. An event takes the slot away from
-//! that load: it answers those who already wait for it, but stores nothing and gains no new waiters. Who comes later waits
-//! for the next load, which begins when this one has ended. One load after another also means that no reader is ever
-//! answered with an older version than one before: a later snapshot of the primary sees all that an earlier one saw.
+//! A key is cached, or known to be missing, or neither. At most one load of it runs at a time: the load owns the key's
+//! in-flight slot. An event takes the slot away from the load. The load then answers the readers who already wait for it, but
+//! stores nothing and gains no new waiters. Readers who come later wait for the next load, which begins when this one has
+//! ended. Because loads of a key run one after another, no reader is answered with an older version than a reader before:
+//! a later snapshot of the primary contains everything that an earlier one contains.
 //!
-//! Losing the listener makes every entry unverified: it stays, but is served again only once its version was compared.
+//! When the listener is lost, every entry becomes unverified. It stays in the cache, but is served again only after its
+//! version was compared with the database.
 //!
-//! Pure by intent: no tokio, no clock, no I/O, so that interleavings can be model-checked (`api/model`). The caller
-//! says whether the listener's proof is fresh.
+//! This module has no tokio, no clock and no I/O, so that `api/model` can check its interleavings. The caller says whether
+//! the listener's proof is fresh. Each `sound!` is a decision on which the promise rests; the model checker finds the mistake
+//! that stands beside it.
 
 mod contract;
 mod gate;
@@ -18,30 +21,31 @@ mod segments;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use compact_str::CompactString;
 use lru::LruCache;
 
-use super::counters::{Counters, Eviction};
+use super::counters::Counters;
+use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, sound};
 pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
 use segments::SegmentedLru;
 
-/// Most shards; more than cores that could meet on one lock.
+/// The largest number of shards. It exceeds the number of cores that could wait for one lock.
 const MAX_SHARDS: usize = 16;
-/// Fewer entries a shard would make the order of eviction visibly unlike an LRU's.
+/// With fewer entries per shard, the order of eviction would visibly differ from that of an LRU.
 const MIN_ENTRIES_PER_SHARD: usize = 64;
 
-/// The slots of all keys. `V` is a cached value, cheap to clone; `W` is what readers wait on while a load runs, and `S` the
-/// load's end of it.
+/// The entries and in-flight slots of all keys.
+///
+/// `V` is a cached value, which must be cheap to clone. `W` is what readers wait on while a load runs, and `S` is the load's
+/// end of it.
 #[derive(Debug)]
 pub struct Core<V, W, S> {
     shards: Box<[Mutex<Shard<V, W, S>>]>,
     hasher: RandomState,
     capacity: usize,
-    /// Cached entries of all shards.
+    /// The number of entries in all shards.
     size: AtomicUsize,
     gate: AtomicGate,
     counters: Counters,
@@ -62,21 +66,26 @@ struct Entry<V> {
     epoch: u64,
 }
 
-/// The load that runs. Only its own end removes it.
+/// A load that runs. Only its own end removes it.
 #[derive(Debug)]
 struct Loading<W, S> {
     epoch: u64,
-    /// An event came after its beginning: its snapshot may be older.
+    /// Whether the load has lost its slot: an event came after the load began, so its snapshot may be older.
     is_taken: bool,
     waiter: W,
-    /// The load that is to begin afterwards, where somebody waits for one.
+    /// What readers of the next load wait on, if there are any.
     next: Option<(W, S)>,
 }
 
 impl<W, S> Loading<W, S> {
-    /// Whether its snapshot is known to hold everything that was proven so far.
+    /// Whether the load's snapshot is known to contain everything that was proven so far.
     fn is_current(&self, gate: Gate) -> bool {
-        !self.is_taken && self.epoch == gate.epoch
+        !self.is_taken && sound!(self.is_of(gate), LoadWithoutEpoch, true)
+    }
+
+    /// Whether the listener was not lost since the load began.
+    fn is_of(&self, gate: Gate) -> bool {
+        self.epoch == gate.epoch
     }
 }
 
@@ -85,7 +94,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     pub fn new(capacity: NonZeroUsize) -> Self {
         let capacity = capacity.get();
         let shard_count = (capacity / MIN_ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
-        // Known absences are few and cheap to learn again: a scan over random uids must push out nothing else.
+        // Few absences are kept, because they are cheap to learn again. A scan over random uids pushes out only them.
         let missing_capacity = (capacity / 8).clamp(64, 8192).div_ceil(shard_count);
         let missing_capacity = NonZeroUsize::new(missing_capacity).unwrap_or(NonZeroUsize::MIN);
         let shard = || {
@@ -106,38 +115,39 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         }
     }
 
-    /// Lets loads store what they bring. Only after LISTEN has committed.
+    /// Lets loads store what they bring. Must only be called after LISTEN has committed.
     pub fn open_fills(&self) {
         self.gate.change(|gate| gate.stores = true);
     }
 
-    /// Lets hits be served, or no longer; fills go on.
+    /// Lets hits be served, or stops them. Loads store as before.
     pub fn set_serving(&self, serves: bool) {
         self.gate.change(|gate| gate.serves = serves && gate.stores);
     }
 
-    /// The listener's connection is lost: every entry is unverified, no load that runs may store.
+    /// Reacts to the loss of the listener's connection: every entry becomes unverified, every absence is dropped, and no load
+    /// that runs may store.
     pub fn close(&self) {
         self.gate.change(|gate| {
             *gate = Gate {
-                epoch: gate.epoch + 1,
+                epoch: sound!(gate.epoch + 1, LossKeepsTheEpoch, gate.epoch),
                 serves: false,
                 stores: false,
             };
         });
         for shard in &self.shards {
-            let mut shard = lock(shard);
+            let mut shard = shard.lock();
             let evicted = shard.missing.len();
-            shard.missing.clear();
+            sound!(shard.missing.clear(), AbsenceSurvivesALoss, ());
             drop(shard);
-            self.counters.evicted(Eviction::Resync, evicted as u64);
+            self.counters.evictions.resync.add(evicted as u64);
         }
     }
 
-    /// The unverified keys, shard by shard, the most recently used first.
+    /// Returns the unverified keys, shard by shard. In each shard the entries that would be evicted last come first.
     pub fn unverified(&self) -> impl Iterator<Item = Vec<CompactString>> {
         self.shards.iter().map(|shard| {
-            let shard = lock(shard);
+            let shard = shard.lock();
             let epoch = self.gate.read().epoch;
             let entries = shard.entries.iter();
             let unverified = entries.filter(|(_, entry)| entry.epoch != epoch);
@@ -145,36 +155,39 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         })
     }
 
-    /// Says which version of an unverified key the database holds, asked after LISTEN had committed in this `epoch`.
+    /// Takes in which version of an unverified key the database holds. The database must have been asked after LISTEN had
+    /// committed in this `epoch`.
     ///
-    /// The entry is verified for that epoch if it has that version, and dropped otherwise. What has come or gone meanwhile is
-    /// left alone.
+    /// The entry becomes verified for that epoch if it has that version, and is dropped otherwise. An entry that was stored
+    /// in that epoch is left alone.
     pub fn verify(&self, uid: &str, epoch: u64, version: Option<i64>) {
         let mut shard = self.shard(uid);
-        match shard.entries.peek_mut(uid) {
-            Some(entry) if entry.epoch == epoch => {}
-            Some(entry) if Some(entry.value.version()) == version => entry.epoch = epoch,
-            Some(_) => {
-                self.remove_entry(&mut shard, uid);
-                self.counters.evicted(Eviction::Resync, 1);
-            }
-            None => {}
+        let entry = shard.entries.peek_mut(uid);
+        let Some(entry) = entry.filter(|entry| entry.epoch != epoch) else {
+            return;
+        };
+        let cached = Some(entry.value.version());
+        if sound!(cached == version, VerifyAnyVersion, version.is_some()) {
+            entry.epoch = epoch;
+        } else {
+            self.remove_entry(&mut shard, uid);
+            self.counters.evictions.resync.add(1);
         }
     }
 
-    /// How often the listener's connection has been lost.
+    /// Returns how often the listener's connection has been lost.
     pub fn epoch(&self) -> u64 {
         self.gate.read().epoch
     }
 
-    /// Whether loads may store.
+    /// Returns whether loads may store.
     pub fn accepts_fills(&self) -> bool {
         self.gate.read().stores
     }
 
-    /// Says what a reader of `uid` has to do; `is_fresh` is whether the listener's proof is young enough.
+    /// Returns what a reader of `uid` has to do. `is_fresh` says whether the listener's proof is younger than the lease.
     ///
-    /// Where a load is to be started its slot is taken here, before the load takes its snapshot of the database.
+    /// If the reader has to begin a load, the slot is taken here, before the load takes its snapshot of the database.
     pub fn look_up(
         &self,
         uid: &str,
@@ -183,50 +196,54 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         make_waiter: impl FnOnce() -> (W, S),
     ) -> Lookup<V, W, S> {
         if !is_fresh || !self.gate.read().serves {
-            self.counters.bypasses.add(1);
+            self.counters.lookups.bypasses.add(1);
             return Lookup::Bypass;
         }
         let mut shard = self.shard(uid);
-        // Read under the lock: whatever is done to this shard after a loss is done later.
+        // Read under the lock: `close` changes the gate before it changes any shard, so a reader that still sees the old gate
+        // comes before the change of this shard.
         let gate = self.gate.read();
         if !gate.serves {
-            self.counters.bypasses.add(1);
+            self.counters.lookups.bypasses.add(1);
             return Lookup::Bypass;
         }
         if demand == Demand::Database {
-            self.counters.bypasses.add(1);
+            self.counters.lookups.bypasses.add(1);
         } else {
             if let Some(entry) = shard.entries.get(uid)
-                && entry.epoch == gate.epoch
+                && sound!(entry.epoch == gate.epoch, HitWithoutEpoch, true)
             {
-                self.counters.hits.add(1);
+                self.counters.lookups.hits.add(1);
                 return Lookup::Hit(entry.value.clone());
             }
             if shard.missing.get(uid).is_some() {
-                self.counters.negative_hits.add(1);
+                self.counters.lookups.negative_hits.add(1);
                 return Lookup::Missing;
             }
-            self.counters.misses.add(1);
+            self.counters.lookups.misses.add(1);
         }
-        let Some(loading) = shard.loading.get_mut(uid) else {
+        let Some(load) = shard.loading.get_mut(uid) else {
             let (waiter, sender) = make_waiter();
             return Lookup::Load(self.begin(&mut shard, uid.into(), gate, waiter), sender);
         };
-        if demand == Demand::Proven && loading.is_current(gate) {
-            self.counters.coalesced.add(1);
-            return Lookup::Join(loading.waiter.clone());
+        if sound!(demand == Demand::Proven, DemandJoinsOlderLoad, true)
+            && sound!(load.is_current(gate), JoinAfterEvent, load.is_of(gate))
+        {
+            self.counters.loads.coalesced.add(1);
+            return Lookup::Join(load.waiter.clone());
         }
-        if let Some((waiter, _)) = &loading.next {
-            self.counters.coalesced.add(1);
+        if let Some((waiter, _)) = &load.next {
+            self.counters.loads.coalesced.add(1);
             return Lookup::Join(waiter.clone());
         }
         let next = make_waiter();
         let waiter = next.0.clone();
-        loading.next = Some(next);
+        load.next = Some(next);
         Lookup::Next(waiter)
     }
 
-    /// Takes the slot of a key that nobody asked for, for warm-up; `None` where it is cached, loading, or closed.
+    /// Takes the slot of a key for warm-up, before anybody asks for it. Returns `None` if the key is cached or loading, or if
+    /// loads may not store.
     pub fn begin_warmup(
         &self,
         uid: &str,
@@ -250,11 +267,11 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         gate: Gate,
         waiter: W,
     ) -> Ticket {
-        self.counters.loads_started.add(1);
+        self.counters.loads.started.add(1);
         let loading = Loading {
             epoch: gate.epoch,
-            // While nobody listens its snapshot may miss what is committed before LISTEN, and no event will tell.
-            is_taken: !gate.stores,
+            // While nobody listens, the snapshot may lack a commit that happens before LISTEN, and no event will tell of it.
+            is_taken: sound!(!gate.stores, LoadFromBeforeListen, false),
             waiter,
             next: None,
         };
@@ -262,7 +279,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         Ticket(uid)
     }
 
-    /// Ends a load.
+    /// Ends a load: frees the slot, stores what the load brought if that is allowed, and begins the next load if readers wait
+    /// for one.
     pub fn complete(
         &self,
         Ticket(uid): Ticket,
@@ -270,23 +288,28 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         placement: Placement,
     ) -> Completed<S> {
         match &loaded {
-            Loaded::Found(..) => self.counters.loads_succeeded.add(1),
-            Loaded::NotFound => self.counters.loads_not_found.add(1),
-            Loaded::Failed => self.counters.loads_failed.add(1),
+            Loaded::Found(..) => self.counters.loads.succeeded.add(1),
+            Loaded::NotFound => self.counters.loads.not_found.add(1),
+            Loaded::Failed => self.counters.loads.failed.add(1),
         }
         let mut shard = self.shard(&uid);
         let gate = self.gate.read();
         let ended = shard.loading.remove(&uid);
-        let may_store = ended.as_ref().is_some_and(|load| load.is_current(gate));
-        let next = ended.and_then(|load| load.next).map(|(waiter, sender)| {
+        let may_store = ended
+            .as_ref()
+            .is_some_and(|load| sound!(load.is_current(gate), StoreWithoutSlot, load.is_of(gate)));
+        let waiting = sound!(ended.and_then(|load| load.next), NextLoadForgotten, None);
+        let next = waiting.map(|(waiter, sender)| {
             let ticket = self.begin(&mut shard, uid.clone(), gate, waiter);
             (ticket, sender)
         });
         let is_stored = match loaded {
             Loaded::Failed => false,
             Loaded::Found(..) | Loaded::NotFound if !may_store => {
-                self.counters.discarded.add(1);
-                self.drop_older(&mut shard, &uid, loaded.version());
+                self.counters.loads.discarded.add(1);
+                if sound!(true, OlderEntryAfterADiscardedLoad, false) {
+                    self.drop_older(&mut shard, &uid, loaded.version());
+                }
                 false
             }
             Loaded::NotFound => {
@@ -313,7 +336,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         entry: Entry<V>,
         placement: Placement,
     ) -> bool {
-        shard.missing.pop(&uid);
+        sound!(shard.missing.pop(&uid), AbsenceLeftBehindByAStore, None);
         self.remove_entry(&mut shard, &uid);
         if placement == Placement::Cold && self.is_full() {
             return false;
@@ -337,10 +360,10 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         true
     }
 
-    /// One out of another shard: this one holds only what has just come.
+    /// Evicts an entry of another shard, because the shard of the new entry holds nothing else.
     fn evict_oldest_anywhere(&self) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
+            let mut shard = shard.lock();
             if shard.entries.len() > 1 || self.shards.len() == 1 {
                 self.evict_oldest(&mut shard);
                 return;
@@ -352,11 +375,11 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         if let Some(entry) = shard.entries.remove_oldest() {
             shard.weight_bytes -= entry.weight_bytes;
             self.size.fetch_sub(1, Ordering::Relaxed);
-            self.counters.evicted(Eviction::Capacity, 1);
+            self.counters.evictions.capacity.add(1);
         }
     }
 
-    /// An order may have changed: forgets it, and takes the slot of a load that runs.
+    /// Forgets an order that may have changed, and takes the slot away from a load that runs.
     pub fn invalidate(&self, uid: &str) {
         let mut shard = self.shard(uid);
         if let Some(loading) = shard.loading.get_mut(uid) {
@@ -365,12 +388,12 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         let was_cached = self.remove_entry(&mut shard, uid);
         let was_missing = shard.missing.pop(uid).is_some();
         if was_cached || was_missing {
-            self.counters.evicted(Eviction::Event, 1);
+            self.counters.evictions.event.add(1);
         }
     }
 
-    /// A reader is to be shown this version past the slots, or that there is no order: nobody may be shown an older one
-    /// later, although the event may still be on its way.
+    /// Takes in that a reader will be shown this version past the cache, or (`None`) that there is no order. From now on nobody
+    /// may be shown an older version, although the event may still be on its way.
     pub fn supersede(&self, uid: &str, version: Option<i64>) {
         let mut shard = self.shard(uid);
         if let Some(loading) = shard.loading.get_mut(uid) {
@@ -379,22 +402,24 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         self.drop_older(&mut shard, uid, version);
     }
 
-    /// Drops what is cached if it is older than this version, or all if there is no order.
+    /// Drops an entry that is older than this version, or any entry if there is no order (`None`). Drops a known absence if
+    /// there is an order.
     fn drop_older(&self, shard: &mut Shard<V, W, S>, uid: &str, version: Option<i64>) {
         let entry = shard.entries.peek(uid);
-        let is_older = entry.is_some_and(|entry| Some(entry.value.version()) < version);
+        let has_older = entry.is_some_and(|entry| Some(entry.value.version()) < version);
+        let is_older = sound!(has_older, OlderEntryAfterABlindRead, false);
         let is_gone = version.is_none();
         let was_cached = (is_older || is_gone) && self.remove_entry(shard, uid);
         let was_missing = !is_gone && shard.missing.pop(uid).is_some();
         if was_cached || was_missing {
-            self.counters.evicted(Eviction::Event, 1);
+            self.counters.evictions.event.add(1);
         }
     }
 
-    /// Anything may have changed: as [`Self::invalidate`] for every key.
+    /// Does what [`Self::invalidate`] does, for every key.
     pub fn clear(&self) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
+            let mut shard = shard.lock();
             let entry_count = shard.entries.len();
             let evicted = entry_count + shard.missing.len();
             shard
@@ -406,7 +431,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             shard.weight_bytes = 0;
             self.size.fetch_sub(entry_count, Ordering::Relaxed);
             drop(shard);
-            self.counters.evicted(Eviction::Resync, evicted as u64);
+            self.counters.evictions.resync.add(evicted as u64);
         }
     }
 
@@ -419,7 +444,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         true
     }
 
-    /// Whether a value is cached; counts as no lookup.
+    /// Returns whether a verified value is cached. This does not count as a lookup.
     pub fn contains(&self, uid: &str) -> bool {
         let shard = self.shard(uid);
         let epoch = self.gate.read().epoch;
@@ -429,45 +454,35 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             .is_some_and(|entry| entry.epoch == epoch)
     }
 
-    /// Whether another entry would push one out.
+    /// Returns whether another entry would push one out.
     pub fn is_full(&self) -> bool {
         self.size.load(Ordering::Relaxed) >= self.capacity
     }
 
-    /// What has happened since the start.
+    /// Returns what has happened since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Most entries.
+    /// Returns the largest number of entries.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Cached entries, known absences, and the weight of the entries in bytes.
+    /// Returns the number of entries, the number of known absences, and the weight of the entries in bytes.
     pub fn sizes(&self) -> (usize, usize, usize) {
-        self.shards
-            .iter()
-            .fold((0, 0, 0), |(size, missing, weight), shard| {
-                let shard = lock(shard);
-                (
-                    size + shard.entries.len(),
-                    missing + shard.missing.len(),
-                    weight + shard.weight_bytes,
-                )
-            })
+        let (mut size, mut missing, mut weight_bytes) = (0, 0, 0);
+        for shard in &self.shards {
+            let shard = shard.lock();
+            size += shard.entries.len();
+            missing += shard.missing.len();
+            weight_bytes += shard.weight_bytes;
+        }
+        (size, missing, weight_bytes)
     }
 
     fn shard(&self, uid: &str) -> MutexGuard<'_, Shard<V, W, S>> {
         let hash = self.hasher.hash_one(uid);
-        lock(&self.shards[hash as usize % self.shards.len()])
+        self.shards[hash as usize % self.shards.len()].lock()
     }
 }
-
-/// A panic under the lock can only come from a failed allocation; the maps stay usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,82 +1,82 @@
-//! What happened in the cache since the start: counters that only rise.
+//! Counters of what has happened in the cache since the start.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Serialize, Serializer};
 
 /// A number that only rises.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// Raises it.
+    /// Adds to the number.
     pub fn add(&self, number: u64) {
         self.0.fetch_add(number, Ordering::Relaxed);
     }
 
-    /// Reads it.
+    /// Returns the number.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Why an entry left the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Eviction {
-    /// It was the least recently used and room was needed.
-    Capacity,
-    /// A writer said that the order changed.
-    Event,
-    /// Everything was dropped: listener lost, event not understood, or an operator's wish.
-    Resync,
-    /// The auditor found that it was stale.
-    Audit,
+impl Serialize for Count {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.get().serialize(serializer)
+    }
 }
 
-/// Every counter; each lookup counts as exactly one of `hits`, `negative_hits`, `misses` and `bypasses`.
+/// All counters of the core.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Lookups by their outcome.
+    pub lookups: Lookups,
+    /// Loads, and what came of them.
+    pub loads: Loads,
+    /// Entries that left the cache, by the reason.
+    pub evictions: Evictions,
+}
+
+/// Counts each lookup once.
+#[derive(Debug, Default, Serialize)]
+pub struct Lookups {
     /// Lookups answered with a cached order.
     pub hits: Count,
     /// Lookups answered with a cached absence.
     pub negative_hits: Count,
     /// Lookups that waited for a load.
     pub misses: Count,
-    /// Lookups past what is cached: nothing of it may be served, or the reader demanded the database.
+    /// Lookups that passed the cache: nothing cached may be served, or the reader demanded the database.
     pub bypasses: Count,
-    /// Loads begun, those of warm-up included.
-    pub loads_started: Count,
-    /// Loads that brought an order.
-    pub loads_succeeded: Count,
-    /// Loads that found no order.
-    pub loads_not_found: Count,
-    /// Loads that got no answer from the database.
-    pub loads_failed: Count,
-    /// Misses and demanded reads that joined a load of others, one that runs or the next one.
-    pub coalesced: Count,
-    /// Loads whose result was not stored, because an event or a loss came in between.
-    pub discarded: Count,
-    evictions_capacity: Count,
-    evictions_event: Count,
-    evictions_resync: Count,
-    evictions_audit: Count,
 }
 
-impl Counters {
-    /// Counts entries that left.
-    pub fn evicted(&self, reason: Eviction, number: u64) {
-        self.eviction_count(reason).add(number);
-    }
+/// Counts loads, including those of warm-up.
+#[derive(Debug, Default, Serialize)]
+pub struct Loads {
+    /// Loads that began.
+    pub started: Count,
+    /// Loads that brought an order.
+    pub succeeded: Count,
+    /// Loads that found no order.
+    pub not_found: Count,
+    /// Loads that got no answer from the database.
+    pub failed: Count,
+    /// Misses and demanded reads that joined a load of another reader: the present one or the next one.
+    pub coalesced: Count,
+    /// Loads whose result was not stored, because an event or a loss of the listener came in between.
+    pub discarded: Count,
+}
 
-    /// Entries that left for a reason.
-    pub fn evictions(&self, reason: Eviction) -> u64 {
-        self.eviction_count(reason).get()
-    }
-
-    fn eviction_count(&self, reason: Eviction) -> &Count {
-        match reason {
-            Eviction::Capacity => &self.evictions_capacity,
-            Eviction::Event => &self.evictions_event,
-            Eviction::Resync => &self.evictions_resync,
-            Eviction::Audit => &self.evictions_audit,
-        }
-    }
+/// Counts entries that left the cache.
+#[derive(Debug, Default, Serialize)]
+pub struct Evictions {
+    /// Room was needed.
+    pub capacity: Count,
+    /// An event, a write of this process or a read past the cache told that the order has changed.
+    pub event: Count,
+    /// The listener was lost, every entry was dropped (by an unknown event, or by an operator), or a revalidation found
+    /// another version.
+    pub resync: Count,
+    /// The auditor found that the entry was stale.
+    pub audit: Count,
 }

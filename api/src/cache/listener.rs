@@ -1,9 +1,14 @@
-//! One connection that LISTENs and evicts what writers name.
+//! One connection that LISTENs. It evicts the orders that writers name.
 //!
-//! The order at every connect: LISTEN committed, then a notification of another session has come, then fills are stored and
-//! hits are served: those of new entries at once, those of entries from before as they are verified. Losing the connection
-//! ends all of it at once. This connection carries LISTEN and heartbeats only: a query result that nobody reads would hold
-//! notifications back.
+//! The steps of every connect come in this order:
+//!
+//! 1. LISTEN commits.
+//! 2. A notification of another session arrives.
+//! 3. From here on loads are stored and hits are served. A new entry is served at once, an entry from before only after it was
+//!    verified.
+//!
+//! The loss of the connection ends step 3 at once. This connection carries only LISTEN and heartbeats, because a query result
+//! that nobody reads would hold back the notifications.
 
 mod history;
 mod subscription;
@@ -17,10 +22,11 @@ use anyhow::{Context, bail};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::events::Operation;
+use shared::throttle::Throttle;
 use shared::{db, events};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tokio_postgres::{Client, Notification, Statement};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_postgres::Notification;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,27 +38,25 @@ use subscription::Subscription;
 /// The name of the listener's session in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api-listener";
 
-/// Connecting and LISTEN together; `connect_timeout` alone covers only the socket.
+/// How long connecting and LISTEN may take together. `connect_timeout` covers only the socket.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the connection proves that it is alive.
+/// How often the connection sends a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a connection may stay without proof after its lease has run out, before another is made.
+/// How much older than the lease the proof may become before the listener connects anew.
 const SUSPECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a lost connection is reported while it stays lost.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What one listener needs.
+/// A listener that keeps a cache true.
 #[derive(Debug)]
 pub struct Listener {
     cache: Arc<OrderCache>,
     database: DatabaseSettings,
     warmup_limit: usize,
-    /// Heartbeats travel on a channel of this process alone.
+    /// The channel of the heartbeats, which belongs to this process alone.
     heartbeat_channel: String,
 }
 
 impl Listener {
-    /// Prepares a listener; [`Self::run`] connects.
+    /// Prepares a listener. [`Self::run`] connects. After every connect the `warmup_limit` newest orders are loaded.
     pub fn new(cache: Arc<OrderCache>, database: DatabaseSettings, warmup_limit: usize) -> Self {
         Self {
             cache,
@@ -62,10 +66,10 @@ impl Listener {
         }
     }
 
-    /// Keeps a connection that listens until `shutdown`.
+    /// Listens until `shutdown`, and connects anew whenever the connection is lost.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::for_database();
-        let mut last_report: Option<Instant> = None;
+        let mut reports = Throttle::for_reports();
         let mut history = None;
         loop {
             let status = self.cache.listener();
@@ -75,17 +79,16 @@ impl Listener {
                 session = self.listen(&mut backoff, &mut history) => session,
             };
             if self.cache.core().accepts_fills() {
-                // Before anything else is awaited: from here on no hit may be served.
+                // This comes before anything else is awaited: from here on no hit may be served.
                 self.cache.core().close();
                 status.reconnects.add(1);
-                last_report = None;
+                reports.reset();
             }
             status.forget_proof();
             status.set_state(ListenerState::Connecting);
             let Err(error) = session;
-            if last_report.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+            if reports.is_due() {
                 warn!("listener is away, reads go to the database: {error:#}");
-                last_report = Some(Instant::now());
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -94,47 +97,48 @@ impl Listener {
         }
     }
 
-    /// One connection from its making to its loss, which is how it ends.
+    /// Makes one connection and uses it until it is lost. The error says why.
     async fn listen(
         &self,
         backoff: &mut Backoff,
         history: &mut Option<History>,
     ) -> anyhow::Result<Infallible> {
-        let status = self.cache.listener();
-        let Subscription {
-            client,
-            heartbeat: heartbeat_statement,
-            mut driver,
-            mut echo_rx,
-            history: server,
-        } = timeout(
-            SUBSCRIBE_TIMEOUT,
-            Subscription::make(&self.cache, &self.database, &self.heartbeat_channel),
-        )
-        .await
-        .context("no answer to LISTEN in time")??;
-        if let Some(before) = history.replace(server.clone())
-            && before != server
+        let making = Subscription::make(&self.cache, &self.database, &self.heartbeat_channel);
+        let subscription = timeout(SUBSCRIBE_TIMEOUT, making)
+            .await
+            .context("no answer to LISTEN in time")??;
+        self.compare_history(history, &subscription.history);
+        self.cache.core().open_fills();
+        // Nobody was told of what was committed before LISTEN.
+        self.cache.feed().resync();
+        self.serve(ListenerState::Syncing);
+        backoff.reset();
+        self.follow(subscription).await
+    }
+
+    /// Drops every entry if the database has another history than at the connect before.
+    fn compare_history(&self, last: &mut Option<History>, now: &History) {
+        if let Some(before) = last.replace(now.clone())
+            && before != *now
         {
             warn!(
-                "another history of the database, every entry is dropped: {before} before, {server} now"
+                "the database has another history, every entry is dropped: {before} before, {now} now"
             );
             self.cache.repository.distrust_connections();
             self.cache.clear();
         }
-        self.cache.core().open_fills();
-        // What was committed before LISTEN, nobody was told of.
-        self.cache.feed().resync();
-        let mut proven_state = ListenerState::Syncing;
-        self.serve(proven_state);
-        backoff.reset();
+    }
 
+    /// Proves every second that the connection is alive, and verifies the entries from before, until the connection is lost.
+    async fn follow(&self, mut subscription: Subscription) -> anyhow::Result<Infallible> {
+        let status = self.cache.listener();
+        let mut proven_state = ListenerState::Syncing;
         let mut revalidation = pin!(self.cache.revalidate());
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                ended = &mut driver => bail!(ended.context("the driver of the connection panicked")?),
+                ended = &mut subscription.driver => bail!(ended.context("the driver of the connection panicked")?),
                 () = &mut revalidation, if proven_state == ListenerState::Syncing => {
                     proven_state = ListenerState::Live;
                     if status.state() == ListenerState::Syncing {
@@ -143,16 +147,16 @@ impl Listener {
                     info!("listener is live");
                     self.cache.start_warmup(self.warmup_limit);
                 }
-                echo = echo_rx.changed() => {
+                echo = subscription.echo_rx.changed() => {
                     echo.context("connection lost")?;
                     if status.state() == ListenerState::Suspect {
-                        // Same connection, in order: nothing was lost, it was only late.
+                        // The echo came on the same connection and in order, so no event was lost: the echo was only late.
                         self.serve(proven_state);
                     }
                 }
                 _ = heartbeat.tick() => {
-                    // A time-out here shows in the age of the proof. The heartbeat is on its way all the same.
-                    let sent = self.send_heartbeat(&client, &heartbeat_statement);
+                    // A time-out here shows in the age of the proof. The heartbeat is sent all the same.
+                    let sent = subscription.send_heartbeat(&self.heartbeat_channel, status.now_ms());
                     if let Ok(sent) = timeout(HEARTBEAT_INTERVAL, sent).await {
                         sent?;
                     }
@@ -167,29 +171,24 @@ impl Listener {
         self.cache.listener().set_state(proven_state);
     }
 
+    /// Stops hits if the proof is older than the lease.
+    ///
+    /// # Errors
+    /// Returns an error if the proof is so old that the listener must connect anew.
     fn check_proof(&self) -> anyhow::Result<()> {
         let status = self.cache.listener();
         let age = status.proof_age().unwrap_or_default();
         let lease = self.cache.lease();
         if age >= lease + SUSPECT_TIMEOUT {
-            bail!("no echo of a heartbeat for {age:?}");
+            bail!("no heartbeat has returned for {age:?}");
         }
         if age >= lease && status.state().serves() {
             self.cache.core().set_serving(false);
             status.set_state(ListenerState::Suspect);
             warn!(
-                "listener is suspect, reads go to the database: no echo of a heartbeat for {age:?}"
+                "listener is suspect, reads go to the database: no heartbeat has returned for {age:?}"
             );
         }
-        Ok(())
-    }
-
-    async fn send_heartbeat(&self, client: &Client, heartbeat: &Statement) -> anyhow::Result<()> {
-        let sent_ms = self.cache.listener().now_ms().to_string();
-        client
-            .execute(heartbeat, &[&self.heartbeat_channel, &sent_ms])
-            .await
-            .map_err(described)?;
         Ok(())
     }
 }
@@ -198,7 +197,8 @@ fn described(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(db::describe(&error))
 }
 
-/// Evicts, then tells the feed's clients; must stay quick, because nothing else is received meanwhile.
+/// Takes in one notification: evicts the orders, and then tells the clients of the feed. It must be quick, because nothing else
+/// is received meanwhile.
 fn receive(
     cache: &OrderCache,
     heartbeat_channel: &str,
@@ -223,11 +223,11 @@ fn receive(
         }
         Err(error) => {
             cache.listener().malformed.add(1);
-            warn!("an event was not understood, every entry is dropped: {error}");
+            warn!("an event cannot be understood, every entry is dropped: {error}");
             cache.clear();
             cache.feed().resync();
         }
     }
-    // Counted when it holds: who waits for the count is not answered older from then on.
+    // Counted last: whoever sees the count rise gets no older answer from then on.
     cache.listener().events.add(1);
 }

@@ -1,13 +1,12 @@
 //! Readers of the cache, and the loads that they share.
 //!
-//! A load does not run in its reader's task (`batches`): a client that hangs up must not take the answer from the others,
-//! and a panic in a load must end in an answer for all of them. Which load may be joined or stored is the core's to say,
-//! not this file's.
+//! A load does not run in the task of the reader who began it (see `batches`). A client that hangs up must not take the answer
+//! from the others, and after a panic in a load all of its readers must get an answer. The core decides which load may be
+//! joined and stored.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use compact_str::CompactString;
 use futures_util::future::Either;
 use tokio::sync::watch;
 
@@ -15,45 +14,45 @@ use super::core::{Demand, Loaded, Lookup, Placement, Ticket};
 use super::{OrderCache, ReadyOrder};
 use crate::repository::StoreError;
 
-/// What a load brought: the order or its absence, and whether it was stored.
+/// The result of a load: the order or its absence, and whether it was stored.
 type LoadResult = Result<(Option<ReadyOrder>, bool), StoreError>;
 
 /// What readers wait on while a load runs.
 pub type LoadWaiter = watch::Receiver<Option<LoadResult>>;
-/// The load's end of it; dropping it unsent wakes the readers too.
+/// The load's end of the channel. Dropping it without sending also wakes the readers.
 pub(super) type LoadSender = watch::Sender<Option<LoadResult>>;
 
-/// An answer and where it came from.
+/// An answer, and where it came from.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The order; `None` where there is none.
+    /// The order, or `None` if it does not exist.
     pub order: Option<ReadyOrder>,
-    /// Where it came from.
+    /// Where the answer came from.
     pub source: Source,
 }
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The cache; the listener's proof was this old.
+    /// From the cache.
     Cache {
-        /// Time since the proof.
+        /// The age of the listener's proof.
         proof_age: Duration,
     },
-    /// The database, because nothing proven was cached or the client demanded it.
+    /// From the database by a load, because nothing was cached or the client demanded it.
     Database(Demand, Share),
-    /// The database, past the cache, which may serve nothing.
+    /// From the database past the cache, because the cache is blind.
     Blind,
 }
 
 /// A reader's share in a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// It began for this reader; the cache took what it brought.
+    /// The load began for this reader, and its result was stored.
     Stored,
-    /// It began for this reader; an event or a loss came in between, so nothing was stored.
+    /// The load began for this reader. An event or a loss of the listener came in between, so its result was not stored.
     Discarded,
-    /// Another reader's.
+    /// The load began for another reader.
     Collapsed,
 }
 
@@ -63,10 +62,10 @@ pub(super) fn load_channel() -> (LoadWaiter, LoadSender) {
 }
 
 impl OrderCache {
-    /// Reads an order: what is cached at once, the rest by waiting.
+    /// Reads an order. Returns a cached answer at once, and any other answer as a future.
     ///
     /// # Errors
-    /// [`StoreError`] where the database had to be asked and gave no answer.
+    /// The future returns a [`StoreError`] if the database gave no answer or the order cannot be read.
     pub fn get(
         self: &Arc<Self>,
         uid: &str,
@@ -125,18 +124,18 @@ impl OrderCache {
 async fn wait_for_load(mut waiter: LoadWaiter) -> LoadResult {
     match waiter.wait_for(Option::is_some).await {
         Ok(result) => result.clone().unwrap_or(Err(StoreError::Internal)),
-        // The load's task panicked; what it said is in the log.
+        // The load panicked, and this is in the log.
         Err(_) => Err(StoreError::Internal),
     }
 }
 
-/// A load that gives its slot back however it ends, and begins the next one where readers wait for that.
+/// A load that gives its slot back however it ends, and begins the next load if readers wait for one.
 #[derive(Debug)]
 pub(super) struct OwnedLoad {
     cache: Arc<OrderCache>,
+    /// Taken when the load ends.
     ticket: Option<Ticket>,
-    uid: CompactString,
-    // Dropped after `drop` has run: readers are woken when the slot is free again.
+    // The fields are dropped after `drop` has run, so the readers are woken after the slot is free again.
     sender: LoadSender,
 }
 
@@ -144,17 +143,16 @@ impl OwnedLoad {
     pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, sender: LoadSender) -> Self {
         Self {
             cache: Arc::clone(cache),
-            uid: ticket.uid().into(),
             ticket: Some(ticket),
             sender,
         }
     }
 
     pub(super) fn uid(&self) -> &str {
-        &self.uid
+        self.ticket.as_ref().map_or("", Ticket::uid)
     }
 
-    /// Stores what was brought, if that is still allowed, and answers everyone who waits.
+    /// Ends the load: stores the result if that is still allowed, and answers every reader who waits.
     pub(super) fn finish(
         mut self,
         result: Result<Option<ReadyOrder>, StoreError>,
@@ -197,10 +195,9 @@ mod tests {
     use shared::db::{PoolLimits, pool};
 
     use super::*;
-    use crate::config::CacheSettings;
     use crate::repository::Repository;
 
-    /// A cache whose database is never asked.
+    /// A cache that never asks its database.
     fn cache() -> OrderCache {
         let database = DatabaseSettings {
             host: "127.0.0.1".to_owned(),
@@ -219,12 +216,7 @@ mod tests {
         };
         let pool = pool(&database, "test", limits).unwrap();
         let repository = Repository::new(pool.clone(), pool, limit);
-        let settings = CacheSettings {
-            capacity: NonZeroUsize::new(10).unwrap(),
-            warmup: 0,
-            lease: limit,
-        };
-        let cache = OrderCache::new(&settings, repository);
+        let cache = OrderCache::new(NonZeroUsize::new(10).unwrap(), limit, repository);
         cache.core.open_fills();
         cache.core.set_serving(true);
         cache
@@ -256,6 +248,6 @@ mod tests {
             cache.core.look_up("a", Demand::Proven, true, load_channel),
             Lookup::Load(..)
         ));
-        assert_eq!(cache.core.counters().loads_failed.get(), 1);
+        assert_eq!(cache.core.counters().loads.failed.get(), 1);
     }
 }

@@ -1,10 +1,9 @@
-//! Revalidation: after the listener was away, the database says which entries still hold.
+//! Revalidation: after the listener was lost, the database says which entries are still up to date.
 //!
-//! Dropping them all would send every reader to the database at once. Comparing versions costs one look into an index for
-//! each key. It is right because LISTEN has committed before the first statement runs: what was committed before that is
-//! seen by the statement, and what is committed later comes as an event.
+//! If all entries were dropped instead, every reader would go to the database at once. Comparing a version costs one lookup
+//! in an index. The comparison is right because LISTEN has committed before the first statement runs: the statement sees what
+//! was committed before that, and what is committed later comes as an event.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use compact_str::CompactString;
@@ -13,13 +12,14 @@ use tracing::{info, warn};
 
 use super::OrderCache;
 
-/// Keys a statement: some milliseconds of one connection, so that readers get between.
+/// The number of keys per statement. They take one connection for some milliseconds, so that readers can come in between.
 const CHUNK_SIZE: usize = 1000;
 
 impl OrderCache {
-    /// Verifies or drops every unverified entry, however often the database gives no answer meanwhile.
+    /// Verifies or drops every unverified entry. Tries again for as long as the database gives no answer.
     ///
-    /// To be called after [`Core::open_fills`](super::core::Core::open_fills), and dropped with the connection that listens.
+    /// Must be called after [`Core::open_fills`](super::core::Core::open_fills), and must be dropped with the connection that
+    /// listens.
     pub(super) async fn revalidate(&self) {
         let started = Instant::now();
         let epoch = self.core.epoch();
@@ -44,16 +44,15 @@ impl OrderCache {
     async fn revalidate_chunk(&self, chunk: &[CompactString], epoch: u64) {
         let uids: Vec<&str> = chunk.iter().map(AsRef::as_ref).collect();
         let mut backoff = Backoff::for_database();
-        let found = loop {
+        let versions = loop {
             match self.repository.find_versions(&uids).await {
-                Ok(found) => break found,
+                Ok(versions) => break versions,
                 Err(error) => {
-                    warn!("entries stay unverified, and are not served, for now: {error}");
+                    warn!("cached entries cannot be verified, and are not served for now: {error}");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
         };
-        let versions: HashMap<String, i64> = found.into_iter().collect();
         for uid in uids {
             self.core.verify(uid, epoch, versions.get(uid).copied());
         }

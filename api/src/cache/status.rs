@@ -1,10 +1,11 @@
-//! The listener's state, as every reader checks it and operators see it.
+//! The listener's state, which every reader checks and operators see.
 //!
-//! Written by the listener alone. It keeps the clock, so that the core needs none.
+//! Only the listener writes it. The clock is kept here, so that the core needs none.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::clock::Clock;
 use super::counters::Count;
@@ -12,46 +13,39 @@ use super::counters::Count;
 /// What the listener is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerState {
-    /// Waiting for the database or its schema.
+    /// The process waits for the database or its schema.
     Starting,
-    /// Connecting, or waiting to try again.
+    /// The listener connects, or waits before it tries again.
     Connecting,
-    /// Connected; LISTEN or the first proof is awaited.
+    /// The listener is connected, and waits for LISTEN or the first proof.
     Subscribing,
-    /// Proven: hits are served of entries that are new or verified; others are being verified.
+    /// There is a proof. New and verified entries are served; the others are being verified.
     Syncing,
-    /// Proven, and every entry is verified.
+    /// There is a proof, and every entry is verified.
     Live,
-    /// Connected, but the proof has grown too old.
+    /// The listener is connected, but the proof is older than the lease.
     Suspect,
 }
 
 impl ListenerState {
-    /// Every state.
-    pub const ALL: [Self; 6] = [
-        Self::Starting,
-        Self::Connecting,
-        Self::Subscribing,
-        Self::Syncing,
-        Self::Live,
-        Self::Suspect,
+    /// All states in the order of their numbers, with their names in statistics and metrics.
+    pub const ALL: [(Self, &str); 6] = [
+        (Self::Starting, "starting"),
+        (Self::Connecting, "connecting"),
+        (Self::Subscribing, "subscribing"),
+        (Self::Syncing, "syncing"),
+        (Self::Live, "live"),
+        (Self::Suspect, "suspect"),
     ];
 
-    /// Whether hits are served in it.
+    /// Whether hits are served in this state.
     pub(super) fn serves(self) -> bool {
         matches!(self, Self::Syncing | Self::Live)
     }
 
-    /// The name in statistics and metrics.
+    /// Returns the state's name in statistics and metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Connecting => "connecting",
-            Self::Subscribing => "subscribing",
-            Self::Syncing => "syncing",
-            Self::Live => "live",
-            Self::Suspect => "suspect",
-        }
+        Self::ALL[self as usize].1
     }
 }
 
@@ -60,10 +54,10 @@ impl ListenerState {
 pub struct ListenerStatus {
     clock: Clock,
     state: AtomicU8,
-    /// Milliseconds of `clock` at the newest proof, plus one; 0 is none.
+    /// The time of the newest proof by `clock`, in milliseconds, plus one. 0 means that there is no proof.
     proof: AtomicU64,
     blind: Mutex<BlindTime>,
-    /// Connections that were lost and found again.
+    /// Connections that were lost.
     pub reconnects: Count,
     /// Notifications of writers.
     pub events: Count,
@@ -71,20 +65,21 @@ pub struct ListenerStatus {
     pub malformed: Count,
 }
 
-/// How long nothing cached could be served.
+/// For how long nothing cached could be served.
 #[derive(Debug)]
 struct BlindTime {
-    /// By the status's clock.
+    /// When the present blind time began, by the status's clock.
     since: Option<Duration>,
+    /// The sum of all earlier blind times.
     before: Duration,
 }
 
-impl ListenerStatus {
-    /// Starts the clock.
-    pub fn new() -> Self {
+impl Default for ListenerStatus {
+    /// Starts the clock. There is no proof yet.
+    fn default() -> Self {
         Self {
             clock: Clock::start(),
-            state: AtomicU8::new(0),
+            state: AtomicU8::new(ListenerState::Starting as u8),
             proof: AtomicU64::new(0),
             blind: Mutex::new(BlindTime {
                 since: Some(Duration::ZERO),
@@ -95,17 +90,17 @@ impl ListenerStatus {
             malformed: Count::default(),
         }
     }
+}
 
-    /// What the listener is doing.
+impl ListenerStatus {
+    /// Returns what the listener is doing.
     pub fn state(&self) -> ListenerState {
-        ListenerState::ALL[usize::from(self.state.load(Ordering::SeqCst))]
+        ListenerState::ALL[usize::from(self.state.load(Ordering::SeqCst))].0
     }
 
     pub(super) fn set_state(&self, state: ListenerState) {
-        let mut blind = self.blind.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = ListenerState::ALL.iter().position(|each| *each == state);
-        self.state
-            .store(index.unwrap_or_default() as u8, Ordering::SeqCst);
+        let mut blind = self.blind.lock();
+        self.state.store(state as u8, Ordering::SeqCst);
         match (state.serves(), blind.since) {
             (true, Some(since)) => {
                 blind.before += self.clock.elapsed().saturating_sub(since);
@@ -116,12 +111,13 @@ impl ListenerStatus {
         }
     }
 
-    /// Whether hits may be served: proven within the lease.
+    /// Returns whether hits may be served: whether the listener is in a state that serves and its proof is younger than
+    /// `lease`.
     pub fn is_fresh(&self, lease: Duration) -> bool {
         self.fresh_proof_age(lease).is_some()
     }
 
-    /// The age of a proof by which hits may be served.
+    /// Returns the age of the proof if hits may be served because of it; see [`Self::is_fresh`].
     pub fn fresh_proof_age(&self, lease: Duration) -> Option<Duration> {
         if !self.state().serves() {
             return None;
@@ -129,46 +125,36 @@ impl ListenerStatus {
         self.proof_age().filter(|age| *age < lease)
     }
 
-    /// Time since the last moment at which every earlier commit is known to have been seen.
+    /// Returns the time since the last moment of which it is proven that the listener has seen every earlier commit.
     pub fn proof_age(&self) -> Option<Duration> {
         let proof_ms = self.proof.load(Ordering::SeqCst).checked_sub(1)?;
-        Some(
-            self.clock
-                .elapsed()
-                .saturating_sub(Duration::from_millis(proof_ms)),
-        )
+        let now = self.clock.elapsed();
+        Some(now.saturating_sub(Duration::from_millis(proof_ms)))
     }
 
-    /// The present moment, for a heartbeat to carry; see [`Self::prove`].
+    /// The present time in milliseconds, for a heartbeat to carry; see [`Self::prove`].
     pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// A heartbeat sent at `sent_ms` came back: the queue of notifications is in the order of commits, so every commit
-    /// before it has been seen.
+    /// Takes in that a heartbeat has returned that was sent at `sent_ms`. The queue of notifications is in the order of commits,
+    /// so the listener has seen every commit from before that moment.
     pub(super) fn prove(&self, sent_ms: u64) {
         let sent_ms = sent_ms.min(self.now_ms());
         self.proof.fetch_max(sent_ms + 1, Ordering::SeqCst);
     }
 
-    /// The connection is lost, and with it the proof.
+    /// Drops the proof, because the connection is lost.
     pub(super) fn forget_proof(&self) {
         self.proof.store(0, Ordering::SeqCst);
     }
 
-    /// How long nothing cached could be served, over all times.
+    /// Returns for how long in all nothing cached could be served.
     pub fn blind_time(&self) -> Duration {
-        let blind = self.blind.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = blind
-            .since
-            .map(|since| self.clock.elapsed().saturating_sub(since));
+        let blind = self.blind.lock();
+        let now = self.clock.elapsed();
+        let present = blind.since.map(|since| now.saturating_sub(since));
         blind.before + present.unwrap_or_default()
-    }
-}
-
-impl Default for ListenerStatus {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -180,7 +166,7 @@ mod tests {
 
     #[test]
     fn hits_need_a_live_listener_and_a_proof_within_the_lease() {
-        let status = ListenerStatus::new();
+        let status = ListenerStatus::default();
         assert!(!status.is_fresh(LEASE));
         status.set_state(ListenerState::Live);
         assert!(!status.is_fresh(LEASE), "no proof yet");
@@ -196,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_proof_lies_never_in_the_future_and_never_goes_back() {
-        let status = ListenerStatus::new();
+        let status = ListenerStatus::default();
         std::thread::sleep(Duration::from_millis(20));
         status.prove(u64::MAX - 1);
         let age = status.proof_age().unwrap();
@@ -209,7 +195,7 @@ mod tests {
 
     #[test]
     fn blind_time_stands_still_while_live() {
-        let status = ListenerStatus::new();
+        let status = ListenerStatus::default();
         status.set_state(ListenerState::Live);
         let blind = status.blind_time();
         assert_eq!(status.blind_time(), blind);

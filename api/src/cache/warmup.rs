@@ -1,13 +1,15 @@
-//! Warm-up: the newest orders into the cache before anybody asks.
+//! Warm-up: loads the newest orders into the cache before anybody asks for them.
 //!
-//! It follows the rules of every load: the slot is taken before the statement runs, an event takes it away. What it
-//! brings never pushes out or overtakes what readers asked for.
+//! It follows the rules of every load: the slot is taken before the statement runs, and an event takes the slot away. What
+//! warm-up brings never pushes out or replaces what readers asked for.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{Stream, TryStreamExt, stream};
+use parking_lot::Mutex;
+use shared::throttle::Throttle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -16,12 +18,11 @@ use super::core::Placement;
 use super::loader::{OwnedLoad, load_channel};
 use crate::repository::{Position, StoreError};
 
-/// Orders a statement: some milliseconds of one connection, so that readers get between.
+/// The number of orders per statement. They take one connection for some milliseconds, so that readers can come in between.
 const CHUNK_SIZE: usize = 500;
-
-/// Chunks that are loaded side by side: the database works at one while the api works at the other.
+/// The number of chunks that are loaded at the same time: the database works on one while the api works on the other.
 const CHUNKS_UNDER_WAY: usize = 2;
-/// How often the log tells how far it is.
+/// How often the log says how far a warm-up is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a warm-up did.
@@ -38,73 +39,71 @@ pub struct WarmedUp {
 pub struct WarmupProgress {
     /// How many of the newest orders it has looked at.
     pub seen: usize,
-    /// At how many it will have looked, if there are so many.
+    /// How many orders it will have looked at in the end, if there are so many.
     pub limit: usize,
 }
 
 type WarmupResult = Result<WarmedUp, StoreError>;
 
-/// The warm-up that runs, if one does.
+/// The last warm-up, if there was one.
 #[derive(Debug, Default)]
-pub(super) struct Warmup {
-    running: Mutex<Option<Running>>,
-}
+pub(super) struct Warmup(Mutex<Option<Run>>);
 
 #[derive(Debug)]
-struct Running {
-    /// The cache's epoch at its start: after a reconnect it has to be done again.
+struct Run {
+    /// The cache's epoch when it began. After a reconnect the warm-up has to be done again.
     epoch: u64,
-    progress_rx: watch::Receiver<WarmupProgress>,
-    result_rx: watch::Receiver<Option<WarmupResult>>,
+    state_rx: watch::Receiver<State>,
 }
 
-impl Running {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    progress: WarmupProgress,
+    /// `None` while the warm-up runs.
+    result: Option<WarmupResult>,
+}
+
+impl Run {
     fn goes_on(&self) -> bool {
-        self.result_rx.borrow().is_none() && self.result_rx.has_changed().is_ok()
+        self.state_rx.borrow().result.is_none() && self.state_rx.has_changed().is_ok()
     }
 }
 
 impl OrderCache {
-    /// Loads the newest orders, at most as many as the cache holds; joins a warm-up that is already running.
+    /// Loads the `limit` newest orders, or as many as the cache holds. Joins a warm-up that is already running.
     ///
     /// # Errors
-    /// [`StoreError`] where the database gave no answer, or the cache stores nothing because its listener is away.
+    /// Returns a [`StoreError`] if the database gave no answer, or the cache stores nothing because it is blind.
     pub async fn warm_up(self: &Arc<Self>, limit: usize) -> WarmupResult {
-        let mut result_rx = self.start_warmup(limit);
-        match result_rx.wait_for(Option::is_some).await {
-            Ok(result) => result.unwrap_or(Err(StoreError::Internal)),
+        let mut state_rx = self.start_warmup(limit);
+        match state_rx.wait_for(|state| state.result.is_some()).await {
+            Ok(state) => state.result.unwrap_or(Err(StoreError::Internal)),
             Err(_) => Err(StoreError::Internal),
         }
     }
 
-    /// As [`Self::warm_up`], without waiting for it.
-    pub(super) fn start_warmup(
-        self: &Arc<Self>,
-        limit: usize,
-    ) -> watch::Receiver<Option<WarmupResult>> {
-        let mut running = self
-            .warmup
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Does what [`Self::warm_up`] does, without waiting for the end.
+    pub(super) fn start_warmup(self: &Arc<Self>, limit: usize) -> watch::Receiver<State> {
+        let mut last = self.warmup.0.lock();
         let epoch = self.core.epoch();
-        if let Some(running) = running.as_ref()
-            && running.epoch == epoch
-            && running.goes_on()
+        if let Some(run) = last.as_ref()
+            && run.epoch == epoch
+            && run.goes_on()
         {
-            return running.result_rx.clone();
+            return run.state_rx.clone();
         }
         let limit = limit.min(self.core.capacity());
-        let (progress_tx, progress_rx) = watch::channel(WarmupProgress { seen: 0, limit });
-        let (result_tx, result_rx) = watch::channel(None);
-        *running = Some(Running {
+        let (state_tx, state_rx) = watch::channel(State {
+            progress: WarmupProgress { seen: 0, limit },
+            result: None,
+        });
+        *last = Some(Run {
             epoch,
-            progress_rx,
-            result_rx: result_rx.clone(),
+            state_rx: state_rx.clone(),
         });
         let cache = Arc::clone(self);
         tokio::spawn(async move {
-            let result = cache.run_warmup(progress_tx, epoch).await;
+            let result = cache.run_warmup(&state_tx, limit, epoch).await;
             match &result {
                 Ok(done) => info!(
                     loaded = done.loaded,
@@ -113,29 +112,29 @@ impl OrderCache {
                 ),
                 Err(error) => warn!("cache not warmed up: {error}"),
             }
-            result_tx.send_replace(Some(result));
+            state_tx.send_modify(|state| state.result = Some(result));
         });
-        result_rx
+        state_rx
     }
 
-    /// How far the warm-up is, if one runs.
+    /// Returns how far the warm-up is, if one runs.
     pub fn warmup_progress(&self) -> Option<WarmupProgress> {
-        let running = self.warmup.running.lock();
-        let running = running.unwrap_or_else(PoisonError::into_inner);
-        let running = running.as_ref().filter(|running| running.goes_on())?;
-        Some(*running.progress_rx.borrow())
+        let last = self.warmup.0.lock();
+        let run = last.as_ref().filter(|run| run.goes_on())?;
+        Some(run.state_rx.borrow().progress)
     }
 
     async fn run_warmup(
         self: &Arc<Self>,
-        progress_tx: watch::Sender<WarmupProgress>,
+        state_tx: &watch::Sender<State>,
+        limit: usize,
         epoch: u64,
     ) -> WarmupResult {
         let started = Instant::now();
-        let mut last_report = started;
-        let limit = progress_tx.borrow().limit;
-        let mut loaded = 0;
-        let mut seen = 0;
+        let mut reports = Throttle::every(REPORT_INTERVAL);
+        // A short warm-up reports only its end.
+        reports.is_due();
+        let (mut loaded, mut seen) = (0, 0);
         let chunks = self
             .newest_pages(limit, epoch)
             .map_ok(|page| self.spawn_chunk(page));
@@ -143,10 +142,9 @@ impl OrderCache {
         while let Some((asked_for, cached)) = chunks.try_next().await? {
             seen += asked_for;
             loaded += cached;
-            progress_tx.send_replace(WarmupProgress { seen, limit });
-            if last_report.elapsed() >= REPORT_INTERVAL {
+            state_tx.send_modify(|state| state.progress.seen = seen);
+            if reports.is_due() {
                 info!(seen, limit, "warming up the cache");
-                last_report = Instant::now();
             }
         }
         Ok(WarmedUp {
@@ -155,6 +153,7 @@ impl OrderCache {
         })
     }
 
+    /// The positions of the `limit` newest orders, in chunks, for as long as the epoch lasts.
     fn newest_pages(
         &self,
         limit: usize,
@@ -171,9 +170,10 @@ impl OrderCache {
                 }
                 let wanted = CHUNK_SIZE.min(left);
                 let page = self.repository.newest_uids(wanted, after.as_ref()).await?;
-                let left = match page.len() < wanted {
-                    true => 0,
-                    false => left - wanted,
+                let left = if page.len() < wanted {
+                    0
+                } else {
+                    left - wanted
                 };
                 let last = page.last().cloned();
                 Ok(Some((page, (left, last))))
@@ -181,7 +181,7 @@ impl OrderCache {
         )
     }
 
-    /// Loads a chunk in a task of its own; gives how many were asked for and how many of them are cached then.
+    /// Loads a chunk in a task of its own. Gives how many orders were asked for, and how many of them are cached afterwards.
     fn spawn_chunk(
         self: &Arc<Self>,
         page: Vec<Position>,
@@ -198,7 +198,7 @@ impl OrderCache {
     async fn warm_up_chunk(self: &Arc<Self>, uids: &[&str]) -> Result<usize, StoreError> {
         let loads: Vec<OwnedLoad> = uids
             .iter()
-            // A full cache would take none of them.
+            // A full cache would store none of them.
             .filter(|_| !self.core.is_full())
             .filter_map(|uid| self.core.begin_warmup(uid, load_channel))
             .map(|(ticket, sender)| OwnedLoad::new(self, ticket, sender))

@@ -9,7 +9,8 @@ use warp::reply::Response;
 use super::Call;
 use super::listing::parse_limit;
 use crate::app::App;
-use crate::cache::counters::Eviction;
+use crate::cache::audit::AuditStatus;
+use crate::cache::counters::{Count, Counters, Evictions, Loads, Lookups};
 use crate::http::problem::ApiError;
 use crate::http::{empty, json_response};
 
@@ -66,112 +67,65 @@ pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError>
 
 /// The body of `GET /api/v1/cache/stats`.
 #[derive(Serialize)]
-struct Stats {
+struct Stats<'a> {
     size: usize,
     capacity: usize,
     negative_size: usize,
     weight_bytes: usize,
-    hits: u64,
-    negative_hits: u64,
-    misses: u64,
-    bypasses: u64,
+    #[serde(flatten)]
+    lookups: &'a Lookups,
     hit_ratio: Option<f64>,
-    loads: LoadStats,
-    evictions: EvictionStats,
-    listener: ListenerStats,
-    audit: AuditStats,
+    loads: &'a Loads,
+    evictions: &'a Evictions,
+    listener: ListenerStats<'a>,
+    audit: &'a AuditStatus,
     started_at: String,
 }
 
 #[derive(Serialize)]
-struct LoadStats {
-    started: u64,
-    succeeded: u64,
-    not_found: u64,
-    failed: u64,
-    coalesced: u64,
-    discarded: u64,
-}
-
-#[derive(Serialize)]
-struct EvictionStats {
-    capacity: u64,
-    event: u64,
-    resync: u64,
-    audit: u64,
-}
-
-#[derive(Serialize)]
-struct ListenerStats {
+struct ListenerStats<'a> {
     state: &'static str,
     epoch: u64,
-    reconnects: u64,
+    reconnects: &'a Count,
     proof_age_ms: Option<u64>,
     lease_ms: u64,
-    events: u64,
-    malformed: u64,
+    events: &'a Count,
+    malformed: &'a Count,
     blind_seconds_total: f64,
 }
 
-#[derive(Serialize)]
-struct AuditStats {
-    checked: u64,
-    mismatches: u64,
-}
-
-impl Stats {
-    fn of(app: &App) -> Self {
+impl<'a> Stats<'a> {
+    fn of(app: &'a App) -> Self {
         let core = app.cache.core();
         let listener = app.cache.listener();
-        let audit = app.cache.audit_status();
-        let counters = core.counters();
         let (size, negative_size, weight_bytes) = core.sizes();
-        let [hits, negative_hits, misses, bypasses] = [
-            &counters.hits,
-            &counters.negative_hits,
-            &counters.misses,
-            &counters.bypasses,
-        ]
-        .map(|count| count.get());
-        let lookups = hits + negative_hits + misses + bypasses;
+        let Counters {
+            lookups,
+            loads,
+            evictions,
+        } = core.counters();
+        let hits = lookups.hits.get() + lookups.negative_hits.get();
+        let all = hits + lookups.misses.get() + lookups.bypasses.get();
         Self {
             size,
             capacity: core.capacity(),
             negative_size,
             weight_bytes,
-            hits,
-            negative_hits,
-            misses,
-            bypasses,
-            hit_ratio: (lookups > 0).then(|| (hits + negative_hits) as f64 / lookups as f64),
-            loads: LoadStats {
-                started: counters.loads_started.get(),
-                succeeded: counters.loads_succeeded.get(),
-                not_found: counters.loads_not_found.get(),
-                failed: counters.loads_failed.get(),
-                coalesced: counters.coalesced.get(),
-                discarded: counters.discarded.get(),
-            },
-            evictions: EvictionStats {
-                capacity: counters.evictions(Eviction::Capacity),
-                event: counters.evictions(Eviction::Event),
-                resync: counters.evictions(Eviction::Resync),
-                audit: counters.evictions(Eviction::Audit),
-            },
+            lookups,
+            hit_ratio: (all > 0).then(|| hits as f64 / all as f64),
+            loads,
+            evictions,
             listener: ListenerStats {
                 state: listener.state().as_str(),
                 epoch: core.epoch(),
-                reconnects: listener.reconnects.get(),
+                reconnects: &listener.reconnects,
                 proof_age_ms: listener.proof_age().map(millis),
                 lease_ms: millis(app.cache.lease()),
-                events: listener.events.get(),
-                malformed: listener.malformed.get(),
+                events: &listener.events,
+                malformed: &listener.malformed,
                 blind_seconds_total: listener.blind_time().as_secs_f64(),
             },
-            audit: AuditStats {
-                checked: audit.checked.get(),
-                mismatches: audit.mismatches.get(),
-            },
+            audit: app.cache.audit_status(),
             started_at: format_utc(&app.started_at),
         }
     }

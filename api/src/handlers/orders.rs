@@ -156,7 +156,9 @@ pub async fn list(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
         ListFormat::Json => app.in_time(list_page(&app, &request)).await?,
         ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
         ListFormat::Ndjson => {
-            let beginning = export::stream_orders(&app, request.filter);
+            let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
+            let beginning =
+                export::stream_orders(&app.repository, request.filter, metrics, shutdown);
             app.in_time(beginning).await?
         }
     };

@@ -1,4 +1,4 @@
-//! What operators count of exports.
+//! The metrics of exports.
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -6,20 +6,22 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::{Present, register};
+
 /// How an export ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ExportOutcome {
     /// The client was sent everything.
     Completed,
-    /// The client hung up.
+    /// The client closed its connection.
     ClientLeft,
-    /// The client took nothing for too long.
+    /// The client read nothing for too long.
     Stalled,
-    /// It took longer than an export may.
+    /// The export took longer than it may.
     TooLong,
-    /// The database failed.
+    /// The database gave no answer, or an order could not be read.
     Failed,
-    /// The process stops.
+    /// The process is stopping.
     Shutdown,
 }
 
@@ -42,8 +44,8 @@ struct Labels {
     outcome: ExportOutcome,
 }
 
-/// The metrics of exports.
-#[derive(Debug, Default)]
+/// The metrics of exports; clones share them.
+#[derive(Clone, Debug)]
 pub struct ExportMetrics {
     ended: Family<Labels, Counter>,
     orders: Counter,
@@ -51,42 +53,26 @@ pub struct ExportMetrics {
 }
 
 impl ExportMetrics {
-    /// Registers every metric.
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register("exports", "Exports ended", metrics.ended.clone());
-        let help = "Orders read for exports";
-        registry.register("exported_orders", help, metrics.orders.clone());
-        let help = "Exports under way";
-        registry.register("exports_in_progress", help, metrics.running.clone());
-        metrics
+        Self {
+            ended: register(registry, "exports", "Exports ended"),
+            orders: register(registry, "exported_orders", "Orders read for exports"),
+            running: register(registry, "exports_in_progress", "Exports under way"),
+        }
     }
 
-    /// An export begins.
-    pub fn started(&self) -> RunningExport<'_> {
-        self.running.inc();
-        RunningExport(self)
+    /// Counts an export as under way until the value is dropped.
+    pub fn started(&self) -> Present<Gauge> {
+        Present::count(self.running.clone())
     }
-}
 
-/// Counts an export as under way until it is dropped.
-#[derive(Debug)]
-pub struct RunningExport<'a>(&'a ExportMetrics);
-
-impl RunningExport<'_> {
-    /// Orders were read.
+    /// Counts orders that were read.
     pub fn count_orders(&self, count: u64) {
-        self.0.orders.inc_by(count);
+        self.orders.inc_by(count);
     }
 
-    /// The export ends.
-    pub fn end(self, outcome: ExportOutcome) {
-        self.0.ended.get_or_create(&Labels { outcome }).inc();
-    }
-}
-
-impl Drop for RunningExport<'_> {
-    fn drop(&mut self) {
-        self.0.running.dec();
+    /// Counts an export that has ended.
+    pub fn ended(&self, outcome: ExportOutcome) {
+        self.ended.get_or_create(&Labels { outcome }).inc();
     }
 }

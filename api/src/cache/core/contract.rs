@@ -1,19 +1,19 @@
-//! What the core and those who call it tell each other.
+//! The types by which the core and its callers talk to each other.
 
 use compact_str::CompactString;
 
-/// A value that tells an order's states apart: of two, the newer has the higher version.
+/// A value with a version. Of two states of an order, the newer one has the higher version.
 pub trait Versioned {
-    /// The version.
+    /// Returns the version.
     fn version(&self) -> i64;
 }
 
-/// The duty to end a load.
+/// The duty to end a load: whoever holds it must call [`Core::complete`](super::Core::complete).
 #[derive(Debug)]
 pub struct Ticket(pub(super) CompactString);
 
 impl Ticket {
-    /// The key to load.
+    /// Returns the key to load.
     pub fn uid(&self) -> &str {
         &self.0
     }
@@ -22,30 +22,30 @@ impl Ticket {
 /// What a reader has to do.
 #[derive(Debug)]
 pub enum Lookup<V, W, S> {
-    /// Answer with this value.
+    /// The reader answers with this value.
     Hit(V),
-    /// Answer that there is no such order.
+    /// The reader answers that there is no such order.
     Missing,
-    /// Wait for a load that another reader began or waits for.
+    /// The reader waits for a load that another reader began or waits for.
     Join(W),
-    /// Wait for the load that begins when the one that runs has ended.
+    /// The reader waits for the load that begins when the present one has ended.
     Next(W),
-    /// Begin the load now.
+    /// The reader begins the load now.
     Load(Ticket, S),
-    /// Ask the database; store nothing, share nothing.
+    /// The reader asks the database itself. It stores nothing and shares nothing.
     Bypass,
 }
 
 /// What a reader accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
-    /// What is cached, while it is proven.
+    /// A cached answer, while the listener's proof is fresh.
     Proven,
-    /// Only what the database says after this moment.
+    /// Only an answer that the database gives after this moment.
     Database,
 }
 
-/// What a load brought.
+/// The result of a load.
 #[derive(Debug)]
 pub enum Loaded<V> {
     /// The value and its weight in bytes.
@@ -68,17 +68,17 @@ impl<V: Versioned> Loaded<V> {
 /// How a load ended.
 #[derive(Debug)]
 pub struct Completed<S> {
-    /// Whether its result was stored.
+    /// Whether the result of the load was stored.
     pub is_stored: bool,
-    /// The load to begin now.
+    /// The load that the caller must begin now.
     pub next: Option<(Ticket, S)>,
 }
 
 /// Where a new entry goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// As the most recently used: somebody asked for it.
+    /// To the most recently used entries, because somebody asked for it.
     Hot,
-    /// As the least recently used, and only where there is room: nobody asked yet.
+    /// To the least recently used entries, and only if there is room, because nobody asked for it yet.
     Cold,
 }

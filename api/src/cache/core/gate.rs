@@ -1,8 +1,8 @@
 //! What the listener's state allows, in one word that is read at every lookup.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::cache::sync::{AtomicU64, Ordering};
 
-/// Whether hits may be served and fills stored, and since which loss of the listener: one word, read at every lookup.
+/// Whether hits may be served, whether loads may store, and how often the listener has been lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gate {
     pub(super) epoch: u64,
@@ -24,7 +24,7 @@ impl Gate {
     }
 }
 
-/// A [`Gate`] that is read and changed as a whole.
+/// A [`Gate`] that is read and changed in one step.
 #[derive(Debug, Default)]
 pub(super) struct AtomicGate(AtomicU64);
 
@@ -39,7 +39,7 @@ impl AtomicGate {
             change(&mut gate);
             Some(gate.pack())
         };
-        // Never refused: `update` always gives a word.
+        // This cannot fail, because `update` always returns a word.
         self.0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, update)
             .ok();

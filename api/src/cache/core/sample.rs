@@ -1,24 +1,23 @@
-//! What the auditor needs: a few entries by chance, and a way to drop one that it proved wrong.
+//! What the auditor needs: a random sample of entries, and a way to drop an entry that is wrong.
 
 use compact_str::CompactString;
 
-use super::{Core, Versioned, lock};
-use crate::cache::counters::Eviction;
+use super::{Core, Versioned};
 
 impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
-    /// At most `count` entries that lie side by side at a random place of a random shard, and, where that has too few, in
-    /// the shards after it.
+    /// Returns at most `count` verified entries. They are neighbours at a random place of a random shard. If this shard has too
+    /// few entries, the shards after it add theirs.
     ///
-    /// `random` picks both. Uids are spread over the shards by their hash, so that in a large cache every entry is about
-    /// as likely as any other; of a small one most are taken every time. The way to the place is walked under the
-    /// shard's lock, from the nearer end.
+    /// `random` picks the shard and the place. Uids are spread over the shards by their hash, so in a large cache all entries
+    /// are about equally likely. Of a small cache, most entries are taken every time. The list is walked to the place under
+    /// the shard's lock, from the nearer end.
     pub fn sample(&self, count: usize, random: u64) -> Vec<(CompactString, V)> {
         let shard_count = self.shards.len();
         let first = (random % shard_count as u64) as usize;
         let place = random / shard_count as u64;
         let mut sample = Vec::with_capacity(count);
         for offset in 0..shard_count {
-            let shard = lock(&self.shards[(first + offset) % shard_count]);
+            let shard = self.shards[(first + offset) % shard_count].lock();
             let epoch = self.gate.read().epoch;
             let length = shard.entries.len();
             let start = match place.checked_rem(length as u64) {
@@ -50,7 +49,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         sample
     }
 
-    /// Drops an entry if it still has this version, which is wrong; `true` where it had.
+    /// Drops an entry if it still has this version, which is wrong. Returns whether it was dropped.
     pub fn evict_wrong(&self, uid: &str, version: i64) -> bool {
         let mut shard = self.shard(uid);
         let entry = shard.entries.peek(uid);
@@ -58,46 +57,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             return false;
         }
         self.remove_entry(&mut shard, uid);
-        self.counters.evicted(Eviction::Audit, 1);
+        self.counters.evictions.audit.add(1);
         true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::num::NonZeroUsize;
-
-    use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement};
-
-    #[test]
-    fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
-        let core = Core::<i64, (), ()>::new(NonZeroUsize::new(1000).unwrap());
-        assert!(core.sample(3, 7).is_empty());
-        core.open_fills();
-        core.set_serving(true);
-        for number in 0..500 {
-            let Lookup::Load(ticket, ()) =
-                core.look_up(&number.to_string(), Demand::Proven, true, || ((), ()))
-            else {
-                panic!("not cached yet");
-            };
-            core.complete(ticket, Loaded::Found(number, 1), Placement::Hot);
-        }
-        let mut random = fastrand::Rng::with_seed(1);
-        let seen: HashSet<i64> = (0..20_000)
-            .flat_map(|_| core.sample(3, random.u64(..)))
-            .map(|(uid, value)| {
-                assert_eq!(*uid, *value.to_string());
-                value
-            })
-            .collect();
-        assert_eq!(seen.len(), 500);
-        assert!(!core.evict_wrong("7", 8));
-        assert!(core.evict_wrong("7", 7));
-        assert!(!core.evict_wrong("7", 7), "gone already");
-        assert_eq!(core.sizes(), (499, 0, 499));
-        core.close();
-        assert!(core.sample(3, 0).is_empty());
     }
 }

@@ -1,17 +1,18 @@
-//! Which entry goes when room is needed: a segmented LRU (Karedla, Love and Wherry, "Caching Strategies to Improve Disk
+//! Which entry is evicted when room is needed: a segmented LRU (Karedla, Love and Wherry, "Caching Strategies to Improve Disk
 //! System Performance", 1994) that promotes lazily (Yang, Qiu, Zhang, Yue and Rashmi, "FIFO Can Be Better than LRU: the
 //! Power of Lazy Promotion and Quick Demotion", 2023).
 //!
-//! A new entry is on probation; one that is asked for again is protected. Room is made among those on probation, so that
-//! whoever walks once over all orders pushes out nothing that others ask for again and again.
+//! A new entry is on probation. An entry that is asked for again becomes protected. Room is made among the entries on
+//! probation. A client that walks once over all orders therefore pushes out nothing that others ask for again and again.
 //!
-//! A hit only marks its entry. The mark is looked at when the entry's turn to go has come, and moves it then: to move it at
-//! each hit would touch its neighbours in the list too, and in a large cache the processor waits for each of them.
+//! A hit only marks its entry. The mark takes effect when it is the entry's turn to be evicted: then the entry is moved. If
+//! each hit moved its entry, it would touch the neighbours in the list, too, and in a large cache the processor would wait
+//! for each of them.
 
 use compact_str::CompactString;
 use lru::LruCache;
 
-/// Most entries that are moved for one that goes: a few tenths of a millisecond under the lock.
+/// The largest number of entries that are moved for one eviction. They take a few tenths of a millisecond under the lock.
 const MAX_MOVES: usize = 1000;
 
 /// The entries of one shard by uid.
@@ -25,7 +26,7 @@ pub(super) struct SegmentedLru<T> {
 #[derive(Debug)]
 struct Marked<T> {
     entry: T,
-    /// Since it came to its place.
+    /// Whether a reader asked for the entry since it came to its place in the list.
     is_used: bool,
 }
 
@@ -39,31 +40,31 @@ impl<T> Marked<T> {
 }
 
 impl<T> SegmentedLru<T> {
-    /// Makes an empty one for about `capacity` entries; the bound is the caller's to keep.
+    /// Makes an empty LRU for about `capacity` entries. The caller must keep to the bound.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             protected: LruCache::unbounded(),
             probation: LruCache::unbounded(),
-            // Four fifths, as Caffeine has it.
+            // Four fifths, the share that Caffeine uses.
             max_protected: (capacity * 4 / 5).max(1),
         }
     }
 
-    /// A reader asks for it: it counts as used.
+    /// Gives a reader the entry, and marks it as used.
     pub(super) fn get(&mut self, uid: &str) -> Option<&T> {
         let marked = self.marked(uid)?;
         marked.is_used = true;
         Some(&marked.entry)
     }
 
-    /// Looks at it; this is no use of it.
+    /// Gives the entry without marking it.
     pub(super) fn peek(&self, uid: &str) -> Option<&T> {
         let marked = self.protected.peek(uid);
         let marked = marked.or_else(|| self.probation.peek(uid))?;
         Some(&marked.entry)
     }
 
-    /// As [`Self::peek`].
+    /// Gives the entry to be changed, without marking it.
     pub(super) fn peek_mut(&mut self, uid: &str) -> Option<&mut T> {
         Some(&mut self.marked(uid)?.entry)
     }
@@ -75,12 +76,12 @@ impl<T> SegmentedLru<T> {
         }
     }
 
-    /// Takes in what is not there yet, as the newest on probation.
+    /// Adds an entry for a new uid, as the newest on probation.
     pub(super) fn insert(&mut self, uid: CompactString, entry: T) {
         self.probation.put(uid, Marked::new(entry));
     }
 
-    /// Takes in what is not there yet, as the first to go.
+    /// Adds an entry for a new uid, as the next one to be evicted.
     pub(super) fn insert_oldest(&mut self, uid: CompactString, entry: T) {
         let key = uid.clone();
         self.probation.put(uid, Marked::new(entry));
@@ -93,8 +94,8 @@ impl<T> SegmentedLru<T> {
         Some(marked.entry)
     }
 
-    /// Removes the oldest on probation that nobody has used, but not what has just come; where all were used, the one that
-    /// has been protected for longest.
+    /// Removes the oldest unmarked entry on probation, but not the newest one. If all of them are marked, it removes the entry
+    /// that has been protected for longest.
     pub(super) fn remove_oldest(&mut self) -> Option<T> {
         for _ in 1..self.probation.len().min(MAX_MOVES) {
             let (uid, oldest) = self.probation.pop_lru()?;
@@ -108,7 +109,7 @@ impl<T> SegmentedLru<T> {
         Some(oldest.entry)
     }
 
-    /// Where it takes the place of another, that one gets another turn on probation, and keeps its mark there.
+    /// Protects an entry. If this is one too many, the oldest protected entry goes back on probation and keeps its mark.
     fn protect(&mut self, uid: CompactString, entry: T) {
         self.protected.put(uid, Marked::new(entry));
         if self.protected.len() > self.max_protected
@@ -127,7 +128,7 @@ impl<T> SegmentedLru<T> {
         self.protected.len() + self.probation.len()
     }
 
-    /// The entries, those that go last first.
+    /// The entries, in reverse order of their eviction.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&CompactString, &T)> {
         let marked = self.protected.iter().chain(self.probation.iter());
         marked.map(|(uid, marked)| (uid, &marked.entry))

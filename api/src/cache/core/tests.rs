@@ -1,6 +1,9 @@
-//! One rule each.
+//! Each test is about one rule of the core.
 
-use super::*;
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+
+use super::core::{Core, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 
 impl Versioned for i64 {
     fn version(&self) -> i64 {
@@ -64,10 +67,10 @@ fn load_that_lost_its_slot_stores_nothing_and_gains_no_reader() {
     assert!(ended.is_stored && ended.next.is_none());
     assert_eq!(hit(&core, "a"), Some(2));
     let counters = core.counters();
-    assert_eq!(counters.discarded.get(), 1);
-    assert_eq!(counters.loads_started.get(), 2);
-    assert_eq!(counters.misses.get(), 6);
-    assert_eq!(counters.coalesced.get(), 4);
+    assert_eq!(counters.loads.discarded.get(), 1);
+    assert_eq!(counters.loads.started.get(), 2);
+    assert_eq!(counters.lookups.misses.get(), 6);
+    assert_eq!(counters.loads.coalesced.get(), 4);
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn entries_from_before_a_loss_are_served_once_their_version_was_compared() {
         assert_eq!(hit(&core, uid), None, "{uid}");
     }
     assert_eq!(core.sizes(), (1, 0, 10));
-    assert_eq!(core.counters().evictions(Eviction::Resync), 3);
+    assert_eq!(core.counters().evictions.resync.get(), 3);
     core.verify("same", epoch, Some(9));
     assert_eq!(
         hit(&core, "same"),
@@ -242,7 +245,7 @@ fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
         ["a", "b", "c", "d", "e"].map(|uid| core.contains(uid)),
         [true, true, false, false, true]
     );
-    assert_eq!(core.counters().evictions(Eviction::Capacity), 1);
+    assert_eq!(core.counters().evictions.capacity.get(), 1);
 }
 
 #[test]
@@ -276,7 +279,31 @@ fn size_and_weight_stay_true_over_many_shards() {
         fill(&core, &number.to_string(), number);
     }
     assert_eq!(core.sizes(), (2000, 0, 20_000));
-    assert_eq!(core.counters().evictions(Eviction::Capacity), 3000);
+    assert_eq!(core.counters().evictions.capacity.get(), 3000);
     core.clear();
     assert_eq!(core.sizes(), (0, 0, 0));
+}
+
+#[test]
+fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
+    let core = open_core(1000);
+    assert!(core.sample(3, 7).is_empty());
+    for number in 0..500 {
+        fill(&core, &number.to_string(), number);
+    }
+    let mut random = fastrand::Rng::with_seed(1);
+    let seen: HashSet<i64> = (0..20_000)
+        .flat_map(|_| core.sample(3, random.u64(..)))
+        .map(|(uid, value)| {
+            assert_eq!(*uid, *value.to_string());
+            value
+        })
+        .collect();
+    assert_eq!(seen.len(), 500);
+    assert!(!core.evict_wrong("7", 8));
+    assert!(core.evict_wrong("7", 7));
+    assert!(!core.evict_wrong("7", 7), "gone already");
+    assert_eq!(core.sizes(), (499, 0, 4990));
+    core.close();
+    assert!(core.sample(3, 0).is_empty());
 }

@@ -1,40 +1,21 @@
-//! Which history of commits a server follows. A failover to a standby that lacked the last commits undoes them: what was
-//! cached of them never was, and no event says so.
+//! The database's history. A failover to a standby that lacks the last commits undoes these commits. What was cached of them
+//! never existed, and no event says so.
 
 use anyhow::Context;
 use tokio_postgres::Client;
 
 use super::described;
 
-/// A cluster and its timeline; promoting a standby begins a new timeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct History {
-    system_identifier: i64,
-    timeline: String,
-}
+/// The identity of a server's data, as text: its system identifier and its timeline. The promotion of a standby begins a new
+/// timeline.
+pub(super) type History = String;
 
-impl History {
-    /// Asks a primary. The timeline is that of the log being written: the control file's lags behind a promotion.
-    pub(super) async fn of(client: &Client) -> anyhow::Result<Self> {
-        let query = "SELECT system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM pg_control_system()";
-        let row = client
-            .query_one(query, &[])
-            .await
-            .map_err(described)
-            .context("cannot tell the server's system identifier and timeline")?;
-        Ok(Self {
-            system_identifier: row.get(0),
-            timeline: row.get(1),
-        })
-    }
-}
-
-impl std::fmt::Display for History {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            system_identifier,
-            timeline,
-        } = self;
-        write!(formatter, "system {system_identifier}, timeline {timeline}")
-    }
+/// Asks a primary for its history. The timeline is that of the log which is being written, because the one in the control file
+/// lags behind a promotion.
+pub(super) async fn read_history(client: &Client) -> anyhow::Result<History> {
+    let query = "SELECT format('system %s, timeline %s', system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8)) \
+                 FROM pg_control_system()";
+    let row = client.query_one(query, &[]).await.map_err(described);
+    let row = row.context("cannot read the server's system identifier and timeline")?;
+    Ok(row.get(0))
 }

@@ -1,7 +1,7 @@
-// One small world: two orders, a writer, a listener, readers, warm-up, and the loads that they begin.
-//
-// Included once for every variant of the core. Each commit is a state of its order, numbered from 1; in every second state
-// the order is absent. A value is the number of its state.
+//! One small world: two orders, a writer, a listener, readers, warm-up, and the loads that they begin.
+//!
+//! Each commit brings its order into a new state. States are numbered from 1; in every second state the order is absent. A
+//! cached value is the number of its state.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
-use super::core::{Core, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
+use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 
 const KEYS: [&str; 2] = ["a", "b"];
 const READERS: usize = 3;
@@ -26,7 +26,7 @@ impl Versioned for State {
     }
 }
 
-/// Mostly the first: what meets at one key is what matters.
+/// Mostly the first one, because mistakes show when threads meet at one key.
 fn pick_key() -> usize {
     usize::from(thread_rng().gen_ratio(1, 5))
 }
@@ -38,7 +38,7 @@ fn is_absent(state: State) -> bool {
 /// What a read found.
 type Found = Option<State>;
 
-/// What readers wait on: the end of a load, with what it found unless it failed.
+/// What readers wait on: the end of a load, with what it found, or with an error if it failed.
 #[derive(Debug, Default)]
 struct Waiter {
     ended: Mutex<Option<Result<Found, ()>>>,
@@ -77,7 +77,7 @@ enum Message {
 #[derive(Debug)]
 struct Database {
     committed: [State; 2],
-    /// `None` while nobody listens.
+    /// What the listener has not received yet; `None` while nobody listens.
     queue: Option<Vec<Message>>,
 }
 
@@ -86,7 +86,7 @@ struct Database {
 struct Promised {
     /// The newest state whose commit the listener has proven to have seen.
     proven: [State; 2],
-    /// The newest state that a reader was answered with.
+    /// The newest state that was shown to a reader or a writer.
     shown: [State; 2],
 }
 
@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// A PUT or DELETE: forgets the order before it answers.
+    /// A PUT or DELETE, which invalidates the order before it answers.
     fn write_through_the_api(&self, key: usize) {
         self.commit(key);
         let written = self.committed(key);
@@ -152,15 +152,21 @@ impl World {
         }
     }
 
-    /// Whatever was proven or shown before the reader came is the least it must be answered with.
+    /// Fails if the answer is older than `floor`: what was proven or shown before the reader came.
     fn answer(&self, key: usize, found: Found, floor: State) {
         let committed = self.committed(key);
         let oldest = match found {
             Some(state) => state,
-            // Any absence will do, the oldest that may have been meant counts as shown.
-            None => (floor..=committed).find(|state| is_absent(*state)).unwrap_or(0),
+            // The absence may be that of any such state. The oldest one that is possible counts as shown.
+            None => (floor..=committed)
+                .find(|state| is_absent(*state))
+                .unwrap_or(0),
         };
-        assert!(oldest >= floor, "{}: {found:?} although {floor} was promised", KEYS[key]);
+        assert!(
+            oldest >= floor,
+            "{}: {found:?} although {floor} was promised",
+            KEYS[key]
+        );
         let mut promised = self.promised.lock().unwrap();
         promised.shown[key] = promised.shown[key].max(oldest);
     }
@@ -211,7 +217,7 @@ impl World {
     }
 
     fn lose_connection(&self) {
-        // The database knows it first.
+        // The database notices the loss first.
         self.database.lock().unwrap().queue = None;
         thread::yield_now();
         self.core.close();
@@ -225,7 +231,7 @@ impl World {
         }
     }
 
-    /// Applies what came next; `true` where it was a heartbeat.
+    /// Applies the next message. Returns whether it was a heartbeat.
     fn receive(&self) -> bool {
         let message = {
             let mut database = self.database.lock().unwrap();
@@ -237,7 +243,7 @@ impl World {
         match message {
             Message::Event(key, state) => {
                 if thread_rng().gen_ratio(1, 8) {
-                    // Not understood.
+                    // The listener did not understand the event.
                     self.core.clear();
                 } else {
                     self.core.invalidate(KEYS[key]);
@@ -263,7 +269,7 @@ impl World {
                 _ if !is_connected => self.reconnect(),
                 0..=1 => self.lose_connection(),
                 2 => {
-                    // The proof grew too old, and came again on the same connection.
+                    // The proof grew older than the lease, and was renewed on the same connection.
                     self.core.set_serving(false);
                     self.send_heartbeat();
                     while !self.receive() {}
@@ -278,7 +284,10 @@ impl World {
     }
 }
 
-/// One run of the world under the schedule that shuttle has chosen.
+/// Runs the world once, under the schedule that shuttle chooses.
+///
+/// # Panics
+/// Panics if a reader is answered with less than what was proven or shown before it came.
 pub fn run() {
     let world = Arc::new(World {
         core: Core::new(NonZeroUsize::new(thread_rng().gen_range(1..=2)).unwrap()),
@@ -301,7 +310,11 @@ pub fn run() {
         start(|world| {
             for _ in 0..READS {
                 let mut random = thread_rng();
-                let demand = if random.gen_ratio(1, 3) { Demand::Database } else { Demand::Proven };
+                let demand = if random.gen_ratio(1, 3) {
+                    Demand::Database
+                } else {
+                    Demand::Proven
+                };
                 let is_fresh = random.gen_ratio(4, 5);
                 world.read(pick_key(), demand, is_fresh);
             }
