@@ -1,5 +1,5 @@
-//! Under every fault: no answer is older than the lease, none goes back in time on one process, and afterwards all caches
-//! equal the table.
+//! Under every fault, no answer is older than the lease and none goes back in time on one process. Afterwards all caches equal
+//! the table.
 
 use std::time::{Duration, Instant};
 
@@ -21,23 +21,23 @@ use crate::scene::{
 use crate::support::coherence::{Committed, Failover, Write};
 use crate::support::{PATIENCE, terminate_listener};
 
-/// Between two writes of a writer.
+/// The pause of a writer between two writes.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long a link passes nothing on.
+/// For how long a link passes nothing on.
 const BLACK_HOLE: Duration = Duration::from_secs(20);
-/// How long a process is frozen.
+/// For how long a process is frozen.
 const FREEZE: Duration = Duration::from_secs(60);
 const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
                          WHERE datname = current_database() AND application_name = 'orders-api-listener'";
-/// What loads the processes have under way.
+/// The number of loads that the processes have under way.
 const LOADS: &str = "(SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                       AND application_name = 'orders-api' AND state = 'active' AND query LIKE '%\"orders\".\"items\"%')";
 const LIST: &str = "GET /api/v1/orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-/// Between two questions of one of a thousand readers: with none they leave the writer no core.
+/// The pause of each of a thousand readers between two requests. Without it they would leave the writer no core.
 const READERS_PAUSE: Duration = Duration::from_millis(500);
-/// Between two looks at the loads under way: a look costs the server half of a millisecond.
+/// The pause between two looks at the loads under way. A look costs the server half a millisecond.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// How long one order is hot.
+/// For how long one order is hot.
 const HEAT: Duration = Duration::from_secs(20);
 const QUEUE_PPM: &str = "SELECT (pg_notification_queue_usage() * 1000000)::bigint AS value";
 
@@ -52,7 +52,7 @@ async fn listener_killed_every_second() {
     assert_kept(&scene.conclude(writers, readers).await);
 }
 
-/// The listener's connection alone: reads that go to the database see what the cache was not told of.
+/// Only the listener's connection is held. Reads that go to the database see what the cache was not told.
 #[tokio::test(flavor = "multi_thread")]
 async fn listener_in_a_black_hole() {
     let scene = Scene::start().await;
@@ -79,7 +79,7 @@ async fn database_in_a_black_hole() {
     assert_kept(&scene.conclude(writers, readers).await);
 }
 
-/// The proof is now younger than the lease and now older, so that reads come out of the cache and go past it in turns.
+/// The proof is alternately younger and older than the lease. Reads therefore use the cache and pass it in turns.
 #[tokio::test(flavor = "multi_thread")]
 async fn listener_as_slow_as_the_lease() {
     let scene = Scene::start().await;
@@ -130,8 +130,8 @@ async fn database_restarted() {
     assert_kept(&scene.conclude(writers, readers).await);
 }
 
-/// A frozen process takes nothing in: without the server's own time-out its listener would fill the queue of notifications,
-/// and in the end no writer could commit.
+/// A frozen process reads nothing. Without the server's own time-out, its listener would fill the queue of notifications, and in
+/// the end no writer could commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn process_frozen_for_a_minute() {
     let server = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
@@ -166,11 +166,11 @@ async fn process_frozen_for_a_minute() {
     );
     assert_kept(&history);
     assert!(meanwhile > 200, "writers were held up");
-    // What a second brings is 400 of these.
+    // One second of this load adds 400 millionths.
     assert!(queue_ppm < 2_000, "the queue has not drained");
 }
 
-/// The standby lacks the last commits, and their versions are given out again to others.
+/// The standby lacks the last commits, and gives their versions out again to other writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_that_loses_commits() {
     let mut primary = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
@@ -191,7 +191,7 @@ async fn failover_that_loses_commits() {
         program
             .wait_until_logged("the server accepts no writes")
             .await;
-        // Nor is it read: its rows lag behind the events.
+        // It is not read either, because its rows lag behind the events.
         let answer = program.send(LIST).await;
         assert_eq!(answer.problem(), (503, "database_unavailable".into()));
     }
@@ -218,7 +218,7 @@ async fn failover_that_loses_commits() {
     let kept = "SELECT setval('order_version_seq', max(version)) AS value FROM orders";
     scene.database.integer(kept);
     let inherited = scene.rows();
-    // Long enough that an answer meanwhile is one that nothing can prove.
+    // So long that nothing can prove an answer which comes in this time.
     let dead = LEASE + Duration::from_secs(3);
     tokio::time::sleep((killed + dead).saturating_sub(scene.now())).await;
     let replaced = scene.now();
@@ -253,7 +253,7 @@ async fn failover_that_loses_commits() {
     let unproven = &divided.unproven;
     assert!(
         unproven.is_empty(),
-        "{} answers that nobody could know, the first is {:#?}",
+        "{} answers that nothing could prove, the first is {:#?}",
         unproven.len(),
         unproven[0]
     );
@@ -261,7 +261,7 @@ async fn failover_that_loses_commits() {
     assert_kept(&divided.after);
 }
 
-/// However many ask, a process has one load of it under way, and none without an event before.
+/// However many readers ask for the order, a process has at most one load of it under way, and none without an event before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_hot_order() {
     let scene = Scene::start().await;

@@ -1,4 +1,4 @@
-//! Exports that are long, and clients that take nothing.
+//! Long exports, and clients that read nothing.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::support::{PATIENCE, TestApi, model};
 
 const PATH: &str = "/api/v1/orders";
 const ORDERS: i64 = 1_000_000;
-/// Three pages, a session and what the allocator keeps; the orders themselves are 1.4 GB.
+/// Room for three pages, a session and what the allocator keeps. The orders together have 1.4 GB.
 const MOST_GROWTH_BYTES: u64 = 20 * 1024 * 1024;
 
 pub fn resident_bytes(program: &Program) -> u64 {
@@ -37,7 +37,7 @@ async fn a_million_orders_are_exported_whole_in_constant_memory() {
         let whole_lines = part.iter().rposition(|byte| *byte == b'\n');
         let rest = part.split_off(whole_lines.map_or(0, |at| at + 1));
         for line in part.split_inclusive(|byte| *byte == b'\n') {
-            // The newest is the model itself.
+            // The newest order is the model itself.
             let order = if number == 0 {
                 model()
             } else {
@@ -66,7 +66,7 @@ async fn a_million_orders_are_exported_whole_in_constant_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn client_that_takes_nothing_loses_its_snapshot() {
+async fn client_that_reads_nothing_loses_its_snapshot() {
     let api = TestApi::start().await;
     store_copies(&api.database, 60, 1000);
     let mut download = Download::start(api.port, PATH).await;

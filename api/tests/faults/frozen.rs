@@ -1,4 +1,4 @@
-//! A process that is frozen while the real ingestor stores what Kafka brings: it must not hold up anybody.
+//! A process is frozen while the real ingestor stores what Kafka brings. It must not hold up anybody.
 
 use std::time::{Duration, Instant};
 
@@ -13,22 +13,22 @@ use crate::support::program::Program;
 
 /// How long a process is frozen.
 const FREEZE: Duration = Duration::from_secs(60);
-/// In which the server must have dropped the frozen listener, its buffers' filling included.
+/// Within this time the server must drop the frozen listener. It includes the time in which the buffers fill.
 const DROPPED_WITHIN: Duration = Duration::from_secs(20);
-/// How long no order may become visible: a long stop of all writers, on a busy machine.
+/// The longest time in which no order may become visible. It allows for a busy machine.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const HOT: &str = "hot";
 const STORED: &str = "SELECT count(*) AS value FROM orders";
 const LISTENERS: &str = "SELECT count(*) AS value FROM pg_stat_activity \
                          WHERE datname = current_database() AND application_name = 'orders-api-listener'";
-/// A page is nearly a millionth of the queue.
+/// The usage of the queue in millionths. A page of the queue is nearly one of them.
 const QUEUE_PPM: &str = "SELECT ceil(pg_notification_queue_usage() * 1000000)::bigint AS value";
-/// Some seconds of this load; a minute of it is 500.
+/// What this load adds in some seconds. In a minute it adds 500.
 const DRAINED_PPM: i64 = 60;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ingestor_goes_on_while_a_process_is_frozen() {
-    // The queue is the whole server's.
+    // A server of its own, because all databases of a server share the queue.
     let server = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
     let database = TestDatabase::create_on(settings_of(&server));
     let (frozen, other) = (
@@ -52,7 +52,7 @@ async fn ingestor_goes_on_while_a_process_is_frozen() {
     let signal = |signal| kill_process(Pid::from_child(&frozen.process), signal).unwrap();
     signal(Signal::STOP);
     let frozen_at = Instant::now();
-    // What is cached there from before must not be answered any more.
+    // The frozen process must not answer with what it had cached before.
     ingestion.send(HOT, 2);
     let stored_before = database.integer(STORED);
     let (mut stored, mut risen_at, mut longest_pause) = (stored_before, frozen_at, Duration::ZERO);
@@ -103,7 +103,7 @@ async fn ingestor_goes_on_while_a_process_is_frozen() {
     ingestion.stop().await;
 }
 
-/// The amount of an order, and whether it came out of the cache.
+/// The amount of an order, and whether it came from the cache.
 async fn amount(program: &Program, uid: &str) -> Option<(i64, bool)> {
     let request = [
         "GET /order/",

@@ -1,4 +1,4 @@
-//! Clients that mean harm, each kind in turn, while others read.
+//! Hostile clients, each kind in turn, while other clients read.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -17,43 +17,43 @@ use crate::support::program::Program;
 use crate::support::{PATIENCE, model, store};
 
 const READ: &[u8] = b"GET /order/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\n\r\n";
-/// One reader by a connection of its own each time, as many as measure the last of a hundred.
+/// The number of reads, each over a connection of its own. It is large enough to measure the 99th percentile.
 const READS: usize = 1_000;
-/// Beside what the machine adds by itself, which is measured first.
+/// The limit of the 99th percentile, in addition to what the quiet machine takes, which is measured first.
 const MOST_P99: Duration = Duration::from_millis(100);
-/// Thousands of connections with a buffer each; no body and no header beyond its bound.
+/// Room for thousands of connections with a buffer each, but for no body and no header beyond its bound.
 const MOST_GROWTH_BYTES: u64 = 256 * 1024 * 1024;
 
-/// In which as many clients as there are must have been hung up on: the time for a header or a body, and the rest between
-/// two attempts.
+/// Within this time the server must end as many connections as there are clients. It covers the time for a header or a body
+/// and the pause between two attempts.
 const HUNG_UP_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
-    /// One byte of a header a second.
+    /// Sends one byte of a header per second.
     Dribbling,
-    /// One request, then nothing.
+    /// Sends one request, then nothing.
     Resting,
-    /// A header of a mebibyte.
+    /// Sends a header of one mebibyte.
     Flooding,
-    /// HTTP/2 with prior knowledge, then what looks like frames.
+    /// Begins HTTP/2 with prior knowledge, then sends what looks like frames.
     Http2,
-    /// Chunks of a body for ever.
+    /// Sends chunks of a body without end.
     EndlessBody,
 }
 
 impl Harm {
-    /// Of how many clients, and from how many addresses.
+    /// The number of clients, and the number of their addresses.
     fn clients(self) -> (usize, usize) {
         match self {
             Self::Dribbling => (2_000, 2),
-            // More than these may have: the rest is refused, and tries again.
+            // These are more connections than allowed. The others are refused, and try again.
             Self::Resting => (10_000, 4),
             Self::Flooding | Self::Http2 | Self::EndlessBody => (50, 1),
         }
     }
 
-    /// Does it until the server hangs up.
+    /// Does harm until the server ends the connection.
     async fn attempt(self, mut stream: TcpStream) -> std::io::Result<()> {
         match self {
             Self::Dribbling => {
@@ -126,9 +126,11 @@ async fn hostile_clients_slow_nobody_down_and_take_little_memory() {
             let source = Ipv4Addr::new(127, 0, 1, 1 + (number % addresses) as u8);
             clients.spawn(do_harm(harm, source, program.port, Arc::clone(&hung_up)));
         }
-        eventually("they have been hung up on", HUNG_UP_WITHIN, async || {
-            hung_up.load(Ordering::Relaxed) >= count
-        })
+        eventually(
+            "the server has ended their connections",
+            HUNG_UP_WITHIN,
+            async || hung_up.load(Ordering::Relaxed) >= count,
+        )
         .await;
         let p99 = p99_of_reads(program.port).await;
         let growth = resident_bytes(&program).saturating_sub(before);
@@ -142,7 +144,7 @@ async fn hostile_clients_slow_nobody_down_and_take_little_memory() {
     }
 }
 
-/// Again and again, with a short rest: what is to be seen is what it does to the server, not to the machine.
+/// Does harm again and again, with a short pause, because the test is about the server and not about the machine.
 async fn do_harm(harm: Harm, source: Ipv4Addr, port: u16, hung_up: Arc<AtomicUsize>) {
     loop {
         let socket = TcpSocket::new_v4().unwrap();

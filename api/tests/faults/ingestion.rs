@@ -1,4 +1,4 @@
-//! The real ingestor, in this process, reading a topic of its own on the tests' Kafka.
+//! The real ingestor, which runs in this process and reads a topic of its own on the Kafka of the tests.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{PATIENCE, model, send_bytes};
 
 const PARTITIONS: i32 = 2;
-/// What a feed sends at once, and how often: 1,000 orders a second, which a debug build stores beside other tests.
+/// How many orders a feed sends at once. Together with [`INTERVAL`] this makes 1,000 orders per second, which a debug build can
+/// store while other tests run.
 const ORDERS_AT_ONCE: usize = 10;
 const INTERVAL: Duration = Duration::from_millis(10);
 const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -96,7 +97,7 @@ impl Ingestion {
         Feed { stop, thread }
     }
 
-    /// What operators see of the database's queue of notifications.
+    /// The usage of the database's queue of notifications, as operators see it.
     pub async fn reported_queue_usage(&self) -> f64 {
         let metrics = send_bytes(self.ops_port, METRICS).await.body;
         let name = "orders_ingestor_notify_queue_usage_ratio ";
@@ -111,7 +112,8 @@ impl Ingestion {
 }
 
 impl Drop for Ingestion {
-    /// Where a test has failed too: its runtime waits for the daemon's threads, which wait for a database that is gone.
+    /// Stops the daemon after a failed test as well. Otherwise the test's runtime would wait for the daemon's threads, and these
+    /// would wait for a database that is gone.
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(daemon) = self.daemon.take() {
@@ -127,14 +129,14 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// How many were sent.
+    /// Stops the feed, and returns how many orders were sent.
     pub fn finish(self) -> usize {
         self.stop.cancel();
         self.thread.join().unwrap()
     }
 }
 
-/// As long as an id may be, so that events are large.
+/// The uid is as long as a uid may be, so that events are large.
 pub fn fed_uid(number: usize) -> String {
     format!("{number:064}")
 }

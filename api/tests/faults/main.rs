@@ -1,4 +1,4 @@
-//! The real `api` program against what takes minutes: `make faults` runs these, `make test` does not.
+//! Tests of the real `api` program that take minutes. `make faults` runs them, `make test` does not.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -10,7 +10,7 @@ mod ingestion;
 mod pooler;
 mod scene;
 
-/// What the suite's tests use too; an inline module, so that files below it are found.
+/// What the tests of the suite use as well. It is an inline module, so that the files below it are found.
 #[path = "../suite"]
 mod suite {
     #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]

@@ -27,9 +27,9 @@ fn is_hit(answer: &Answer) -> bool {
     answer.header("cache-status") == Some("orders; hit")
 }
 
-/// It loses LISTEN, and shows so only to one who looks closely: nothing may be served from the cache.
+/// Such a pooler loses LISTEN, which is hard to notice. Nothing may be served from the cache.
 #[tokio::test(flavor = "multi_thread")]
-async fn pooler_that_changes_sessions_is_refused_and_makes_nothing_stale() {
+async fn listener_refuses_a_pooler_that_changes_sessions_and_nothing_is_stale() {
     let (database, program, _pooler) = start_behind_pooler(PoolMode::Transaction).await;
     let refusal = "listener is away, reads go to the database: notifications of other sessions do not arrive: \
                    connect to PostgreSQL itself or to a pooler in session mode";
@@ -40,7 +40,7 @@ async fn pooler_that_changes_sessions_is_refused_and_makes_nothing_stale() {
         store(&database, &order);
         for _ in 0..3 {
             let answer = program.send(REQUEST).await;
-            // An old PgBouncer loses prepared statements as well, and reads fail.
+            // An old PgBouncer also loses prepared statements, so reads may fail.
             if answer.status == 200 {
                 assert_eq!(answer.json(), serde_json::to_value(&order).unwrap());
             }

@@ -1,5 +1,5 @@
-//! Two processes of the program on one database, writers that change its orders in every way there is, readers that note
-//! what they are answered, and a link that can be broken.
+//! Two processes of the program on one database, writers that change its orders in every possible way, readers that record
+//! their answers, and a link that can be broken.
 
 mod client;
 mod event_flood;
@@ -25,13 +25,13 @@ pub use hot_writer::HotWriter;
 pub use readers::Readers;
 pub use writers::{Writers, reissue, truncate};
 
-/// The promised age of an answer: `CACHE_LEASE_MS` as it is by default.
+/// The promised age of an answer: the default of `CACHE_LEASE_MS`.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// How long after a fault all must be as if it had not been.
+/// How long after a fault no trace of it may be left.
 const HEALING: Duration = Duration::from_secs(30);
-/// Few, so that each is read and written often.
+/// The number of orders is small, so that each is read and written often.
 pub const ORDERS: usize = 40;
-/// Violations that are shown.
+/// The largest number of violations that are shown.
 const SHOWN: usize = 20;
 
 pub struct Scene {
@@ -49,7 +49,7 @@ impl Scene {
         Self::start_on(TestDatabase::create()).await
     }
 
-    /// On a server of its own.
+    /// Starts on this server.
     pub async fn start_on_server(server: &PrivatePostgres) -> Self {
         Self::start_on(TestDatabase::create_on(settings_of(server))).await
     }
@@ -92,7 +92,7 @@ impl Scene {
         kill_process(Pid::from_child(&self.programs[program].process), signal).unwrap();
     }
 
-    /// The statistics of both.
+    /// The statistics of both processes.
     pub async fn stats(&self) -> [Value; 2] {
         let request =
             "GET /api/v1/cache/stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -107,7 +107,7 @@ impl Scene {
         self.programs.each_ref().map(|program| program.port)
     }
 
-    /// Ends the load and demands that all has healed; what was written and seen.
+    /// Ends the load, demands that no trace of the fault is left, and returns what was written and seen.
     pub async fn conclude(&self, writers: Writers, readers: Readers) -> History {
         let mut history = writers.finish().await;
         self.assert_converged().await;
@@ -116,7 +116,7 @@ impl Scene {
         history
     }
 
-    /// Within the time for healing every process answers out of its cache what the table holds.
+    /// Waits until every process answers from its cache what the table holds, for as long as healing may take.
     pub async fn assert_converged(&self) {
         let rows = self.rows();
         for port in self.ports() {
@@ -124,7 +124,7 @@ impl Scene {
                 let mut client = Client::new(port);
                 for order in 0..ORDERS {
                     let uid = uid(order);
-                    // The first one may fill the cache.
+                    // The first request may fill the cache.
                     client.order(&uid).await.ok();
                     let Ok(Answer::Order { seen, is_hit: true }) = client.order(&uid).await else {
                         return false;
@@ -139,7 +139,7 @@ impl Scene {
         }
     }
 
-    /// What the table holds, of the orders that there are.
+    /// What the table holds, for each order that exists.
     pub fn rows(&self) -> BTreeMap<usize, Seen> {
         let rows = self.database.texts(
             "SELECT concat_ws(' ', substr(order_uid, 7), version, payment_amount, price) AS value \
@@ -158,7 +158,7 @@ impl Scene {
     }
 }
 
-/// Fails with the first violations; says how much was seen.
+/// Fails if a promise was broken, and shows the first violations. Prints how much was seen.
 #[track_caller]
 pub fn assert_kept(history: &History) {
     let Judgement { violations, oldest } = history.judge(LEASE);

@@ -1,20 +1,20 @@
-//! The auditor finds what no event told of, and nothing else.
+//! The auditor finds changes that came without an event, and raises no false alarm.
 
 use shared::events::{self, Operation};
 use shared::testing::eventually;
 
 use crate::support::{PATIENCE, TestApi, generator, notify};
 
-/// Pitfall 14: a write that skips the events. The session says of itself that it emits, and does not.
+/// Pitfall 14: a write that skips the events. The session claims that it emits them, and does not.
 #[tokio::test(flavor = "multi_thread")]
-async fn write_without_an_event_is_found_evicted_counted_and_told() {
+async fn write_without_an_event_is_found_evicted_counted_and_reported() {
     let api = TestApi::start().await;
     let mut orders = generator();
     for uid in ["uid-1", "uid-2", "uid-3"] {
         api.store(&orders.order_with_uid(uid)).await;
         api.get(&format!("/order/{uid}")).await;
     }
-    eventually("audited", PATIENCE, async || {
+    eventually("the orders are audited", PATIENCE, async || {
         api.stats().await["audit"]["checked"].as_u64() >= Some(3)
     })
     .await;
@@ -28,7 +28,7 @@ async fn write_without_an_event_is_found_evicted_counted_and_told() {
     );
     api.database
         .execute("DELETE FROM orders WHERE order_uid = 'uid-2'");
-    eventually("found", PATIENCE, async || {
+    eventually("the mismatches are found", PATIENCE, async || {
         api.stats().await["audit"]["mismatches"] == 2
     })
     .await;
@@ -56,7 +56,7 @@ async fn write_without_an_event_is_found_evicted_counted_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_that_is_late_is_no_mismatch() {
+async fn late_event_is_no_mismatch() {
     let api = TestApi::start().await;
     api.store(&generator().order_with_uid("uid-1")).await;
     api.get("/order/uid-1").await;
@@ -64,7 +64,7 @@ async fn event_that_is_late_is_no_mismatch() {
         .execute("UPDATE orders SET version = nextval('order_version_seq')");
     let checked = async || api.stats().await["audit"]["checked"].as_u64().unwrap();
     let before = checked().await;
-    eventually("the difference is seen", PATIENCE, async || {
+    eventually("the mismatch is seen", PATIENCE, async || {
         checked().await > before
     })
     .await;

@@ -9,7 +9,7 @@ use crate::support::{model, store};
 const TOKEN: &str = "s3cret-token";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_write_is_logged_with_its_request_and_its_end_and_nothing_personal() {
+async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_data() {
     let database = TestDatabase::create();
     store(&database, &model());
     let settings = [("LOG_FORMAT", "json"), ("API_TOKEN", TOKEN)];

@@ -1,4 +1,4 @@
-//! The cache follows what others write.
+//! The cache follows the writes of other processes.
 
 use diesel::prelude::*;
 use shared::db::connect_blocking;
@@ -11,7 +11,7 @@ use crate::support::{
 const MODEL: &str = "/order/b563feb7b2b84b6test";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_of_another_process_is_seen_without_asking_the_database_each_time() {
+async fn write_of_another_process_is_seen_and_then_answered_from_the_cache() {
     let api = TestApi::start().await;
     let mut orders = generator();
     let mut order = orders.order_with_uid("uid-1");
@@ -46,7 +46,7 @@ async fn write_of_another_process_is_seen_without_asking_the_database_each_time(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn statistics_add_up_and_have_the_form_of_the_contract() {
+async fn statistics_add_up_and_have_the_documented_form() {
     let api = TestApi::start().await;
     let fresh = api.stats().await;
     assert_eq!(
@@ -111,7 +111,7 @@ async fn statistics_add_up_and_have_the_form_of_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_that_is_not_understood_drops_everything() {
+async fn unknown_event_drops_every_entry() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     for (number, payload) in ["", "{", r#"{"v":2,"op":"upsert","uids":[]}"#]
@@ -124,7 +124,7 @@ async fn event_that_is_not_understood_drops_everything() {
             Some("orders; hit")
         );
         notify(&mut api.database.connect(), payload).unwrap();
-        eventually("everything is dropped", PATIENCE, async || {
+        eventually("every entry is dropped", PATIENCE, async || {
             let stats = api.stats().await;
             stats["listener"]["malformed"] == number + 1 && stats["size"] == 0
         })
@@ -133,13 +133,16 @@ async fn event_that_is_not_understood_drops_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn newest_orders_are_warm_from_the_start_and_on_demand() {
+async fn newest_orders_are_loaded_at_the_start_and_on_demand() {
     let database = TestDatabase::create();
     let mut orders = generator();
     let stored: Vec<_> = (0..5).map(|_| orders.next_order()).collect();
     stored.iter().for_each(|order| store(&database, order));
     let api = TestApi::start_with(database, |config| config.cache.warmup = 3).await;
-    eventually("warm", PATIENCE, async || api.stats().await["size"] == 3).await;
+    eventually("the cache is warm", PATIENCE, async || {
+        api.stats().await["size"] == 3
+    })
+    .await;
     for (index, order) in stored.iter().enumerate() {
         let answer = api.get(&format!("/order/{}", order.order_uid)).await;
         let expected = if index < 2 {
@@ -163,7 +166,7 @@ async fn newest_orders_are_warm_from_the_start_and_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_tells_how_far_a_warm_up_is() {
+async fn readiness_says_how_far_a_warm_up_is() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     let lock = TableLock::take(&api.database, "orders");
@@ -210,7 +213,7 @@ async fn readers_of_one_order_share_one_load_even_if_the_first_hangs_up() {
     let lock = TableLock::take(&api.database, "orders");
     let readers = futures_util::future::join_all((0..20).map(|_| api.get(MODEL)));
     let unlock = async {
-        eventually("all wait", PATIENCE, async || {
+        eventually("all readers wait", PATIENCE, async || {
             api.stats().await["loads"]["coalesced"] == 19
         })
         .await;
@@ -222,7 +225,7 @@ async fn readers_of_one_order_share_one_load_even_if_the_first_hangs_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_listener_makes_the_cache_blind_until_it_is_back_and_nothing_stale_is_answered() {
+async fn cache_is_blind_while_the_listener_is_lost_and_answers_nothing_stale() {
     let database = TestDatabase::create();
     let settings = database.settings();
     let proxy = TcpProxy::start(&settings.host, settings.port).await;
@@ -241,7 +244,7 @@ async fn lost_listener_makes_the_cache_blind_until_it_is_back_and_nothing_stale_
     );
 
     proxy.cut();
-    eventually("blind", PATIENCE, async || {
+    eventually("the cache is blind", PATIENCE, async || {
         api.stats().await["listener"]["state"] != "live"
     })
     .await;
@@ -262,7 +265,7 @@ async fn lost_listener_makes_the_cache_blind_until_it_is_back_and_nothing_stale_
     api.wait_until_live().await;
     let expected = serde_json::to_value(&changed).unwrap();
     assert_eq!(api.get("/order/uid-1").await.json(), expected);
-    eventually("warm again", PATIENCE, async || {
+    eventually("the cache is warm again", PATIENCE, async || {
         api.get("/order/uid-1").await.header("cache-status") == Some("orders; hit")
     })
     .await;
@@ -281,7 +284,7 @@ async fn blind_cache_reads_the_primary_and_stores_nothing() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     api.get(MODEL).await;
-    // Nobody may listen: the role's new sessions under this name are refused by the limit of a setting it cannot meet.
+    // No new listener is accepted: it demands a session that may write, and new sessions are read-only from now on.
     let refuse = [
         "ALTER DATABASE ",
         &api.database.settings().name,
@@ -290,7 +293,7 @@ async fn blind_cache_reads_the_primary_and_stores_nothing() {
     .concat();
     api.database.execute(&refuse);
     terminate_listener(&api.database);
-    eventually("blind", PATIENCE, async || {
+    eventually("the cache is blind", PATIENCE, async || {
         api.stats().await["listener"]["state"] != "live"
     })
     .await;

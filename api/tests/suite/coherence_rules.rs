@@ -1,4 +1,4 @@
-//! The checker of the fault tests: it passes a sound history and finds each kind of broken promise in a forged one.
+//! The checker of the fault tests: it accepts a sound history, and finds each kind of broken promise in a forged one.
 
 use std::slice;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn seen(version: i64, sequence: i64) -> Option<Seen> {
     })
 }
 
-/// An answer of process 0 that took a second.
+/// An answer of process 0 that took one second.
 fn observation(second: u64, seen: Option<Seen>) -> Observation {
     Observation {
         process: 0,
@@ -45,7 +45,7 @@ fn observation(second: u64, seen: Option<Seen>) -> Observation {
     }
 }
 
-/// Written at 0, at 10, deleted at 20, written at 30 without an answer, and at 40.
+/// The order is written at 0 and at 10, deleted at 20, written at 30 without an answer, and written at 40.
 fn sound() -> History {
     let mut unknown = write(Some(3), 0, 30);
     unknown.committed = None;
@@ -59,11 +59,11 @@ fn sound() -> History {
         ],
         observations: vec![
             observation(2, seen(100, 1)),
-            // Old, within the bound.
+            // Old, but within the bound.
             observation(15, seen(100, 1)),
             observation(17, seen(101, 2)),
             observation(26, None),
-            // The write without an answer: not yet there, then there.
+            // The write without an answer is first missing and then seen.
             observation(31, None),
             observation(33, seen(103, 3)),
             observation(42, seen(103, 3)),
@@ -94,7 +94,7 @@ fn an_answer_older_than_the_bound_is_found() {
     };
     assert_eq!(violations(&history), [expected]);
 
-    // Also where what it lacks is a deletion, or all that came after it.
+    // This also holds if the answer lacks a deletion, or everything after it.
     history.observations[2] = observation(27, seen(101, 2));
     assert!(matches!(
         violations(&history)[..],
@@ -113,7 +113,7 @@ fn an_order_that_is_still_missing_long_after_it_was_written_is_found() {
     history.observations[7] = observation(47, None);
     let found = violations(&history);
     assert!(matches!(found[0], Violation::Stale { age, .. } if age == at(6)));
-    // And the process had shown it before.
+    // In addition, the process had shown it before.
     assert!(matches!(found[1], Violation::WentBack { .. }));
 }
 
@@ -131,7 +131,7 @@ fn an_answer_that_goes_back_on_one_process_is_found() {
     };
     assert!(violations(&history).contains(&violation));
 
-    // Another process may be behind, and of two answers at once either may be the older one.
+    // Another process may be behind. Of two answers at the same time, either may be the older one.
     let mut history = sound();
     history.observations.push(Observation {
         process: 1,
@@ -149,7 +149,7 @@ fn an_answer_that_goes_back_on_one_process_is_found() {
 }
 
 #[test]
-fn a_missing_order_may_be_missing_by_the_deletion_before() {
+fn a_missing_order_may_be_missing_because_of_the_deletion_before() {
     let mut slow_deletion = write(None, 103, 21);
     slow_deletion.committed = Some(Committed {
         version: 103,
@@ -166,7 +166,7 @@ fn a_missing_order_may_be_missing_by_the_deletion_before() {
         observations: vec![observation(20, None), observation(23, seen(102, 2))],
     };
     assert_eq!(violations(&history), []);
-    // Now it can only be the slow one, after which nothing older may follow.
+    // Now it can only be missing because of the slow deletion, after which nothing older may follow.
     let missing = observation(25, None);
     let back = observation(27, seen(102, 2));
     history.observations.extend([missing.clone(), back.clone()]);
@@ -218,7 +218,8 @@ fn an_order_of_two_writes_is_found() {
     assert_eq!(violations(&history), [Violation::Torn(torn)]);
 }
 
-/// Killed at 20, when 100 and 101 had been committed; the second server has only 100, and gives 101 out again.
+/// The first server is killed at 20, when versions 100 and 101 had been committed. The second server has only 100, and gives
+/// 101 out again.
 fn divide(observations: &[Observation]) -> Divided {
     let failover = Failover {
         before: vec![write(Some(1), 100, 0), write(Some(2), 101, 10)],
@@ -230,19 +231,19 @@ fn divide(observations: &[Observation]) -> Divided {
 }
 
 #[test]
-fn answers_around_a_failover_are_held_against_the_history_they_must_be_of() {
+fn answers_around_a_failover_are_checked_against_the_history_they_must_belong_to() {
     let of_before = [
         observation(12, seen(101, 2)),
         // Within the lease of the last proof.
         observation(25, seen(101, 2)),
-        // Sent late, because its reader or the process was slow.
+        // Its end was late, because its reader or the process was slow.
         Observation {
             ended: at(33),
             ..observation(24, seen(101, 2))
         },
     ];
     let of_after = [
-        // Waited for a server.
+        // It waited for a server.
         Observation {
             ended: at(42),
             ..observation(24, seen(101, 3))
@@ -263,17 +264,17 @@ fn answers_around_a_failover_are_held_against_the_history_they_must_be_of() {
 
 #[test]
 fn answers_that_neither_history_allows_are_found() {
-    // Of a standby, while the first server was still up or just dead: it had shown more.
+    // The answer of a standby, while the first server was still up or just dead. More had been shown before.
     let back = observation(21, seen(100, 1));
     let divided = divide(&[observation(12, seen(101, 2)), back.clone()]);
     let found = violations(&divided.before);
     assert!(
         matches!(&found[..], [Violation::Stale { .. }, Violation::WentBack { later, .. }] if *later == back)
     );
-    // Right as it is, nobody can know it any more.
+    // The answer is right, but nobody can know that any more.
     let unproven = observation(26, seen(101, 2));
     assert_eq!(divide(slice::from_ref(&unproven)).unproven, [unproven]);
-    // Lost with the first server.
+    // The commit was lost with the first server.
     let lost = observation(31, seen(101, 2));
     let found = violations(&divide(slice::from_ref(&lost)).after);
     assert_eq!(found, [Violation::NeverWritten(lost)]);

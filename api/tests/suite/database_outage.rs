@@ -1,4 +1,4 @@
-//! The database away, slow, crowded, or without its schema.
+//! The database is away, slow, or without its schema, or all of its connections are busy.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -43,9 +43,9 @@ async fn api_that_starts_before_its_database_answers_503_and_then_200() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_schema_is_waited_for_and_named() {
+async fn api_waits_for_a_missing_schema_and_says_so() {
     let api = TestApi::start_unready(Arc::new(TestDatabase::create_empty()), |_| {}).await;
-    eventually("says what it waits for", PATIENCE, async || {
+    eventually("the api says what it waits for", PATIENCE, async || {
         let ready = api.get("/readyz").await;
         ready.status == 503 && ready.json()["detail"] == "waiting for the schema"
     })
@@ -66,7 +66,7 @@ async fn missing_schema_is_waited_for_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn schema_of_before_the_first_release_is_never_ready() {
+async fn schema_from_before_the_first_release_is_never_ready() {
     let database = TestDatabase::create_empty();
     database.execute(
         "CREATE SEQUENCE order_version_seq; \
@@ -76,7 +76,7 @@ async fn schema_of_before_the_first_release_is_never_ready() {
     );
     let command = Command::new(env!("CARGO_BIN_EXE_api"));
     let program = Program::start_unready(command, &database, &[]).await;
-    // The ingestor refuses it as well, and says what to do.
+    // The ingestor refuses this schema as well. Its message says that a person can create an empty database.
     program
         .wait_until_logged("waiting for the schema: run `ingestor migrate`")
         .await;
@@ -90,7 +90,7 @@ async fn schema_of_before_the_first_release_is_never_ready() {
         assert_eq!(answer.problem(), (503, "database_unavailable".into()));
     }
 
-    // Or empty this one.
+    // It is enough to empty this one.
     database.execute("DROP TABLE order_items, orders; DROP SEQUENCE order_version_seq");
     shared::db::migrate(&mut database.connect()).unwrap();
     program.wait_until_ready().await;
@@ -98,7 +98,7 @@ async fn schema_of_before_the_first_release_is_never_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_and_crowded_are_told_apart() {
+async fn slow_statement_and_busy_pool_get_different_answers() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
         config.pool.size = 1;
         config.pool.wait = Duration::from_millis(200);
@@ -148,14 +148,14 @@ async fn no_client_waits_longer_than_the_deadline() {
     }
     assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
     lock.release();
-    eventually("answers again", PATIENCE, async || {
+    eventually("the api answers again", PATIENCE, async || {
         api.get(MODEL).await.status == 200 && api.get("/api/v1/orders").await.status == 200
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_the_server_ended_do_no_harm() {
+async fn connections_that_the_server_ended_are_replaced() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     for _ in 0..3 {
@@ -164,7 +164,7 @@ async fn connections_that_the_server_ended_do_no_harm() {
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE datname = current_database() AND application_name LIKE 'orders-api%'",
         );
-        eventually("answers again", PATIENCE, async || {
+        eventually("the api answers again", PATIENCE, async || {
             let answer = api.get("/api/v1/orders").await;
             assert!(matches!(answer.status, 200 | 503), "{}", answer.body);
             answer.status == 200
@@ -182,7 +182,7 @@ async fn statement_cut_by_a_restart_is_503() {
     let cut = async {
         let waiting = "SELECT count(*) AS value FROM pg_stat_activity WHERE datname = current_database() \
                        AND application_name = 'orders-api' AND wait_event_type = 'Lock'";
-        eventually("it waits", PATIENCE, async || {
+        eventually("the statement waits", PATIENCE, async || {
             api.database.integer(waiting) == 1
         })
         .await;
@@ -196,7 +196,7 @@ async fn statement_cut_by_a_restart_is_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_stays_short_however_many_ask_in_vain() {
+async fn log_stays_short_however_many_requests_fail() {
     let database = TestDatabase::create();
     let settings = database.settings();
     let proxy = TcpProxy::start(&settings.host, settings.port).await;

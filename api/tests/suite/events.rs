@@ -1,4 +1,4 @@
-//! The live feed: what is told, when, to whom, and what becomes of those who do not listen.
+//! The live feed: which events it sends, when, and to whom, and what happens to clients that do not read.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Begins to follow, from an event's id on or from now on.
+    /// Begins to follow behind the event with this id, or at the present moment.
     async fn start(api: &TestApi, last_id: Option<&str>) -> Self {
         let header = last_id.map(|id| format!("Last-Event-ID: {id}\r\n"));
         let download = Download::start_with(api.port, PATH, &header.unwrap_or_default()).await;
@@ -30,7 +30,7 @@ impl Follower {
             text: String::new(),
             last_id: None,
         };
-        // The greeting holds the id to begin with, or is the first event.
+        // Without an id, the first block is a greeting that names the newest id.
         if last_id.is_none() {
             let greeting = follower.next_block().await.unwrap();
             assert!(greeting.starts_with("retry: 3000\nid: "), "{greeting}");
@@ -38,7 +38,7 @@ impl Follower {
         follower
     }
 
-    /// Everything up to the next empty line.
+    /// Reads everything up to the next empty line.
     async fn next_block(&mut self) -> Result<String, Cut> {
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
@@ -53,13 +53,13 @@ impl Follower {
         }
     }
 
-    /// The next event: its name and data.
+    /// Reads the next event: its name and its data.
     async fn next(&mut self) -> Result<(String, Value), Cut> {
         let event = tokio::time::timeout(PATIENCE, self.read_event()).await;
-        event.expect("nothing is told in time")
+        event.expect("no event has come in time")
     }
 
-    /// Comments are no events.
+    /// Skips comments.
     async fn read_event(&mut self) -> Result<(String, Value), Cut> {
         loop {
             let block = self.next_block().await?;
@@ -74,7 +74,7 @@ impl Follower {
         assert_eq!(self.next().await.unwrap(), (event.to_owned(), data));
     }
 
-    /// Waits until all of these are told of, in whatever batches.
+    /// Waits until the events have named all of these orders, in any batches.
     async fn expect_upserts(&mut self, mut uids: Vec<&str>) {
         while !uids.is_empty() {
             let (event, data) = self.next().await.unwrap();
@@ -97,21 +97,21 @@ async fn metric(api: &TestApi, name: &str) -> u64 {
 }
 
 async fn clients_are(api: &TestApi, count: u64) {
-    eventually("as many clients follow", PATIENCE, async || {
+    eventually("this number of clients follows", PATIENCE, async || {
         metric(api, "orders_api_sse_clients").await == count
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_an_order_after_its_event_is_not_answered_older() {
+async fn read_after_an_event_gets_no_older_version() {
     let api = TestApi::start().await;
     let mut order = model();
     api.store(&order).await;
     let path = format!("/order/{}", order.order_uid);
     let mut follower = Follower::start(&api, None).await;
     for round in 1..=10 {
-        // Cached, so that only the event can make it new.
+        // The order is cached, so only the event can bring the new version.
         api.get(&path).await;
         order.sm_id = round;
         store(&api.database, &order);
@@ -121,7 +121,7 @@ async fn who_reads_an_order_after_its_event_is_not_answered_older() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_through_the_api_are_told_as_well() {
+async fn writes_through_the_api_are_sent_as_well() {
     let api = TestApi::start().await;
     let order = model();
     api.store(&order).await;
@@ -135,12 +135,12 @@ async fn writes_through_the_api_are_told_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_back_is_told_what_it_has_missed() {
+async fn client_that_comes_back_gets_what_it_has_missed() {
     let api = TestApi::start().await;
     let mut generator = generator();
     let orders: Vec<_> = (0..3).map(|_| generator.next_order()).collect();
     let mut follower = Follower::start(&api, None).await;
-    // The greeting's id will do: nothing has to happen first.
+    // The id of the greeting is enough to go on from, before any event.
     let greeting_id = follower.last_id.clone().unwrap();
     api.store(&orders[0]).await;
     follower.expect("order", upsert(&orders[0])).await;
@@ -160,7 +160,7 @@ async fn who_comes_back_is_told_what_it_has_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_of_another_process_or_of_no_event_is_answered_by_resync() {
+async fn unknown_id_is_answered_with_resync() {
     let api = TestApi::start().await;
     let other = TestApi::start_unready(api.database.clone(), |_| {}).await;
     other.wait_until_live().await;
@@ -171,7 +171,7 @@ async fn an_id_of_another_process_or_of_no_event_is_answered_by_resync() {
     for id in [&*foreign, &later, "0", "\u{e9}", "x".repeat(1000).as_str()] {
         let mut follower = Follower::start(&api, Some(id)).await;
         follower.expect("resync", json!({})).await;
-        // It has an id to go on from.
+        // The event has an id to go on from.
         let id = follower.last_id.unwrap();
         let mut follower = Follower::start(&api, Some(&id)).await;
         api.store(&model()).await;
@@ -180,7 +180,7 @@ async fn an_id_of_another_process_or_of_no_event_is_answered_by_resync() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_listener_was_away_everybody_is_told_to_read_again() {
+async fn after_a_loss_of_the_listener_every_client_gets_resync() {
     let api = TestApi::start().await;
     let mut order = model();
     api.store(&order).await;
@@ -189,23 +189,23 @@ async fn after_the_listener_was_away_everybody_is_told_to_read_again() {
     let mut follower = Follower::start(&api, None).await;
     let id = follower.last_id.clone().unwrap();
     terminate_listener(&api.database);
-    // Nobody may have heard of this one.
+    // No listener may have received the event of this change.
     order.sm_id = 1234;
     store(&api.database, &order);
     loop {
-        // The change itself, where it came before the end of the connection.
+        // The change itself may come first, if its event arrived before the connection ended.
         if follower.next().await.unwrap().0 == "resync" {
             break;
         }
     }
     assert_eq!(api.get(&path).await.json()["sm_id"], 1234);
-    // Who was away itself meanwhile is told, too.
+    // A client that was away at that time gets it, too.
     let mut back = Follower::start(&api, Some(&id)).await;
     while back.next().await.unwrap().0 != "resync" {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_name_no_orders_tell_everybody_to_read_again() {
+async fn event_that_names_no_orders_sends_resync_to_every_client() {
     let api = TestApi::start().await;
     let mut follower = Follower::start(&api, None).await;
     for payload in [
@@ -219,7 +219,7 @@ async fn events_that_name_no_orders_tell_everybody_to_read_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_before_the_database_is_there_is_told_when_it_is() {
+async fn client_that_follows_before_the_database_is_reachable_gets_resync_afterwards() {
     let database = TestDatabase::create();
     let settings = database.settings();
     let proxy = TcpProxy::start(&settings.host, settings.port).await;
@@ -235,7 +235,7 @@ async fn who_follows_before_the_database_is_there_is_told_when_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_uid_that_is_no_uid_cannot_make_events_up() {
+async fn invalid_uid_cannot_forge_events() {
     let api = TestApi::start().await;
     let mut follower = Follower::start(&api, None).await;
     let uid = "a\n\nevent: resync\ndata: {}\n\n\r\u{2028}\"";
@@ -245,10 +245,10 @@ async fn a_uid_that_is_no_uid_cannot_make_events_up() {
     follower.expect("order", told).await;
 }
 
-/// How many orders a flood tells of.
+/// The number of orders in a flood.
 const FLOOD: usize = 30_000;
 
-/// About half of what the ring holds. Other orders in each of the first 26 rounds.
+/// Sends events of about half the size of the ring. They name different orders in each of 26 rounds.
 fn flood(api: &TestApi, round: u8) {
     let flood = "SELECT pg_notify('order_events', json_build_object('v', 1, 'op', 'upsert', 'uids', uids)::text) \
         FROM (SELECT array_agg(lpad(number::text, 64, 'LETTER')) uids FROM generate_series(1, 30000) number \
@@ -258,9 +258,9 @@ fn flood(api: &TestApi, round: u8) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_is_too_slow_is_cut_off_and_told_to_read_again() {
+async fn client_that_is_too_slow_is_cut_off_and_gets_resync() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
-        // Its slowness alone is to end it.
+        // Nothing but its slowness may end the stream.
         config.server.deadlines.write = Duration::from_secs(600);
     })
     .await;
@@ -271,7 +271,7 @@ async fn a_client_that_is_too_slow_is_cut_off_and_told_to_read_again() {
     };
     slow.next_block().await.unwrap();
     let mut other = Follower::start(&api, None).await;
-    // Much more than the ring and the socket hold. One who reads is told of everything, and waits for nobody.
+    // This is much more than the ring and the socket hold. A client that reads gets everything, and waits for no other client.
     for round in 0..10 {
         flood(&api, round);
         let mut told = 0;
@@ -287,7 +287,7 @@ async fn a_client_that_is_too_slow_is_cut_off_and_told_to_read_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_nothing_is_hung_up_on() {
+async fn server_ends_the_connection_of_a_client_that_reads_nothing() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
         config.server.deadlines.write = Duration::from_millis(300);
     })
@@ -295,18 +295,22 @@ async fn a_client_that_reads_nothing_is_hung_up_on() {
     let _silent = Download::start_narrow_with(api.port, PATH, "").await;
     clients_are(&api, 1).await;
     let mut round: u8 = 0;
-    eventually("it is hung up on", PATIENCE, async || {
-        flood(&api, round);
-        round += 1;
-        metric(&api, "orders_api_sse_clients").await == 0
-    })
+    eventually(
+        "the server has ended the connection",
+        PATIENCE,
+        async || {
+            flood(&api, round);
+            round += 1;
+            metric(&api, "orders_api_sse_clients").await == 0
+        },
+    )
     .await;
     let name = r#"orders_api_http_dropped_connections_total{reason="write_timeout"}"#;
     assert_eq!(metric(&api, name).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_frees_its_place() {
+async fn client_that_leaves_frees_its_place() {
     let api = TestApi::start().await;
     let followers = [
         Follower::start(&api, None).await,
@@ -345,19 +349,19 @@ async fn streams_end_when_the_process_stops() {
     let mut follower = Follower::start(&api, None).await;
     let stopped = async {
         api.shutdown.cancel();
-        // Until the port is closed, nobody may come back to a process that goes.
+        // Until the port is closed, no client may come back to a process that is stopping.
         let refused = api.get(PATH).await;
         assert_eq!(refused.problem(), (503, "overloaded".into()));
         assert_eq!(follower.next().await, Err(Cut));
         api.stop().await;
     };
-    // Sooner than the next comment: that it would notice, too.
+    // This is sooner than the next comment, at which the server would notice the stop in any case.
     let limit = Duration::from_secs(10);
     tokio::time::timeout(limit, stopped).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stream_is_neither_kept_nor_held_back_nor_compressed() {
+async fn stream_is_neither_stored_nor_held_back_nor_compressed() {
     let api = TestApi::start().await;
     let accepts = "Accept: text/event-stream\r\nAccept-Encoding: gzip, br\r\n";
     let download = Download::start_with(api.port, PATH, accepts).await;

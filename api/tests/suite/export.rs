@@ -11,7 +11,7 @@ use crate::support::{PATIENCE, TestApi, generator, model};
 
 const PATH: &str = "/api/v1/orders";
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
-/// More than every buffer on the way holds.
+/// So many orders that the buffers on the way cannot hold all of them.
 const MANY: i64 = 60;
 const MANY_ITEMS: i32 = 1000;
 
@@ -36,9 +36,9 @@ async fn outcome_is_counted(api: &TestApi, outcome: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_matching_orders_come_one_a_line_newest_first() {
+async fn all_matching_orders_come_one_per_line_newest_first() {
     let api = TestApi::start().await;
-    // Several pages; then some that fill a page with few orders.
+    // Several pages, and then large orders, few of which fill a page.
     store_copies(&api.database, 700, 2);
     let mut large = copy(701, 1000);
     for number in 701..=703 {
@@ -83,12 +83,12 @@ async fn all_matching_orders_come_one_a_line_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_client_gets_the_orders_of_the_moment_it_asked() {
+async fn slow_client_gets_the_orders_of_the_moment_of_its_request() {
     let api = TestApi::start().await;
     store_copies(&api.database, MANY, MANY_ITEMS);
     let mut download = Download::start(api.port, PATH).await;
     download.next_chunk().await.unwrap().unwrap();
-    // The server waits for this client: what follows was not read yet.
+    // The server waits for this client, and has not read the rest yet.
     let read = |metrics: &str| {
         let line = metrics
             .lines()
@@ -169,7 +169,7 @@ async fn stopping_cuts_exports_and_does_not_wait_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exports_are_few_and_leave_the_pages_their_connections() {
+async fn exports_are_limited_and_leave_connections_to_other_reads() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
         config.pool.size = 1;
         config.pool.wait = Duration::from_millis(200);
@@ -195,7 +195,7 @@ async fn exports_are_few_and_leave_the_pages_their_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn accept_chooses_between_a_page_and_the_whole() {
+async fn accept_chooses_between_a_page_and_the_whole_list() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     for (accept, content_type) in [
@@ -244,7 +244,7 @@ async fn accept_chooses_between_a_page_and_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whole_lists_have_no_pages() {
+async fn whole_list_takes_no_parameters_of_pages() {
     let api = TestApi::start().await;
     for (query, code) in [
         ("limit=10", "invalid_parameter"),
@@ -262,7 +262,7 @@ async fn whole_lists_have_no_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_1_0_cannot_tell_a_part_from_the_whole_and_gets_pages() {
+async fn http_1_0_gets_only_pages_because_it_cannot_recognise_a_cut_answer() {
     let api = TestApi::start().await;
     for (accept, status) in [
         ("application/x-ndjson", 406),

@@ -1,4 +1,4 @@
-//! An order fixed by hand in psql reaches the cache as any other write does; our own writes are announced once.
+//! An order that is changed by hand in psql reaches the cache like any other write. Our own writes are announced once.
 
 use diesel::connection::SimpleConnection;
 use diesel::result::DatabaseErrorKind;
@@ -12,7 +12,7 @@ const MODEL: &str = "/order/b563feb7b2b84b6test";
 const UID: &str = "b563feb7b2b84b6test";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_foreign_write_evicts_and_changes_the_etag() {
+async fn every_kind_of_foreign_write_evicts_the_order_and_changes_its_etag() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     let mut psql = api.database.connect_foreign();
@@ -73,30 +73,30 @@ async fn every_kind_of_foreign_write_evicts_and_changes_the_etag() {
 
     psql.batch_execute("CREATE TABLE kept AS SELECT * FROM orders; DELETE FROM orders")
         .unwrap();
-    eventually("deleted", PATIENCE, async || {
+    eventually("the order is deleted", PATIENCE, async || {
         api.get(MODEL).await.status == 404
     })
     .await;
-    // The answer that it is not there is cached as well.
+    // The absence is cached as well.
     api.get(MODEL).await;
     psql.batch_execute("INSERT INTO orders SELECT * FROM kept")
         .unwrap();
-    eventually("back again", PATIENCE, async || {
+    eventually("the order is back again", PATIENCE, async || {
         api.get(MODEL).await.status == 200
     })
     .await;
     api.get(MODEL).await;
     psql.batch_execute("TRUNCATE orders").unwrap();
-    eventually("gone", PATIENCE, async || {
+    eventually("the order is gone", PATIENCE, async || {
         api.get(MODEL).await.status == 404
     })
     .await;
-    // All of it was understood.
+    // The listener understood every event.
     assert_eq!(api.stats().await["listener"]["malformed"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_write_that_would_break_the_items_changes_and_evicts_nothing() {
+async fn foreign_write_that_would_break_the_items_is_refused_and_evicts_nothing() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     let before = api.get(MODEL).await;
@@ -120,7 +120,7 @@ async fn foreign_write_that_would_break_the_items_changes_and_evicts_nothing() {
             "{statement}: {refused}"
         );
     }
-    // It is a view.
+    // `order_items` is a view.
     for statement in [
         "UPDATE order_items SET price = 5",
         "DELETE FROM order_items",
@@ -144,7 +144,8 @@ async fn put_and_delete_are_announced_once() {
     let mut notifications = Notifications::listen(&api.database);
     let put = api.put(&model(), &[]).await;
     assert_eq!(put.status, 200);
-    // The guard would have drawn another version, and its notification, the same to the letter, folds into ours.
+    // The trigger for foreign writes did not run: it would have drawn another version. (Its notification would not show: it
+    // has the same text as ours, so PostgreSQL would merge them.)
     let if_match = [("If-Match", put.header("etag").unwrap())];
     let path = ["/api/v1/orders/", UID].concat();
     assert_eq!(api.send("DELETE", &path, &if_match, b"").await.status, 204);

@@ -1,4 +1,4 @@
-//! What the listener asks of the server, and what it says where it is refused.
+//! What the listener demands of the server, and what it logs when it is refused.
 
 use shared::testing::{TestDatabase, eventually};
 
@@ -6,7 +6,7 @@ use crate::support::program::Program;
 use crate::support::{PATIENCE, model, store, terminate_listener};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
+async fn listener_refuses_a_server_that_takes_no_writes_and_the_log_says_what_to_do() {
     let database = TestDatabase::create();
     let read_only = [
         "ALTER DATABASE ",
@@ -24,7 +24,7 @@ async fn server_that_takes_no_writes_is_refused_and_the_log_says_what_to_do() {
         .await;
 }
 
-/// What a failover changes is what the server says of itself: functions that come before the system's say it here.
+/// A failover changes what the server says about itself. Here a function that hides the system's own one says it.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_and_connections_of_another_history_are_dropped() {
     let database = TestDatabase::create();
@@ -52,19 +52,20 @@ async fn entries_and_connections_of_another_history_are_dropped() {
     terminate_listener(&database);
     program.wait_until_logged_times("listener is live", 3).await;
     program
-        .wait_until_logged("another history of the database, every entry is dropped")
+        .wait_until_logged("the database has another history, every entry is dropped")
         .await;
-    eventually("no session is left of before", PATIENCE, async || {
+    eventually("no earlier session is left", PATIENCE, async || {
         let now = database.texts(sessions);
         now.iter().all(|session| !before.contains(session))
     })
     .await;
 }
 
-/// Servers before the minor releases of November 2025 may refuse LISTEN until the end of the queue of notifications has been
-/// moved on, which asking for its usage does. No such server is here: the test sees that each session asks before it listens.
+/// Servers before the minor releases of November 2025 may refuse LISTEN until the end of the queue of notifications has moved.
+/// Asking for the usage of the queue moves it. There is no such server here, so the test checks that each session asks before
+/// it listens.
 #[tokio::test(flavor = "multi_thread")]
-async fn queue_is_moved_on_before_each_session_listens() {
+async fn each_session_asks_for_the_usage_of_the_queue_before_it_listens() {
     let database = TestDatabase::create();
     let note_asking = [
         "CREATE SCHEMA noted; \

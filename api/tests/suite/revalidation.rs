@@ -1,15 +1,15 @@
-//! What was cached before the listener was away, and readers who want to know for certain.
+//! What becomes of cached orders when the listener is lost, and readers who demand the database.
 
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
 use crate::support::copies::store_copies;
 use crate::support::{PATIENCE, TestApi, generator, store};
 
-/// More than one statement compares.
+/// So many that more than one statement is needed to compare them.
 const ORDERS: usize = 1200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reconnect_keeps_what_still_holds_and_drops_the_rest() {
+async fn reconnect_keeps_what_is_up_to_date_and_drops_the_rest() {
     let database = TestDatabase::create();
     let settings = database.settings();
     let proxy = TcpProxy::start(&settings.host, settings.port).await;
@@ -29,7 +29,7 @@ async fn reconnect_keeps_what_still_holds_and_drops_the_rest() {
     let before = api.stats().await;
 
     proxy.cut();
-    eventually("blind", PATIENCE, async || {
+    eventually("the cache is blind", PATIENCE, async || {
         api.stats().await["listener"]["state"] != "live"
     })
     .await;
@@ -58,7 +58,7 @@ async fn reconnect_keeps_what_still_holds_and_drops_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reader_who_demands_it_is_answered_by_the_database() {
+async fn reader_who_demands_the_database_gets_its_answer() {
     let api = TestApi::start().await;
     let order = generator().order_with_uid("uid-1");
     api.store(&order).await;
@@ -78,7 +78,7 @@ async fn reader_who_demands_it_is_answered_by_the_database() {
             (is_hit, !is_hit)
         );
     }
-    // As a writer of ours that forgot to emit: no event tells of it.
+    // Written like one of our programs would write it without the event: the cache is not told.
     api.database.execute(
         "UPDATE orders SET version = nextval('order_version_seq') WHERE order_uid = 'uid-1'",
     );
@@ -98,7 +98,7 @@ async fn reader_who_demands_it_is_answered_by_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn list_shows_nothing_newer_than_a_later_read_of_the_order() {
+async fn read_after_a_list_is_not_older_than_the_list() {
     let api = TestApi::start().await;
     let order = generator().order_with_uid("uid-1");
     api.store(&order).await;

@@ -12,7 +12,7 @@ async fn etag(api: &TestApi) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn put_replaces_the_whole_order_here_at_once_and_elsewhere_soon() {
+async fn put_replaces_the_whole_order_here_at_once_and_in_other_processes_soon() {
     let api = TestApi::start().await;
     let other = TestApi::start_unready(api.database.clone(), |_| {}).await;
     other.wait_until_live().await;
@@ -76,7 +76,7 @@ fn with_items(count: i64) -> Order {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn order_of_a_thousand_items_is_written_as_one_row() {
+async fn order_with_a_thousand_items_is_written_as_one_row() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     api.store(&generator().order_with_uid("other")).await;
@@ -145,7 +145,7 @@ async fn writes_of_an_order_that_is_not_there_are_404_even_with_a_precondition()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn precondition_names_the_version_it_met() {
+async fn refusal_by_a_precondition_names_the_present_version() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     let etag = api
@@ -182,7 +182,7 @@ async fn precondition_names_the_version_it_met() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_to_be_left_alone_are() {
+async fn versions_that_a_precondition_excludes_are_not_written() {
     let api = TestApi::start().await;
     api.store(&model()).await;
     let etag = etag(&api).await;

@@ -1,4 +1,4 @@
-//! A client that keeps its connection, because readers ask thousands of times a second.
+//! A client that keeps its connection, because readers send thousands of requests per second.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::coherence::Seen;
 
-/// Longer than the server lets anybody wait.
+/// Longer than the server lets a client wait.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) struct Client {
@@ -19,7 +19,7 @@ pub(super) struct Client {
 
 /// An answer of the server.
 pub(super) enum Answer {
-    /// The order, or that there is none.
+    /// The order, or the answer that there is none.
     Order { seen: Option<Seen>, is_hit: bool },
     /// 503 or 504: the database could not be asked.
     Refused,

@@ -1,4 +1,4 @@
-//! Events of orders that nobody reads, as many as a busy ingestor sends.
+//! Events of orders that nobody reads, at the rate of a busy ingestor.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Scene;
 
-/// Twenty events a commit, a hundred commits a second.
+/// Twenty events per commit, and a hundred commits per second.
 const EVENTS: u64 = 20;
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Each some 1,700 bytes long.
+/// Each event is about 1,700 bytes long.
 const NOTIFY: &str = "SELECT pg_notify('order_events', '{\"v\":1,\"op\":\"upsert\",\"uids\":[\"flood-' || number || \
                       repeat('\",\"flood-aaaaaaaaaa', 90) || '\"]}') FROM generate_series(1, 20) number";
 
@@ -42,7 +42,7 @@ impl EventFlood {
         Self { stop, task }
     }
 
-    /// How many were sent.
+    /// Stops the flood, and returns how many events were sent.
     pub async fn finish(self) -> u64 {
         self.stop.cancel();
         self.task.await.unwrap()

@@ -1,4 +1,4 @@
-//! One order, changed thousands of times a second.
+//! One order that is changed thousands of times per second.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Scene, uid};
 use crate::support::coherence::{Committed, Moment, Write};
 
-/// Sent at once, each a transaction of its own: without waiting for answers a session commits thousands a second.
+/// The number of updates that are sent together, each as a transaction of its own. A session that does not wait for answers
+/// commits thousands of times per second.
 const BATCH: i64 = 100;
 const INTERVAL: Duration = Duration::from_millis(20);
 const UPDATE: &str = "UPDATE orders SET payment_amount = $2, items[0]['price'] = to_jsonb($2::bigint), \
@@ -26,7 +27,7 @@ pub struct HotWriter {
 }
 
 impl HotWriter {
-    /// Starts changing order 0, which must be there.
+    /// Starts to change order 0, which must exist.
     pub fn start(scene: &Scene, first_sequence: i64) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();

@@ -1,4 +1,4 @@
-//! Readers of both processes.
+//! Readers that send requests to both processes.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use super::client::{Answer, Client};
 use super::{ORDERS, Scene, uid};
 use crate::support::coherence::Observation;
 
-/// Readers of each process.
+/// The number of readers per process.
 const READERS: usize = 3;
-/// Between two questions of a reader: the machine is small, and its time is needed for the faults.
+/// The pause of a reader between two requests. The machine is small, and the faults need its time.
 const PAUSE: Duration = Duration::from_millis(2);
 
 pub struct Readers {
@@ -20,12 +20,12 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Some of each process, who ask for any order.
+    /// Starts some readers per process, which ask for random orders.
     pub fn start(scene: &Scene) -> Self {
         Self::start_many(scene, READERS * 2, ORDERS, PAUSE)
     }
 
-    /// So many of both processes together, who ask for the first `orders`.
+    /// Starts `count` readers for both processes together, which ask for the first `orders` orders.
     pub fn start_many(scene: &Scene, count: usize, orders: usize, pause: Duration) -> Self {
         let stop = CancellationToken::new();
         let tasks = (0..count)
@@ -44,7 +44,7 @@ impl Readers {
         Self { stop, tasks }
     }
 
-    /// What they saw.
+    /// Stops the readers, and returns what they saw.
     pub async fn finish(self) -> Vec<Observation> {
         self.stop.cancel();
         let mut observations = Vec::new();
@@ -69,7 +69,7 @@ impl Reader {
         while !stop.is_cancelled() {
             let order = fastrand::usize(0..self.orders);
             let started = self.start.elapsed();
-            // No answer, or none from the database, breaks no promise about what is answered.
+            // If there is no answer, or the database gave none, no promise about answers is broken.
             if let Ok(Answer::Order { seen, is_hit }) = self.client.order(&uid(order)).await {
                 observations.push(Observation {
                     process: self.process,

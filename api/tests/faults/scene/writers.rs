@@ -1,4 +1,4 @@
-//! Writers, each of its own orders: as the ingestor writes, through the api, and by hand.
+//! Writers with orders of their own. They write like the ingestor, through the api, and by hand.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,20 +19,21 @@ use crate::support::model;
 const WRITERS: usize = 4;
 /// How long a writer waits for an answer before it counts the outcome as unknown.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two tries to connect.
+/// The pause between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// How people change the items of the order `$1` by hand: statements that leave `$2` as the price of the first one.
+/// How people change the items of the order `$1` by hand. After each of these groups of statements, `$2` is the price of the
+/// first item.
 const CHANGES_OF_ITEMS: [&[&str]; 5] = [
     &["UPDATE orders SET items[0]['price'] = to_jsonb($2::bigint) WHERE order_uid = $1"],
     &[
         "UPDATE orders SET items = jsonb_set(items, '{0,price}', to_jsonb($2::bigint)) WHERE order_uid = $1",
     ],
-    // One more at the end.
+    // An item is added at the end.
     &[
         "UPDATE orders SET items = items || jsonb_set(items[0], '{price}', to_jsonb($2::bigint)) WHERE order_uid = $1",
         "UPDATE orders SET items[0] = items[-1] WHERE order_uid = $1",
     ],
-    // The first one removed, with the new one behind it.
+    // A new item is added behind the first one, and then the first one is removed.
     &[
         "UPDATE orders SET items = jsonb_insert(items, '{1}', items[0] || jsonb_build_object('price', $2::bigint)) \
           WHERE order_uid = $1",
@@ -46,13 +47,13 @@ const CHANGES_OF_ITEMS: [&[&str]; 5] = [
 /// How an order is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Row and event in one transaction, by a session that says it emits.
+    /// A row and its event in one transaction, by a session that says that it emits events.
     AsIngestor,
-    /// PUT to the process of this number.
+    /// PUT to the process with this number.
     Put(usize),
-    /// UPDATE by a session that knows nothing of events.
+    /// UPDATE by a session that does not emit events.
     Foreign,
-    /// DELETE by such a session; the next write brings the order back.
+    /// DELETE by such a session. The next write brings the order back.
     ForeignDelete,
 }
 
@@ -62,12 +63,12 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts them, with so much time between two writes of one writer.
+    /// Starts the writers, each with this pause between two writes.
     pub fn start(scene: &Scene, pause: Duration) -> Self {
         Self::start_from(scene, pause, 1)
     }
 
-    /// As [`Self::start`], with later sequence numbers.
+    /// Does what [`Self::start`] does, with later sequence numbers.
     pub fn start_from(scene: &Scene, pause: Duration, first_sequence: i64) -> Self {
         let stop = CancellationToken::new();
         let tasks = (0..WRITERS)
@@ -79,7 +80,7 @@ impl Writers {
         Self { stop, tasks }
     }
 
-    /// What they wrote, and what PUT answered them.
+    /// Stops the writers, and returns what they wrote and what PUT answered.
     pub async fn finish(self) -> History {
         self.stop.cancel();
         let mut history = History::default();
@@ -92,7 +93,7 @@ impl Writers {
     }
 }
 
-/// Writes an order under a version that was given out before, in a history that was lost.
+/// Writes an order with a version that was already given out in a history that was lost.
 pub async fn reissue(scene: &Scene, order: usize, version: i64, sequence: i64) {
     let mut writer = Writer::new(scene, sequence);
     let session = writer.session(true).await.unwrap();
@@ -102,7 +103,7 @@ pub async fn reissue(scene: &Scene, order: usize, version: i64, sequence: i64) {
     assert_eq!(written.unwrap(), Some(version));
 }
 
-/// Empties the table, by a session that says it emits or by one that does not.
+/// Empties the table, by a session that says that it emits events or by one that does not.
 pub async fn truncate(scene: &Scene, emits: bool) -> Vec<Write> {
     let mut writer = Writer::new(scene, 1);
     let sent = scene.now();
@@ -129,7 +130,7 @@ struct Writer {
     database: DatabaseSettings,
     start: Instant,
     ports: [u16; 2],
-    /// By whether they emit.
+    /// The sessions, by whether they emit events.
     sessions: HashMap<bool, Session>,
     next_sequence: i64,
     history: History,
@@ -154,7 +155,7 @@ impl Writer {
     async fn run(mut self, number: usize, pause: Duration, stop: CancellationToken) -> Self {
         let orders: Vec<usize> = (number..ORDERS).step_by(WRITERS).collect();
         for order in &orders {
-            // There is none yet, which is the oldest of all states.
+            // At first the order does not exist, which is the oldest of its states.
             self.history.writes.push(Write {
                 order: *order,
                 sequence: None,
@@ -217,7 +218,7 @@ impl Writer {
         });
     }
 
-    /// A session, if the server can be reached.
+    /// Returns a session if the server can be reached.
     async fn session(&mut self, emits: bool) -> Option<&mut Session> {
         if !self.sessions.contains_key(&emits) {
             let mut config = tokio_config(&self.database, "orders-test");
@@ -244,7 +245,7 @@ impl Writer {
         let Ok(Answer::Order { seen, .. }) = answer else {
             return Outcome::Unknown;
         };
-        // No older one may be answered by this process from now on.
+        // From now on this process must not answer with an older version.
         if seen.is_some() {
             self.history.observations.push(Observation {
                 process,
@@ -260,7 +261,7 @@ impl Writer {
 }
 
 enum Outcome {
-    /// It is certain that nothing was changed.
+    /// Nothing was changed for certain.
     Nothing,
     Unknown,
     Version(i64),
@@ -280,7 +281,7 @@ fn numbered(order: usize, sequence: i64) -> Order {
     numbered
 }
 
-/// The version that it has come to; `None` where there was nothing to change.
+/// Writes the order, and returns its new version; `None` if there was nothing to change.
 async fn write_by_hand(
     session: &mut Session,
     kind: Kind,

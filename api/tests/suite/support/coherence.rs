@@ -1,29 +1,29 @@
-//! Whether what readers saw is what the cache promises: a history in, a judgement out. No I/O.
+//! Judges whether a history of writes and answers keeps what the cache promises. There is no I/O here.
 //!
-//! Versions tell which of two commits came later: they are drawn under the row's lock and rise. Sequence numbers say what
-//! was written; that of a write whose answer was lost may be committed after the next one's.
+//! Versions say which of two commits came later, because they are drawn under the row's lock and rise. Sequence numbers say
+//! what was written. A write whose answer was lost may be committed after the write with the next sequence number.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// Time since the history began, by the one clock of writers and readers.
+/// The time since the history began, by one clock for all writers and readers.
 pub type Moment = Duration;
 
 /// A write of one order.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub order: usize,
-    /// The sequence number that it put into the order; `None` is a deletion.
+    /// The sequence number that it put into the order; `None` stands for a deletion.
     pub sequence: Option<i64>,
     pub sent: Moment,
-    /// `None` where its outcome is unknown.
+    /// `None` if the outcome is unknown.
     pub committed: Option<Committed>,
 }
 
 /// What the writer was told.
 #[derive(Clone, Copy, Debug)]
 pub struct Committed {
-    /// The order's version; a deletion draws one too, under the same lock.
+    /// The order's version. A deletion draws one, too, under the same lock.
     pub version: i64,
     pub acknowledged: Moment,
 }
@@ -35,7 +35,7 @@ pub struct Observation {
     pub order: usize,
     pub started: Moment,
     pub ended: Moment,
-    /// `None` where there was no such order.
+    /// `None` if the answer was that there is no such order.
     pub seen: Option<Seen>,
     pub is_hit: bool,
 }
@@ -50,7 +50,7 @@ pub struct Seen {
     pub item_sequence: i64,
 }
 
-/// Everything that writers and readers noted.
+/// Everything that writers and readers recorded.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub writes: Vec<Write>,
@@ -60,32 +60,32 @@ pub struct History {
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// A commit was acknowledged this long before the reader asked, and is not in the answer.
+    /// The answer lacks a commit that was acknowledged this long before the reader asked.
     Stale {
         observation: Observation,
         age: Duration,
     },
-    /// The process had answered a later version before this reader asked.
+    /// The process had shown a later version before this reader asked.
     WentBack {
         earlier: Observation,
         later: Observation,
     },
-    /// Nobody had written this.
+    /// Nobody has written this.
     NeverWritten(Observation),
-    /// The payment is of one write, the items are of another.
+    /// The payment belongs to one write, and the items belong to another.
     Torn(Observation),
 }
 
-/// What came of the check.
+/// The result of the check.
 #[derive(Debug)]
 pub struct Judgement {
     pub violations: Vec<Violation>,
-    /// The oldest answer: how long before its reader asked the first commit was acknowledged that it lacks.
+    /// The age of the oldest answer: the time from the acknowledgement of the first commit that it lacks to its reader's request.
     pub oldest: Duration,
 }
 
 impl History {
-    /// Holds every answer against `bound`, the promised age, and the other promises.
+    /// Checks every answer against the promised age `bound` and the other promises.
     pub fn judge(&self, bound: Duration) -> Judgement {
         let mut by_order: BTreeMap<usize, (Vec<&Write>, Vec<&Observation>)> = BTreeMap::new();
         for write in &self.writes {
@@ -109,7 +109,7 @@ impl History {
         judgement
     }
 
-    /// Whether an answer could be of this history, however old.
+    /// Whether an answer could belong to this history, at any age.
     fn explains(&self, observation: &Observation) -> bool {
         let alone = Self {
             writes: self.writes.clone(),
@@ -119,30 +119,30 @@ impl History {
     }
 }
 
-/// A server that was killed and replaced by one that lacked its last commits.
+/// A server that was killed, and replaced by a server that lacked its last commits.
 #[derive(Clone, Debug)]
 pub struct Failover {
     /// What was written to the first server.
     pub before: Vec<Write>,
-    /// What the second one had, and what was written to it.
+    /// What the second server had, and what was written to it.
     pub after: Vec<Write>,
-    /// When the first was dead.
+    /// When the first server was dead.
     pub killed: Moment,
-    /// When the second could be asked: more than the promised age later.
+    /// When the second server could be asked, which must be more than the promised age later.
     pub replaced: Moment,
 }
 
-/// The answers of a fail-over, each beside the history that it is to be held against.
+/// The answers around a failover, each with the history against which it must be checked.
 #[derive(Debug)]
 pub struct Divided {
     pub before: History,
     pub after: History,
-    /// Answers of neither: no server could be asked, and what was cached had lost its proof.
+    /// Answers that belong to neither: no server could be asked, and the cache had lost its proof.
     pub unproven: Vec<Observation>,
 }
 
 impl Failover {
-    /// Gives each answer to the history that it must be of.
+    /// Adds each answer to the history to which it must belong.
     pub fn divide(self, observations: Vec<Observation>, bound: Duration) -> Divided {
         let expired = self.killed + bound;
         assert!(expired < self.replaced, "answers of both could meet");
@@ -170,11 +170,11 @@ impl Failover {
     }
 }
 
-/// The writes of one order, as the checks look them up.
+/// The writes of one order, in the form in which the checks look them up.
 struct Written<'a> {
     by_sequence: HashMap<i64, &'a Write>,
     deletions: Vec<&'a Write>,
-    /// By version; with each the earliest moment at which it or a later version was acknowledged.
+    /// The committed versions in order. With each comes the earliest moment at which it or a later version was acknowledged.
     commits: Vec<(i64, Moment)>,
 }
 
@@ -214,8 +214,8 @@ impl<'a> Written<'a> {
         })
     }
 
-    /// The version that an answer shows, in the reader's favour: "no such order" is of the last deletion that it can be of.
-    /// `None` where that is one whose version nobody knows.
+    /// The highest version that an answer can show: "no such order" is taken to show the last deletion that is possible. `None`
+    /// if nobody knows the version of a deletion that is possible.
     fn version(&self, observation: &Observation) -> Option<i64> {
         if let Some(seen) = observation.seen {
             return Some(seen.version);
@@ -229,8 +229,8 @@ impl<'a> Written<'a> {
         latest
     }
 
-    /// The same, in the favour of those who ask later: of the first deletion that it can be of where the process had shown
-    /// `before` already.
+    /// The lowest version that an answer can show, if the process had already shown `before`: "no such order" is taken to show
+    /// the first deletion that is possible.
     fn least_version(&self, observation: &Observation, before: i64) -> Option<i64> {
         if let Some(seen) = observation.seen {
             return Some(seen.version);
@@ -298,12 +298,12 @@ impl Judgement {
         }
     }
 
-    /// `observations` by their start.
+    /// `observations` must be in the order of their starts.
     fn judge_directions(&mut self, written: &Written<'_>, observations: &[&Observation]) {
         let mut by_end: Vec<usize> = (0..observations.len()).collect();
         by_end.sort_by_key(|index| observations[*index].ended);
         let mut ended = by_end.into_iter().peekable();
-        // What each answer shows at least, and of each process the latest of these in an answer that was complete.
+        // The lowest version that each answer can show, and for each process the highest of these in an answer that has ended.
         let mut shown = Vec::with_capacity(observations.len());
         let mut latest: HashMap<usize, (i64, &Observation)> = HashMap::new();
         for later in observations.iter().copied() {
