@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_change_goes_out_at_once_and_those_after_it_together() {
+    async fn first_change_is_sent_at_once_and_later_changes_together() {
         let feed = Arc::new(Feed::default());
         let mut client = feed.join(None).unwrap();
         next(&mut client).await;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn comments_come_while_nothing_happens() {
+    async fn comments_are_sent_while_nothing_happens() {
         let feed = Arc::new(Feed::default());
         let mut client = feed.join(None).unwrap();
         next(&mut client).await;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_are_limited_and_free_again() {
+    async fn number_of_clients_is_limited() {
         let feed = Arc::new(Feed::default());
         let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| feed.join(None).unwrap()).collect();
         assert!(feed.join(None).is_none());

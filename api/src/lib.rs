@@ -12,11 +12,11 @@
 //! | [`config`] | the command line and the environment | |
 //! | [`repository`] | the queries, and what their failures mean | |
 //! | [`feed`] | the live feed: which orders have changed | |
-//! | [`cache`] | orders in memory, and the protocols that keep them correct | [`config`], [`repository`], [`feed`] |
+//! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
+//! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`] |
 //! | [`http`] | what speaks HTTP and knows no route: server, envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
 //! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
-//! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`], [`http`], [`app`] |
 //! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
 //! | [`routes`] | the table of routes, which dispatches | [`http`], [`app`], [`handlers`] |
 //!

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clock_is_the_one_that_counts_sleep() {
+    fn clock_counts_the_time_of_sleep() {
         // The first number of this file is CLOCK_BOOTTIME, in hundredths of a second.
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
         let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();

@@ -159,7 +159,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// committed in this `epoch`.
     ///
     /// The entry becomes verified for that epoch if it has that version, and is dropped otherwise. An entry that was stored
-    /// in that epoch is left alone.
+    /// or verified in that epoch already is left alone.
     pub fn verify(&self, uid: &str, epoch: u64, version: Option<i64>) {
         let mut shard = self.shard(uid);
         let entry = shard.entries.peek_mut(uid);
@@ -422,10 +422,9 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             let mut shard = shard.lock();
             let entry_count = shard.entries.len();
             let evicted = entry_count + shard.missing.len();
-            shard
-                .loading
-                .values_mut()
-                .for_each(|loading| loading.is_taken = true);
+            for loading in shard.loading.values_mut() {
+                loading.is_taken = true;
+            }
             shard.missing.clear();
             shard.entries.clear();
             shard.weight_bytes = 0;

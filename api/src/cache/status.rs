@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_lies_never_in_the_future_and_never_goes_back() {
+    fn proof_is_never_in_the_future_and_never_goes_back() {
         let status = ListenerStatus::default();
         std::thread::sleep(Duration::from_millis(20));
         status.prove(u64::MAX - 1);

@@ -5,6 +5,7 @@
 
 pub(super) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+// These locks know no poison. A panic under a lock can only come from a failed allocation, after which the maps are usable.
 pub(super) use parking_lot::{Mutex, MutexGuard};
 
 /// A decision of the core, the name of a classic mistake, and the decision with this mistake.

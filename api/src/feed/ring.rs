@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::mem;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde_json::json;
 use shared::events::Operation;
 
 /// The largest number of events kept. A client that has missed more than these cannot go on where it was.
@@ -23,12 +23,6 @@ pub(super) enum Next {
     UpToDate,
     /// The ring no longer holds what followed.
     Gone,
-}
-
-#[derive(Serialize)]
-struct OrdersChanged<'a> {
-    op: Operation,
-    order_uids: &'a [&'a str],
 }
 
 #[derive(Debug)]
@@ -80,12 +74,8 @@ impl Ring {
             let changed = last.iter().filter(|(operation, _)| *operation == op);
             let order_uids: Vec<&str> = changed.map(|(_, uid)| uid.as_str()).collect();
             if !order_uids.is_empty() {
-                let data = serde_json::to_string(&OrdersChanged {
-                    op,
-                    order_uids: &order_uids,
-                });
-                let data = data.expect("strings always serialise");
-                self.push("order", &data);
+                let data = json!({"op": op, "order_uids": order_uids});
+                self.push("order", &data.to_string());
             }
         }
     }
@@ -172,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_change_of_an_order_counts() {
+    fn only_the_last_change_of_an_order_counts() {
         let mut ring = ring();
         publish(&mut ring, Operation::Upsert, &["x", "y"]);
         publish(&mut ring, Operation::Delete, &["x", "z"]);
@@ -193,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gathered_makes_no_event() {
+    fn without_changes_there_is_no_event() {
         let mut ring = ring();
         ring.seal();
         assert_eq!(ring.newest(), 0);
     }
 
     #[test]
-    fn resync_stands_for_all_that_was_gathered() {
+    fn resync_replaces_the_gathered_changes() {
         let mut ring = ring();
         publish(&mut ring, Operation::Upsert, &["x"]);
         ring.resync();
@@ -228,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_goes_on_where_it_was_or_is_told_to_read_again() {
+    fn client_goes_on_where_it_was_or_gets_resync() {
         let mut ring = ring();
         for _ in 0..=MAX_EVENTS {
             ring.resync();

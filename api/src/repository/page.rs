@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_newer_than_the_end_of_the_filter_is_left_out() {
+    fn position_newer_than_the_end_of_the_filter_is_left_out() {
         let time = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
         let filter = OrderFilter {
             to: Some(time("2021-11-28T20:00:00Z")),

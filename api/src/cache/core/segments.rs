@@ -148,17 +148,17 @@ mod tests {
     }
 
     #[test]
-    fn used_entry_stays_when_its_turn_comes_and_goes_when_it_comes_again_without_use() {
+    fn used_entry_survives_its_turn_and_is_evicted_at_the_next_one_if_it_was_not_used_again() {
         let mut entries = filled(5);
         assert_eq!(entries.get("0"), Some(&0));
         assert_eq!(entries.remove_oldest(), Some(1));
         let rest: Vec<_> = (0..4).filter_map(|_| entries.remove_oldest()).collect();
-        assert_eq!(rest, [2, 3, 0, 4], "the newest last");
+        assert_eq!(rest, [2, 3, 0, 4], "the newest is last");
         assert_eq!(entries.remove_oldest(), None);
     }
 
     #[test]
-    fn where_all_are_used_one_goes_but_not_what_has_just_come() {
+    fn if_all_entries_are_used_one_is_evicted_but_not_the_newest() {
         for capacity in [1, 2, 5, 100] {
             let mut entries = filled(capacity);
             for newest in capacity..capacity * 3 {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn no_eviction_moves_more_than_its_bound() {
+    fn no_eviction_moves_more_entries_than_the_bound() {
         let mut entries = filled(10 * MAX_MOVES);
         for number in 0..10 * MAX_MOVES {
             entries.get(&number.to_string());

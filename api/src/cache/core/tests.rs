@@ -11,7 +11,7 @@ impl Versioned for i64 {
     }
 }
 
-/// Values are versions; waiters are numbers that tell loads apart.
+/// A value is its version. A waiter is a number that tells loads apart.
 type TestCore = Core<i64, u64, ()>;
 
 fn open_core(capacity: usize) -> TestCore {
@@ -57,7 +57,7 @@ fn load_that_lost_its_slot_stores_nothing_and_gains_no_reader() {
     core.invalidate("a");
     assert!(
         matches!(look_up(&core, 4), Lookup::Join(2)),
-        "a load that has not begun sees whatever an event tells of"
+        "a load that has not begun will see what the event tells of"
     );
     let ended = core.complete(old, Loaded::Found(1, 10), Placement::Hot);
     assert!(!ended.is_stored);
@@ -90,7 +90,7 @@ fn load_across_a_loss_of_the_listener_stores_nothing() {
 }
 
 #[test]
-fn entries_from_before_a_loss_are_served_once_their_version_was_compared() {
+fn entries_from_before_a_loss_are_served_after_their_version_was_compared() {
     let core = open_core(2000);
     for (uid, version) in [("same", 1), ("changed", 2), ("deleted", 3), ("event", 4)] {
         fill(&core, uid, version);
@@ -148,7 +148,7 @@ fn unverified_entry_is_loaded_like_an_absent_one() {
 }
 
 #[test]
-fn demand_for_the_database_joins_no_load_that_runs_and_renews_the_entry() {
+fn demand_for_the_database_joins_no_running_load_and_renews_the_entry() {
     let core = open_core(10);
     let demand = |waiter| core.look_up("a", Demand::Database, true, || (waiter, ()));
     fill(&core, "a", 1);
@@ -169,7 +169,7 @@ fn demand_for_the_database_joins_no_load_that_runs_and_renews_the_entry() {
 }
 
 #[test]
-fn what_was_shown_past_the_cache_is_not_taken_back() {
+fn nothing_older_is_served_than_what_was_shown_past_the_cache() {
     let core = open_core(10);
     fill(&core, "a", 5);
     core.supersede("a", Some(4));
@@ -207,7 +207,7 @@ fn nothing_is_served_while_closed_or_unproven() {
 }
 
 #[test]
-fn absences_are_cached_apart_and_forgotten_by_an_event() {
+fn absences_have_room_of_their_own_and_an_event_drops_them() {
     let core = open_core(2);
     fill(&core, "a", 1);
     for number in 0..1000 {
@@ -225,7 +225,7 @@ fn absences_are_cached_apart_and_forgotten_by_an_event() {
 }
 
 #[test]
-fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
+fn least_recently_used_entry_is_evicted_first_and_cold_entries_only_fill_room() {
     let core = open_core(3);
     fill(&core, "a", 1);
     fill(&core, "b", 2);
@@ -249,7 +249,7 @@ fn least_recently_used_entry_goes_first_and_cold_ones_only_fill_room() {
 }
 
 #[test]
-fn scan_over_many_orders_pushes_out_none_that_is_asked_for_again() {
+fn scan_over_many_orders_pushes_out_no_order_that_is_asked_for_again() {
     let core = open_core(1000);
     let uid = |kind, number: i64| format!("{kind}-{number}");
     for number in 0..500 {
@@ -262,7 +262,7 @@ fn scan_over_many_orders_pushes_out_none_that_is_asked_for_again() {
     let kept = (0..500).filter(|number| core.contains(&uid("hot", *number)));
     assert_eq!(kept.count(), 500);
     assert_eq!(core.sizes().0, 1000);
-    // Who was asked for again long ago gives way to who is now.
+    // Orders that were asked for again long ago give way to orders that are asked for again now.
     for number in 0..1000 {
         fill(&core, &uid("new", number), number);
         assert!(hit(&core, &uid("new", number)).is_some());
@@ -302,7 +302,7 @@ fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
     assert_eq!(seen.len(), 500);
     assert!(!core.evict_wrong("7", 8));
     assert!(core.evict_wrong("7", 7));
-    assert!(!core.evict_wrong("7", 7), "gone already");
+    assert!(!core.evict_wrong("7", 7), "it is already gone");
     assert_eq!(core.sizes(), (499, 0, 4990));
     core.close();
     assert!(core.sample(3, 0).is_empty());
