@@ -3,43 +3,33 @@
 use std::time::Instant;
 
 use rdkafka::message::{Message, OwnedMessage};
-use shared::order::{Order, OrderError};
+use shared::order::Order;
 
 use crate::dead_letters::DeadLetter;
-use crate::headers;
+use crate::record::{Offset, Position, Reading, Refusal, headers};
 
-/// Memory that a record takes beyond the bytes of its message: the order's structs, and its rows while it is written.
+/// The memory that a record takes in addition to the bytes of its message: the order's structs, and its row while it is
+/// written.
 const RECORD_OVERHEAD_BYTES: usize = 2048;
-/// Memory of an item beyond its bytes, of which an item of a hostile order has but 60. A few are part of the above.
+/// The memory of an item in addition to its bytes, of which an item of a hostile order has only 60. The overhead of a
+/// record covers the first few items.
 const ITEM_OVERHEAD_BYTES: usize = 256;
 const ITEMS_IN_OVERHEAD: usize = 4;
-
-/// Which reading of a partition a batch belongs to. Every claim begins a new generation; what an older one has read is
-/// dropped, not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Reading {
-    /// The partition.
-    pub partition: i32,
-    /// Rises with every claim of this process.
-    pub generation: u64,
-}
-
-/// A record's place and time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// Offset in its partition.
-    pub offset: i64,
-    /// Milliseconds since 1970, where the broker told.
-    pub timestamp_ms: Option<i64>,
-}
 
 /// A valid order.
 #[derive(Debug)]
 pub struct IncomingOrder {
     /// The order.
     pub order: Box<Order>,
-    /// The message that brought it, kept for the dead letter that it becomes where the database refuses the order.
+    /// The message that brought it. It is kept for the dead letter that it becomes if the database rejects the order.
     pub message: OwnedMessage,
+}
+
+impl IncomingOrder {
+    /// The offset of its message.
+    pub fn offset(&self) -> Offset {
+        Offset(self.message.offset())
+    }
 }
 
 /// An order and the offset of its message.
@@ -48,7 +38,7 @@ pub struct SourcedOrder<'a> {
     /// The order.
     pub order: &'a Order,
     /// Offset in the batch's partition.
-    pub offset: i64,
+    pub offset: Offset,
 }
 
 impl<'a> SourcedOrder<'a> {
@@ -61,26 +51,26 @@ impl<'a> SourcedOrder<'a> {
 /// Everything between two offsets of a partition.
 #[derive(Debug)]
 pub struct Batch {
-    /// What it belongs to.
+    /// The reading that it belongs to.
     pub reading: Reading,
-    /// The offset at which it starts: what the database must still be at.
-    pub old_next_offset: i64,
-    /// The offset behind it: where the database goes.
-    pub new_next_offset: i64,
-    /// Its last record; none where only the end of the partition was reached.
+    /// The offset at which it starts. The database must be at this offset when the batch is stored.
+    pub old_next_offset: Offset,
+    /// The offset after its end, to which the database advances.
+    pub new_next_offset: Offset,
+    /// Its last record; none if only the end of the partition was reached.
     pub last_record: Option<Position>,
-    /// Valid orders by offset, repeated ones included.
+    /// Valid orders by offset, including repeated ones.
     pub orders: Vec<IncomingOrder>,
     /// Refused messages by offset.
     pub dead_letters: Vec<DeadLetter>,
-    /// Memory it takes, about.
+    /// An estimate of the memory that it takes.
     pub size_bytes: usize,
     opened_at: Instant,
 }
 
 impl Batch {
-    /// Starts a batch at the offset at which the one before ended.
-    pub fn open(reading: Reading, next_offset: i64) -> Self {
+    /// Starts a batch at the offset at which the previous one ended.
+    pub fn open(reading: Reading, next_offset: Offset) -> Self {
         Self {
             reading,
             old_next_offset: next_offset,
@@ -93,18 +83,15 @@ impl Batch {
         }
     }
 
-    /// Whether a record is new. One below the batch's end was here before and changes nothing; one above it is a gap,
-    /// which transaction markers and compaction leave.
-    pub fn is_new(&self, offset: i64) -> bool {
+    /// Returns whether a record is new. A record below the batch's end was read before and changes nothing. A record
+    /// above it means a gap, which transaction markers and compaction leave.
+    pub fn is_new(&self, offset: Offset) -> bool {
         offset >= self.new_next_offset
     }
 
-    /// Takes a valid order.
+    /// Adds a valid order.
     pub fn push_order(&mut self, order: Order, message: OwnedMessage) {
-        self.pass(Position {
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
-        });
+        self.pass(Position::of(&message));
         self.size_bytes += message.payload().map_or(0, <[u8]>::len)
             + message.key().map_or(0, <[u8]>::len)
             + headers::copied_bytes(&message)
@@ -116,60 +103,59 @@ impl Batch {
         });
     }
 
-    /// Takes a refused message.
+    /// Adds a refused message.
     pub fn push_dead_letter(&mut self, letter: DeadLetter) {
-        self.pass(Position {
-            offset: letter.offset,
-            timestamp_ms: letter.timestamp_ms,
-        });
+        self.pass(letter.position);
         self.size_bytes += letter.size_bytes() + RECORD_OVERHEAD_BYTES;
         self.dead_letters.push(letter);
     }
 
     fn pass(&mut self, record: Position) {
-        self.go_to(record.offset + 1);
+        self.advance_to(record.offset.next());
         self.last_record = Some(record);
     }
 
-    /// Makes dead letters of orders that the database refuses; `refused` are offsets and reasons, rising.
-    pub fn refuse(&mut self, refused: Vec<(i64, Refusal)>) {
+    /// Turns orders that the database rejects into dead letters. `refused` are offsets and reasons, by rising offset.
+    pub fn refuse(&mut self, refused: Vec<(Offset, Refusal)>) {
         for (offset, refusal) in refused {
-            let found =
-                (self.orders).binary_search_by_key(&offset, |incoming| incoming.message.offset());
-            if let Ok(index) = found {
+            if let Ok(index) = self
+                .orders
+                .binary_search_by_key(&offset, IncomingOrder::offset)
+            {
                 let incoming = self.orders.remove(index);
                 self.dead_letters
                     .push(DeadLetter::new(&incoming.message, refusal));
             }
         }
-        self.dead_letters.sort_by_key(|letter| letter.offset);
+        self.dead_letters
+            .sort_by_key(|letter| letter.position.offset);
     }
 
     /// Moves the batch's end to the consumer's position at the end of the partition.
-    pub fn reach(&mut self, position: i64) {
+    pub fn reach(&mut self, position: Offset) {
         if position > self.new_next_offset {
-            self.go_to(position);
+            self.advance_to(position);
         }
     }
 
-    fn go_to(&mut self, next_offset: i64) {
+    fn advance_to(&mut self, next_offset: Offset) {
         if self.is_empty() {
             self.opened_at = Instant::now();
         }
         self.new_next_offset = next_offset;
     }
 
-    /// Nothing to write, not even an offset.
+    /// Returns whether there is nothing to write, not even an offset.
     pub fn is_empty(&self) -> bool {
         self.new_next_offset == self.old_next_offset
     }
 
-    /// Records in it, repeated orders and refused messages included.
+    /// The number of records, including repeated orders and refused messages.
     pub fn records(&self) -> usize {
         self.orders.len() + self.dead_letters.len()
     }
 
-    /// When its first record came.
+    /// When its first record was added.
     pub fn opened_at(&self) -> Instant {
         self.opened_at
     }
@@ -179,12 +165,12 @@ impl Batch {
         self.folded_without(&[])
     }
 
-    /// The same, as if the messages at these offsets, rising, had not been there.
-    pub fn folded_without(&self, left_out: &[i64]) -> Vec<SourcedOrder<'_>> {
+    /// The same, as if the messages at the offsets `left_out` did not exist. These offsets must rise.
+    pub fn folded_without(&self, left_out: &[Offset]) -> Vec<SourcedOrder<'_>> {
         let mut latest: Vec<SourcedOrder<'_>> = (self.orders.iter())
             .map(|incoming| SourcedOrder {
                 order: &incoming.order,
-                offset: incoming.message.offset(),
+                offset: incoming.offset(),
             })
             .filter(|sourced| left_out.binary_search(&sourced.offset).is_err())
             .collect();
@@ -192,25 +178,25 @@ impl Batch {
             (&left.order.order_uid, left.offset).cmp(&(&right.order.order_uid, right.offset))
         });
         latest.dedup_by(|later, earlier| {
-            let same = later.order.order_uid == earlier.order.order_uid;
-            if same {
+            let is_same = later.order.order_uid == earlier.order.order_uid;
+            if is_same {
                 *earlier = *later;
             }
-            same
+            is_same
         });
         latest
     }
 
-    /// How many bad messages stand in a row, `carried` of them before the batch.
+    /// Counts the bad messages in a row, of which `carried` precede the batch.
     pub fn bad_run(&self, carried: i64) -> BadRun {
         let mut run = BadRun {
             longest: carried,
             trailing: carried,
         };
-        let mut good = self.orders.iter().map(|incoming| incoming.message.offset());
+        let mut good = self.orders.iter().map(IncomingOrder::offset);
         let mut next_good = good.next();
         for letter in &self.dead_letters {
-            while next_good.is_some_and(|offset| offset < letter.offset) {
+            while next_good.is_some_and(|offset| offset < letter.position.offset) {
                 run.trailing = 0;
                 next_good = good.next();
             }
@@ -224,45 +210,13 @@ impl Batch {
     }
 }
 
-/// Bad messages in a row.
+/// Numbers of bad messages in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRun {
-    /// The longest row that the batch has part in.
+    /// The longest run that touches the batch.
     pub longest: i64,
-    /// The row that goes on behind the batch.
+    /// The run that the next batch may continue.
     pub trailing: i64,
-}
-
-/// Reads one message.
-pub fn decode(payload: Option<&[u8]>) -> Result<Order, Refusal> {
-    match payload {
-        None => Err(Refusal {
-            reason: "tombstone",
-            detail: "the message has no value".to_owned(),
-        }),
-        Some(bytes) => Order::decode(bytes).map_err(Refusal::from),
-    }
-}
-
-/// The stable code of an order that only a constraint of the database refuses.
-pub const REFUSED_BY_DATABASE: &str = "refused_by_database";
-
-/// Why a message is no order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Stable code, see `dead_letters.reason`.
-    pub reason: &'static str,
-    /// What exactly is wrong; quotes no value.
-    pub detail: String,
-}
-
-impl From<OrderError> for Refusal {
-    fn from(error: OrderError) -> Self {
-        Self {
-            reason: error.reason(),
-            detail: error.to_string(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -272,9 +226,10 @@ mod tests {
     use shared::testing::OrderGenerator;
 
     use super::*;
+    use crate::record::{Partition, Reason};
 
     const READING: Reading = Reading {
-        partition: 3,
+        partition: Partition(3),
         generation: 1,
     };
 
@@ -284,7 +239,7 @@ mod tests {
             Some(b"key".to_vec()),
             "orders".to_owned(),
             Timestamp::CreateTime(offset),
-            READING.partition,
+            READING.partition.0,
             offset,
             None,
         )
@@ -296,7 +251,7 @@ mod tests {
 
     fn refusal() -> Refusal {
         Refusal {
-            reason: "not_json",
+            reason: Reason::NotJson,
             detail: String::new(),
         }
     }
@@ -307,14 +262,14 @@ mod tests {
 
     fn places(orders: &[SourcedOrder<'_>]) -> Vec<(String, i64)> {
         let place =
-            |sourced: &SourcedOrder<'_>| (sourced.order.order_uid.to_string(), sourced.offset);
+            |sourced: &SourcedOrder<'_>| (sourced.order.order_uid.to_string(), sourced.offset.0);
         orders.iter().map(place).collect()
     }
 
     #[test]
     fn the_last_message_of_an_order_wins_and_uids_are_sorted() {
         let mut generator = OrderGenerator::new(1, Utc::now());
-        let mut batch = Batch::open(READING, 10);
+        let mut batch = Batch::open(READING, Offset(10));
         for (offset, uid) in [(10, "b"), (11, "a"), (12, "b"), (15, "c")] {
             push_order(&mut batch, offset, generator.order_with_uid(uid));
         }
@@ -327,41 +282,42 @@ mod tests {
                 batch.new_next_offset,
                 batch.records()
             ),
-            (10, 16, 4)
+            (Offset(10), Offset(16), 4)
         );
     }
 
     #[test]
     fn records_below_the_end_are_not_new() {
-        let mut batch = Batch::open(READING, 10);
-        assert!(!batch.is_new(9) && batch.is_new(10) && batch.is_new(12));
+        let mut batch = Batch::open(READING, Offset(10));
+        let is_new = |batch: &Batch, offset| batch.is_new(Offset(offset));
+        assert!(!is_new(&batch, 9) && is_new(&batch, 10) && is_new(&batch, 12));
         push_dead(&mut batch, 12);
-        assert!(!batch.is_new(12) && batch.is_new(13));
+        assert!(!is_new(&batch, 12) && is_new(&batch, 13));
     }
 
     #[test]
     fn a_message_that_was_folded_away_comes_back_when_the_later_one_is_refused() {
         let mut generator = OrderGenerator::new(2, Utc::now());
-        let mut batch = Batch::open(READING, 0);
+        let mut batch = Batch::open(READING, Offset(0));
         for (offset, uid) in [(0, "a"), (1, "b"), (2, "a"), (3, "a")] {
             push_order(&mut batch, offset, generator.order_with_uid(uid));
         }
-        assert_eq!(places(&batch.folded_without(&[3]))[0].1, 2);
-        batch.refuse(vec![(2, refusal()), (3, refusal())]);
+        assert_eq!(places(&batch.folded_without(&[Offset(3)]))[0].1, 2);
+        batch.refuse(vec![(Offset(2), refusal()), (Offset(3), refusal())]);
         let expected = [("a", 0), ("b", 1)].map(|(uid, offset)| (uid.to_owned(), offset));
         assert_eq!(places(&batch.folded()), expected);
         let letters: Vec<(i64, Option<&[u8]>)> = (batch.dead_letters.iter())
-            .map(|letter| (letter.offset, letter.payload.as_deref()))
+            .map(|letter| (letter.position.offset.0, letter.payload.as_deref()))
             .collect();
         assert_eq!(letters, [(2, Some(&b"payload"[..])), (3, Some(b"payload"))]);
-        assert_eq!((batch.records(), batch.new_next_offset), (4, 4));
+        assert_eq!((batch.records(), batch.new_next_offset), (4, Offset(4)));
     }
 
     #[test]
     fn bad_messages_in_a_row_are_counted_over_batches_and_between_good_ones() {
         let mut generator = OrderGenerator::new(3, Utc::now());
         let run = |longest, trailing| BadRun { longest, trailing };
-        let mut batch = Batch::open(READING, 0);
+        let mut batch = Batch::open(READING, Offset(0));
         assert_eq!(batch.bad_run(4), run(4, 4));
         push_dead(&mut batch, 0);
         assert_eq!(batch.bad_run(4), run(5, 5));
@@ -376,18 +332,13 @@ mod tests {
 
     #[test]
     fn the_end_of_a_partition_moves_the_offset_forward_only() {
-        let mut batch = Batch::open(READING, 10);
-        batch.reach(9);
+        let mut batch = Batch::open(READING, Offset(10));
+        batch.reach(Offset(9));
         assert!(batch.is_empty());
-        batch.reach(12);
+        batch.reach(Offset(12));
         assert_eq!(
             (batch.new_next_offset, batch.records(), batch.last_record),
-            (12, 0, None)
+            (Offset(12), 0, None)
         );
-    }
-
-    #[test]
-    fn a_message_without_a_value_is_a_tombstone() {
-        assert_eq!(decode(None).unwrap_err().reason, "tombstone");
     }
 }

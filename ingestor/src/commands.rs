@@ -11,22 +11,21 @@ use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
 use shared::db;
 
-use crate::APPLICATION_NAME;
-use crate::config::{Cli, Command, Settings};
-
-pub use migrate::{MigrateConfig, bring_schema_up_to_date};
+use crate::config::{APPLICATION_NAME, Cli, Command, Settings};
+use crate::database;
+use crate::kafka::Clients;
 
 /// Does what the command line asks for.
 ///
 /// # Errors
-/// Fails with one line for a person.
+/// Returns one line for the user if that is not possible.
 pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
     let (command, check_config) = (cli.command.take(), cli.check_config);
     let settings = cli.settings()?;
     if check_config {
-        // Both are checked where they are used: a name that librdkafka does not know, a CA's file that is not PEM.
-        crate::consumer::Clients::new(&settings.kafka, settings.memory)?;
-        shared::db::tls_connector(&settings.database)?;
+        // These find a setting that librdkafka does not know, and a CA's file that is not PEM.
+        Clients::new(&settings.kafka, settings.memory)?;
+        db::tls_connector(&settings.database)?;
         print!("{}", shared::config::to_lines(&settings.shown()));
         return Ok(());
     }
@@ -36,25 +35,25 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
         Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `offsets` or `dead-letters`; `ingestor --help` tells more"
+            "say what to do: `ingestor run`, `migrate`, `offsets` or `dead-letters`; see `ingestor --help`"
         ),
     }
 }
 
-/// Runs an operator's command on a thread that may wait, once the database has let us in.
+/// Runs an operator's command on a thread that may block, once the database has accepted a connection.
 async fn with_operator_checks<F>(settings: Settings, execute: F) -> anyhow::Result<()>
 where
     F: FnOnce(&Settings) -> anyhow::Result<()> + Send + 'static,
 {
     shared::telemetry::init(&settings.log)?;
-    // Gives a clear line where the database refuses or is away.
+    // Returns a clear line if the database refuses the connection or cannot be reached.
     db::check(&settings.database, APPLICATION_NAME).await?;
     tokio::task::spawn_blocking(move || execute(&settings))
         .await
         .context("the command panicked")?
 }
 
-/// A connection for an operator's command; refuses a schema that is not up to date.
+/// Connects for an operator's command. Returns an error if the schema is not up to date.
 fn operator_connection(settings: &Settings) -> anyhow::Result<PgConnection> {
     /// No statement of a command takes seconds.
     const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '30s'";
@@ -62,12 +61,6 @@ fn operator_connection(settings: &Settings) -> anyhow::Result<PgConnection> {
     let mut connection = db::connect_blocking(&settings.database, APPLICATION_NAME)
         .context("cannot connect to the database")?;
     connection.batch_execute(STATEMENT_TIMEOUT)?;
-    let pending = db::pending_migrations(&mut connection)?;
-    if !pending.is_empty() {
-        bail!(
-            "migrations are pending ({}): run `ingestor migrate`",
-            pending.join(", ")
-        );
-    }
+    database::check_schema(&mut connection, "run `ingestor migrate`")?;
     Ok(connection)
 }

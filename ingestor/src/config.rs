@@ -1,4 +1,4 @@
-//! Command line and environment of the ingestor.
+//! The command line and the environment: every setting, checked.
 
 mod dead_letters;
 mod kafka;
@@ -17,6 +17,9 @@ use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
 pub use offsets::{OffsetsCommand, Start, Which};
 
+/// The name of our sessions in `pg_stat_activity` and of our clients in Kafka's logs.
+pub const APPLICATION_NAME: &str = "orders-ingestor";
+
 /// Stores the orders of a Kafka topic in PostgreSQL, each exactly once
 #[derive(Parser, Debug)]
 #[command(name = "ingestor", version, subcommand_required = false)]
@@ -24,7 +27,7 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Print the effective settings, secrets hidden, and end
+    /// Print the effective settings without secrets, and exit
     #[arg(long)]
     pub check_config: bool,
     #[command(flatten)]
@@ -36,16 +39,16 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon
     Run {
-        /// Refuse to start where migrations are pending, in place of running them
+        /// Refuse to start if migrations are pending, instead of running them
         #[arg(long)]
         no_migrate: bool,
     },
-    /// Bring the database's schema up to date
+    /// Run the pending migrations of the database
     Migrate,
-    /// Look at the offsets of the group and topic, and mend them
+    /// Show and correct the offsets of the consumer group
     #[command(subcommand)]
     Offsets(OffsetsCommand),
-    /// Look at messages that were refused, and decide on them
+    /// Show refused messages, and replay or drop them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
 }
@@ -64,46 +67,35 @@ struct SettingsArgs {
     shutdown: ShutdownSettings,
 }
 
+// Each variable has its field's name in upper case.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Ingestion")]
 struct IngestArgs {
-    /// Most records of a batch, 1..=10000
-    #[arg(long, env = "BATCH_MAX_RECORDS", default_value_t = 1000, value_name = "BATCH_MAX_RECORDS",
-          value_parser = clap::value_parser!(u32).range(1..=10_000), global = true)]
+    /// The most records of a batch, 1..=10000
+    #[arg(long, env, default_value_t = 1000, global = true,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch_max_records: u32,
-    /// Most milliseconds that a record waits for its batch to fill, 0..=10000
-    #[arg(long, env = "BATCH_MAX_AGE_MS", default_value_t = 10, value_name = "BATCH_MAX_AGE_MS",
-          value_parser = clap::value_parser!(u64).range(0..=10_000), global = true)]
+    /// The most milliseconds that a record waits for its batch to fill, 0..=10000
+    #[arg(long, env, default_value_t = 10, global = true,
+          value_parser = clap::value_parser!(u64).range(0..=10_000))]
     batch_max_age_ms: u64,
-    /// Bad messages in a row beyond which a partition halts, 1..=1000000000
-    #[arg(long, env = "DEAD_LETTER_MAX_CONSECUTIVE", default_value_t = 1000, value_name = "DEAD_LETTER_MAX_CONSECUTIVE",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000_000), global = true)]
+    /// A partition halts after more bad messages in a row than this, 1..=1000000000
+    #[arg(long, env, default_value_t = 1000, global = true,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
     dead_letter_max_consecutive: u32,
-    /// Memory of the whole process to aim at, in MiB, 64..=65536
-    #[arg(long, env = "INGEST_MEMORY_MB", default_value_t = 96, value_name = "INGEST_MEMORY_MB",
-          value_parser = clap::value_parser!(u64).range(64..=65_536), global = true)]
+    /// The memory that the whole process aims at, in MiB, 64..=65536
+    #[arg(long, env, default_value_t = 96, global = true,
+          value_parser = clap::value_parser!(u64).range(64..=65_536))]
     ingest_memory_mb: u64,
-    /// Address of the port for operators: /livez /readyz /health /metrics
-    #[arg(
-        long,
-        env = "INGESTOR_HOST",
-        default_value = "127.0.0.1",
-        value_name = "INGESTOR_HOST",
-        global = true
-    )]
+    /// Address of the operators' port: /livez /readyz /health /metrics
+    #[arg(long, env, default_value = "127.0.0.1", global = true)]
     ingestor_host: IpAddr,
-    /// Port for operators
-    #[arg(
-        long,
-        env = "INGESTOR_PORT",
-        default_value_t = 8082,
-        value_name = "INGESTOR_PORT",
-        global = true
-    )]
+    /// Number of the operators' port
+    #[arg(long, env, default_value_t = 8082, global = true)]
     ingestor_port: u16,
 }
 
-/// Every setting, checked.
+/// Every setting, after its check.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How to reach PostgreSQL.
@@ -114,7 +106,7 @@ pub struct Settings {
     pub batch: BatchSettings,
     /// Memory to stay within.
     pub memory: MemorySettings,
-    /// Where operators ask.
+    /// Address of the operators' port.
     pub ops_address: (IpAddr, u16),
     /// How to log.
     pub log: LogSettings,
@@ -135,22 +127,22 @@ pub struct RunConfig {
     pub memory: MemorySettings,
     /// How to stop.
     pub shutdown: ShutdownSettings,
-    /// Whether to run pending migrations, or to refuse to start.
+    /// Whether pending migrations are run. If not, the daemon refuses to start.
     pub migrate: bool,
 }
 
-/// When a batch closes, on the first bound that it meets, and when its partition halts.
+/// When a batch closes, which is at the first bound that it reaches, and when its partition halts.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchSettings {
-    /// Most records.
+    /// The most records of a batch.
     pub max_records: usize,
-    /// Most time since its first record.
+    /// The most time since its first record.
     pub max_age: Duration,
-    /// Bad messages in a row beyond which a partition halts.
+    /// A partition halts after more bad messages in a row than this.
     pub max_consecutive_bad: i64,
 }
 
-/// How much memory to aim at, and how it is shared out.
+/// How much memory the process aims at, and how it is divided.
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySettings {
     /// Memory of the whole process in bytes.
@@ -158,18 +150,18 @@ pub struct MemorySettings {
 }
 
 impl MemorySettings {
-    /// librdkafka's queue of fetched messages. It counts the messages' own bytes, and takes some four times as many: the
-    /// fetched buffers stay as long as one of their messages does.
+    /// The bound of librdkafka's queue of fetched messages. librdkafka counts only the messages' own bytes and takes
+    /// about four times as many: a fetched buffer stays as long as one of its messages does.
     pub fn kafka_queue_kbytes(self) -> usize {
         self.total_bytes / 24 / 1024
     }
 
-    /// All batches together, being built and being written: a quarter.
+    /// The bound of all batches together, those that fill and those that are written: a quarter.
     pub fn batches_bytes(self) -> usize {
         self.total_bytes / 4
     }
 
-    /// One batch: small enough that eight of them fit, so that writers work while others fill.
+    /// The bound of one batch. Eight batches fit, so that writers work on some while others fill.
     pub fn batch_bytes(self) -> usize {
         self.batches_bytes() / 8
     }
@@ -179,7 +171,7 @@ impl Cli {
     /// Checks the settings and reads the files that they name.
     ///
     /// # Errors
-    /// Fails with one line that names the setting.
+    /// Returns one line that names the setting if its value is not valid or its file cannot be read.
     pub fn settings(self) -> anyhow::Result<Settings> {
         let SettingsArgs {
             database,
@@ -207,48 +199,36 @@ impl Cli {
 }
 
 impl Settings {
-    /// Effective settings, secrets hidden.
+    /// The effective settings without secrets.
     pub fn shown(&self) -> ShownSettings {
+        let (batch, (host, port)) = (self.batch, self.ops_address);
+        let memory_mb = self.memory.total_bytes / 1024 / 1024;
         let mut shown = self.database.shown();
         shown.extend(self.kafka.shown());
         shown.extend([
-            ("BATCH_MAX_RECORDS", self.batch.max_records.to_string()),
-            (
-                "BATCH_MAX_AGE_MS",
-                self.batch.max_age.as_millis().to_string(),
-            ),
+            ("BATCH_MAX_RECORDS", batch.max_records.to_string()),
+            ("BATCH_MAX_AGE_MS", batch.max_age.as_millis().to_string()),
             (
                 "DEAD_LETTER_MAX_CONSECUTIVE",
-                self.batch.max_consecutive_bad.to_string(),
+                batch.max_consecutive_bad.to_string(),
             ),
-            (
-                "INGEST_MEMORY_MB",
-                (self.memory.total_bytes / 1024 / 1024).to_string(),
-            ),
-            ("INGESTOR_HOST", self.ops_address.0.to_string()),
-            ("INGESTOR_PORT", self.ops_address.1.to_string()),
+            ("INGEST_MEMORY_MB", memory_mb.to_string()),
+            ("INGESTOR_HOST", host.to_string()),
+            ("INGESTOR_PORT", port.to_string()),
         ]);
         shown.extend(self.log.shown());
         shown.extend(self.shutdown.shown());
         shown
     }
 
-    /// The part that the daemon needs.
+    /// The settings that the daemon needs.
     pub fn into_run_config(self, migrate: bool) -> RunConfig {
-        let Self {
-            database,
-            kafka,
-            batch,
-            memory,
-            shutdown,
-            ..
-        } = self;
         RunConfig {
-            database,
-            kafka,
-            batch,
-            memory,
-            shutdown,
+            database: self.database,
+            kafka: self.kafka,
+            batch: self.batch,
+            memory: self.memory,
+            shutdown: self.shutdown,
             migrate,
         }
     }

@@ -1,8 +1,6 @@
-//! Messages that can never become an order: what is kept of them, and the insert; [`stored`] finds them again, [`replay`]
-//! decides on them, [`relay`] publishes them.
+//! The table `dead_letters`: what is kept of messages that are refused, the insert, and the queries on stored letters
+//! ([`stored`]).
 
-pub mod relay;
-pub mod replay;
 pub mod stored;
 
 use chrono::{DateTime, Utc};
@@ -11,29 +9,26 @@ use rdkafka::message::Message;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
 
-use crate::batch::Refusal;
-use crate::headers;
+use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Refusal, headers};
 
-/// Most bytes of a payload that are kept.
+/// The most bytes of a payload that are kept.
 pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
-/// Most characters of a detail that are kept; a hostile order can have thousands of faults.
+/// The most characters of a detail that are kept. A hostile order can have thousands of faults.
 const MAX_DETAIL_CHARS: usize = 2_000;
 
-/// Rows of one INSERT: 13 columns each stay far below the 65,535 binds of a statement.
+/// Rows of one INSERT. With 12 columns each they stay far below the 65,535 parameters that a statement may have.
 const ROWS_PER_INSERT: usize = 1_000;
 
 /// A refused message, detached from Kafka's buffers.
 #[derive(Debug)]
 pub struct DeadLetter {
-    /// Offset in its partition.
-    pub offset: i64,
-    /// Milliseconds since 1970.
-    pub timestamp_ms: Option<i64>,
+    /// Its place and time.
+    pub position: Position,
     /// The key's bytes.
     pub key: Option<Vec<u8>>,
     /// The value's bytes, cut at [`MAX_PAYLOAD_BYTES`].
     pub payload: Option<Vec<u8>>,
-    /// The value's whole size in bytes.
+    /// The size of the whole value in bytes.
     pub payload_size: i64,
     /// See [`headers::to_json`].
     pub headers: Value,
@@ -46,8 +41,7 @@ impl DeadLetter {
     pub fn new(message: &impl Message, refusal: Refusal) -> Self {
         let payload = message.payload();
         Self {
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
+            position: Position::of(message),
             key: message.key().map(<[u8]>::to_vec),
             payload: payload.map(|bytes| bytes[..bytes.len().min(MAX_PAYLOAD_BYTES)].to_vec()),
             payload_size: payload.map_or(0, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX)),
@@ -56,7 +50,7 @@ impl DeadLetter {
         }
     }
 
-    /// Memory that it takes, about.
+    /// Estimates the memory that it takes.
     pub fn size_bytes(&self) -> usize {
         let bytes = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         bytes(&self.key)
@@ -66,27 +60,14 @@ impl DeadLetter {
     }
 }
 
-/// Where letters of a batch come from.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// Consumer group.
-    pub group_id: &'a str,
-    /// Topic.
-    pub topic: &'a str,
-    /// Which topic of that name.
-    pub incarnation: i32,
-    /// Partition.
-    pub partition: i32,
-}
-
 #[derive(Insertable)]
 #[diesel(table_name = dead_letters)]
 struct NewDeadLetter<'a> {
     group_id: &'a str,
     topic: &'a str,
-    incarnation: i32,
-    partition: i32,
-    offset: i64,
+    incarnation: Incarnation,
+    partition: Partition,
+    offset: Offset,
     key: Option<&'a [u8]>,
     payload: Option<&'a [u8]>,
     payload_size: i64,
@@ -96,56 +77,50 @@ struct NewDeadLetter<'a> {
     detail: String,
 }
 
-/// Writes letters in the caller's transaction; one that is there already, after a rewind, stays as it is.
+/// Inserts letters of one partition in the caller's transaction. A letter that is already there, as after a rewind,
+/// stays unchanged.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn insert(
     connection: &mut PgConnection,
-    source: Source<'_>,
+    consumer: &Consumer,
+    partition: Partition,
+    incarnation: Incarnation,
     letters: &[DeadLetter],
 ) -> QueryResult<()> {
     for chunk in letters.chunks(ROWS_PER_INSERT) {
-        let rows: Vec<NewDeadLetter<'_>> =
-            chunk.iter().map(|letter| new_row(source, letter)).collect();
+        let rows = chunk.iter().map(|letter| NewDeadLetter {
+            group_id: &consumer.group_id,
+            topic: &consumer.topic,
+            incarnation,
+            partition,
+            offset: letter.position.offset,
+            key: letter.key.as_deref(),
+            payload: letter.payload.as_deref(),
+            payload_size: letter.payload_size,
+            headers: &letter.headers,
+            message_timestamp: letter.position.timestamp_ms.and_then(storable_time),
+            reason: letter.refusal.reason.as_str(),
+            // PostgreSQL's text cannot hold NUL, and a parser's message may quote one.
+            detail: (letter.refusal.detail.chars())
+                .filter(|&c| c != '\0')
+                .take(MAX_DETAIL_CHARS)
+                .collect(),
+        });
         diesel::insert_into(dead_letters::table)
-            .values(&rows)
+            .values(rows.collect::<Vec<_>>())
             .on_conflict_do_nothing()
             .execute(connection)?;
     }
     Ok(())
 }
 
-fn new_row<'a>(source: Source<'a>, letter: &'a DeadLetter) -> NewDeadLetter<'a> {
-    NewDeadLetter {
-        group_id: source.group_id,
-        topic: source.topic,
-        incarnation: source.incarnation,
-        partition: source.partition,
-        offset: letter.offset,
-        key: letter.key.as_deref(),
-        payload: letter.payload.as_deref(),
-        payload_size: letter.payload_size,
-        headers: &letter.headers,
-        message_timestamp: letter.timestamp_ms.and_then(storable_time),
-        reason: letter.refusal.reason,
-        // PostgreSQL's text cannot hold NUL, and a parser's message may quote one.
-        detail: letter
-            .refusal
-            .detail
-            .chars()
-            .filter(|&c| c != '\0')
-            .take(MAX_DETAIL_CHARS)
-            .collect(),
-    }
-}
-
-/// Producers set timestamps as they like; a time that PostgreSQL cannot hold is not kept.
+/// Producers set timestamps as they like. A time that PostgreSQL cannot hold is not kept.
 fn storable_time(timestamp_ms: i64) -> Option<DateTime<Utc>> {
     const YEAR_9999_MS: i64 = 253_402_300_799_999;
-    if (0..=YEAR_9999_MS).contains(&timestamp_ms) {
-        DateTime::from_timestamp_millis(timestamp_ms)
-    } else {
-        None
-    }
+    (0..=YEAR_9999_MS)
+        .contains(&timestamp_ms)
+        .then(|| DateTime::from_timestamp_millis(timestamp_ms))
+        .flatten()
 }

@@ -1,8 +1,8 @@
 //! Places at which tests stop or kill the program, and faults that they plant in it.
 //!
-//! Only with the feature `failpoints`, which test builds have and releases have not: without it every function here
-//! does nothing and is compiled away. The variable `FAILPOINTS` arms them, in the language of the crate `fail`:
-//! `before_commit=7*off->1*return(kill)` kills the process when it is there for the eighth time.
+//! They exist only with the feature `failpoints`, which test builds have and releases do not have: without it every
+//! function here does nothing and is compiled away. The variable `FAILPOINTS` arms them, in the language of the crate
+//! `fail`: `before_commit=7*off->1*return(kill)` kills the process when it gets there for the eighth time.
 
 #[cfg(not(feature = "failpoints"))]
 mod absent;
@@ -14,20 +14,20 @@ pub use absent::*;
 #[cfg(feature = "failpoints")]
 pub use armed::*;
 
-/// Where the program is. Between `COMMIT` sent and its answer read there is no line of ours: tests hold the answer back.
+/// A place in the program. There is none between sending `COMMIT` and reading its answer: tests hold the answer back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A partition is claimed; nothing of it was fetched yet.
+    /// A partition is claimed, and none of its records was fetched yet.
     Start,
     /// A batch goes from the poll thread to its writer.
     Steady,
-    /// All rows of a batch are sent, its COMMIT is not.
+    /// All rows of a batch are sent, but its COMMIT is not.
     BeforeCommit,
-    /// A batch is committed; the process has not taken note of it.
+    /// A batch is committed, but the process has not noted that yet.
     Committed,
-    /// The group takes partitions away; the answer is owed.
+    /// The group takes partitions away and waits for the answer.
     Rebalance,
-    /// The process stops; its last batches are with the writers.
+    /// The process stops, and the writers have its last batches.
     Drain,
 }
 
@@ -55,19 +55,18 @@ impl Phase {
     }
 }
 
-/// A bug of the kind that loses or repeats orders; `FAILPOINTS` plants it by `name=return`. The tests' checker must find
-/// each.
+/// A bug that loses or repeats orders. `FAILPOINTS` plants it by `name=return`. The tests' checker must find each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plant {
     /// The offset is committed before the rows.
     OffsetFirst,
-    /// Rows that the database did not take are passed over.
+    /// Rows that the database did not accept are skipped.
     SkipOnError,
-    /// The offset is moved without a look at who owns the partition and where it stands.
+    /// The offset is moved without checking who owns the partition and what its offset is.
     NoFence,
     /// Refused messages are dropped.
     SwallowDeadLetters,
-    /// A batch that is stored is stored once more.
+    /// A stored batch is stored again.
     ReapplyBatch,
 }
 

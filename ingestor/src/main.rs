@@ -1,13 +1,13 @@
-//! The `ingestor` program: configuration, logging, the command, the exit status.
+//! The `ingestor` program: reads the command line, runs the command, sets the exit status.
 
 use std::process::ExitCode;
 
 use ingestor::commands;
 use ingestor::config::Cli;
 
-// No allocator of our own: mimalloc 3 keeps what is freed for a second. With orders of 100 KB, read on one thread and freed
-// on others, it held 80 MiB for 26 in use, and was no faster beside bare COPY.
-#[tokio::main(worker_threads = 1)] // Serves the operators' port only; the work is done on threads of its own.
+// No allocator of our own: mimalloc 3 keeps freed memory for a second. With orders of 100 KB, which one thread allocates and
+// others free, it held 80 MiB while 26 MiB were in use, and it was no faster.
+#[tokio::main(worker_threads = 1)] // It only serves the operators' port; the work is done on other threads.
 async fn main() -> ExitCode {
     let _armed = ingestor::failpoints::arm();
     let outcome = match shared::config::parse::<Cli>() {

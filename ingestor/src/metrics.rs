@@ -1,5 +1,8 @@
-//! The daemon's metrics, in the Prometheus text format; `docs/OPERATIONS.md` tells what to watch.
+//! The daemon's metrics in the Prometheus text format. `docs/OPERATIONS.md` lists them.
 
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -9,13 +12,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
-
 use crate::batch::Batch;
+use crate::record::{Partition, Reason};
 
-/// Everything that is counted. Counters of records move when their transaction has committed.
+/// Every metric. The counters of records move when the records' transaction has committed.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -23,40 +23,29 @@ pub struct Metrics {
     orders_stored: Counter,
     superseded: Counter,
     dead_letters: Family<ReasonLabels, Counter>,
-    /// Dead letters that the DLQ topic has.
+    /// Dead letters published to the DLQ topic.
     pub dead_letters_relayed: Counter,
     batch_records: Histogram,
-    /// Time of a batch's transaction, COMMIT included.
+    /// Duration of a batch's transaction, including the COMMIT.
     pub commit_seconds: Histogram,
     retries: Family<RetryLabels, Counter>,
-    /// Records from the next to store to the partition's end.
+    /// Records of a partition that are not stored yet.
     pub lag_records: Family<PartitionLabels, Gauge>,
-    /// How long the oldest record that is not stored has waited, at most; 0 at the partition's end.
+    /// The longest time that the oldest record not stored yet may have waited; 0 at the partition's end.
     pub lag_seconds: Family<PartitionLabels, Gauge<f64, AtomicU64>>,
     lag_shown: Mutex<Vec<PartitionLabels>>,
     /// Partitions stopped because the broker's offsets do not continue ours.
     pub offset_incidents: Counter,
-    /// Batches that were refused because the partition was claimed by another process.
+    /// Batches rejected because another process has claimed the partition or its offset was changed.
     pub fences: Counter,
-    /// Partitions that the group has given us.
+    /// Partitions that the group has assigned to this process.
     pub assigned_partitions: Gauge,
-    /// Those of them that are not read now.
+    /// Assigned partitions that are not read now.
     pub paused_partitions: Gauge,
-    /// How full the server's queue of notifications is, 0..=1.
+    /// How full the database server's queue of notifications is, 0..=1.
     pub notify_queue_usage_ratio: Gauge<f64, AtomicU64>,
 }
 
-/// Every code of `dead_letters.reason`: each is there from the start, because an alarm cannot see the step from no value
-/// to the first one.
-const DEAD_LETTER_REASONS: [&str; 5] = [
-    "not_json",
-    "invalid_order",
-    "too_large",
-    "tombstone",
-    "refused_by_database",
-];
-
-/// Why a message was refused.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
@@ -67,16 +56,16 @@ struct RetryLabels {
     class: &'static str,
 }
 
-/// What is being retried.
+/// Why something is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryClass {
-    /// A connection to the database could not be made.
+    /// The database could not be reached.
     Connect,
-    /// A connection broke under a statement or a transaction, whose outcome is looked up where it may have been stored.
+    /// A connection broke during a statement or a transaction. The outcome of a transaction is looked up.
     LostConnection,
-    /// The database refused a statement.
+    /// The database rejected a statement.
     Query,
-    /// The brokers did not answer a question.
+    /// The brokers did not answer.
     Kafka,
 }
 
@@ -98,13 +87,21 @@ impl RetryClass {
     }
 }
 
-/// Which partition.
+/// The labels of a partition's metrics.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PartitionLabels {
-    /// Topic.
-    pub topic: String,
-    /// Partition.
-    pub partition: i32,
+    topic: String,
+    partition: i32,
+}
+
+impl PartitionLabels {
+    /// The labels of a partition of this topic.
+    pub fn new(topic: &str, partition: Partition) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            partition: partition.0,
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -114,7 +111,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers everything at 0.
+    /// Registers every metric at 0. Every label that is known is there from the start: an alert cannot see the step from
+    /// no value to the first one.
     pub fn new() -> Self {
         let metrics = Self {
             registry: Registry::with_prefix("orders_ingestor"),
@@ -135,7 +133,7 @@ impl Metrics {
             paused_partitions: Gauge::default(),
             notify_queue_usage_ratio: Gauge::default(),
         };
-        for reason in DEAD_LETTER_REASONS {
+        for reason in Reason::ALL.map(Reason::as_str) {
             drop(metrics.dead_letters.get_or_create(&ReasonLabels { reason }));
         }
         for class in RetryClass::ALL.map(RetryClass::as_str) {
@@ -145,87 +143,34 @@ impl Metrics {
     }
 
     fn registered(mut self) -> Self {
-        let registry = &mut self.registry;
-        registry.register("records", "Records read and settled", self.records.clone());
-        registry.register(
-            "orders_stored",
-            "Orders inserted or replaced",
-            self.orders_stored.clone(),
-        );
-        registry.register(
-            "superseded",
-            "Valid messages replaced by a later one of their batch",
-            self.superseded.clone(),
-        );
-        registry.register(
-            "dead_letters",
-            "Messages refused for ever",
-            self.dead_letters.clone(),
-        );
-        registry.register(
-            "dead_letters_relayed",
-            "Dead letters published to the DLQ topic",
-            self.dead_letters_relayed.clone(),
-        );
-        registry.register(
-            "batch_records",
-            "Records of a batch",
-            self.batch_records.clone(),
-        );
-        registry.register(
-            "commit_seconds",
-            "Time of a batch's transaction",
-            self.commit_seconds.clone(),
-        );
-        registry.register(
-            "retries",
-            "Tries that failed and are repeated",
-            self.retries.clone(),
-        );
-        registry.register(
-            "lag_records",
-            "Records from the next to store to the end",
-            self.lag_records.clone(),
-        );
-        registry.register(
-            "lag_seconds",
-            "How long the oldest record not stored has waited, at most",
-            self.lag_seconds.clone(),
-        );
-        registry.register(
-            "offset_incidents",
-            "Stops for an operator to decide",
-            self.offset_incidents.clone(),
-        );
-        registry.register(
-            "fences",
-            "Batches refused, the partition being another's",
-            self.fences.clone(),
-        );
-        registry.register(
-            "assigned_partitions",
-            "Partitions given by the group",
-            self.assigned_partitions.clone(),
-        );
-        registry.register(
-            "paused_partitions",
-            "Assigned partitions not read now",
-            self.paused_partitions.clone(),
-        );
-        registry.register(
-            "notify_queue_usage_ratio",
-            "How full PostgreSQL's queue of notifications is",
-            self.notify_queue_usage_ratio.clone(),
-        );
-        registry.register(
-            "build",
-            "The program",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        macro_rules! register {
+            ($($metric:ident: $help:literal,)*) => {
+                $(self.registry.register(stringify!($metric), $help, self.$metric.clone());)*
+            };
+        }
+        register! {
+            records: "Records read and settled",
+            orders_stored: "Orders inserted or replaced",
+            superseded: "Valid messages replaced by a later one of their batch",
+            dead_letters: "Messages refused for ever",
+            dead_letters_relayed: "Dead letters published to the DLQ topic",
+            batch_records: "Records of a batch",
+            commit_seconds: "Duration of a batch's transaction",
+            retries: "Failed attempts that are repeated",
+            lag_records: "Records not stored yet",
+            lag_seconds: "Longest time that the oldest record not stored yet may have waited",
+            offset_incidents: "Partitions stopped until an operator decides",
+            fences: "Batches rejected because the partition belongs to another process",
+            assigned_partitions: "Partitions assigned by the group",
+            paused_partitions: "Assigned partitions that are not read now",
+            notify_queue_usage_ratio: "How full PostgreSQL's queue of notifications is",
+        }
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        self.registry.register("build", "The program", version);
         self
     }
 
-    /// Counts a batch that has committed, and the orders that it wrote.
+    /// Counts a committed batch, which wrote `stored` orders.
     pub fn batch_stored(&self, batch: &Batch, stored: usize) {
         self.records.inc_by(batch.records() as u64);
         self.orders_stored.inc_by(stored as u64);
@@ -234,32 +179,24 @@ impl Metrics {
             self.batch_records.observe(batch.records() as f64);
         }
         for letter in &batch.dead_letters {
+            let reason = letter.refusal.reason.as_str();
             self.dead_letters
-                .get_or_create(&ReasonLabels {
-                    reason: letter.refusal.reason,
-                })
+                .get_or_create(&ReasonLabels { reason })
                 .inc();
         }
     }
 
-    /// Counts a try that failed.
+    /// Counts a failed attempt.
     pub fn retried(&self, class: RetryClass) {
         let class = class.as_str();
         self.retries.get_or_create(&RetryLabels { class }).inc();
     }
 
-    /// Ends the lag series of partitions that are not ours any more.
-    pub fn forget_lag_except(&self, topic: &str, partitions: impl Iterator<Item = i32>) {
-        let kept: Vec<PartitionLabels> = partitions
-            .map(|partition| PartitionLabels {
-                topic: topic.to_owned(),
-                partition,
-            })
-            .collect();
-        let mut shown = self
-            .lag_shown
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Removes the lag of all partitions except these.
+    pub fn forget_lag_except(&self, topic: &str, partitions: &[Partition]) {
+        let labels = |partition: &Partition| PartitionLabels::new(topic, *partition);
+        let kept: Vec<PartitionLabels> = partitions.iter().map(labels).collect();
+        let mut shown = self.lag_shown.lock();
         for labels in shown.iter().filter(|labels| !kept.contains(labels)) {
             self.lag_records.remove(labels);
             self.lag_seconds.remove(labels);
@@ -267,10 +204,10 @@ impl Metrics {
         *shown = kept;
     }
 
-    /// All metrics as text.
+    /// Returns all metrics as text.
     ///
     /// # Errors
-    /// Fails where the encoder does.
+    /// Returns the encoder's error.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -286,10 +223,7 @@ mod tests {
     fn names_are_those_of_the_contract() {
         let metrics = Metrics::new();
         metrics.retried(RetryClass::Query);
-        let labels = PartitionLabels {
-            topic: "orders".to_owned(),
-            partition: 2,
-        };
+        let labels = PartitionLabels::new("orders", Partition(2));
         metrics.lag_records.get_or_create(&labels).set(7);
         let text = metrics.render().unwrap();
         for line in [
@@ -308,8 +242,8 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
-        metrics.forget_lag_except("orders", [2].into_iter());
-        metrics.forget_lag_except("orders", [].into_iter());
+        metrics.forget_lag_except("orders", &[Partition(2)]);
+        metrics.forget_lag_except("orders", &[]);
         assert!(!metrics.render().unwrap().contains("partition=\"2\""));
     }
 }

@@ -1,21 +1,23 @@
-//! Where each partition has been read to: claims, the fence, re-reading; `incidents` and what `operators` may do.
+//! The table `consumer_offsets`: claims, the fence and re-reading; [`incidents`] and what [`operators`] may do.
 //!
-//! The row of a partition in `consumer_offsets` is the truth. Its owner claims it with a new epoch; every batch
-//! advances it first, and the database refuses a batch of an older epoch.
+//! A partition's row is the truth about how far the partition is stored. A claim raises the row's epoch. The first
+//! statement of every batch advances the row, and the database rejects a batch of an older epoch.
 
+use chrono::{DateTime, Utc};
+use diesel::dsl;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use shared::db::schema::consumer_offsets;
 use uuid::Uuid;
 
-use crate::batch::{Batch, Position};
-use crate::config::KafkaSettings;
+use crate::batch::Batch;
+use crate::record::{Consumer, Epoch, Incarnation, Offset, Partition, Position};
 use incidents::find_gap;
 pub use incidents::{Glimpse, Incident, Sighting, Witness, open_incident};
 use lock::lock_row;
 
-/// The row of a partition.
+/// Selects the row of a partition.
 macro_rules! row_of {
     ($consumer:expr, $partition:expr) => {
         consumer_offsets::table.find((&$consumer.group_id, &$consumer.topic, $partition))
@@ -27,8 +29,8 @@ mod lock;
 pub mod operators;
 
 diesel::define_sql_function! {
-    /// The migrations' own.
-    #[expect(clippy::too_many_arguments, reason = "as the database has it")]
+    /// A function of the migrations.
+    #[expect(clippy::too_many_arguments, reason = "the database defines the parameters")]
     fn advance_consumer_offset(
         group_id: Text,
         topic: Text,
@@ -44,61 +46,39 @@ diesel::define_sql_function! {
     ) -> BigInt;
 }
 
-/// Name of the constraint under which `advance_consumer_offset` refuses: diesel hides the SQLSTATE.
+/// The constraint that `advance_consumer_offset` names in its error. diesel hides the SQLSTATE.
 const FENCE_CONSTRAINT: &str = "consumer_offsets_fence";
 
-/// Serialises the making of a group's rows over processes.
+/// The advisory lock under which processes create a group's rows one after the other.
 const INITIALISE_LOCK: i64 = 0x6f66_6673_6574;
 
-/// Whose progress.
-#[derive(Clone, Debug)]
-pub struct Consumer {
-    /// Consumer group.
-    pub group_id: String,
-    /// Topic.
-    pub topic: String,
-    /// This process.
-    pub owner: Uuid,
-}
-
-impl Consumer {
-    /// A new owner in this process.
-    pub fn of(settings: &KafkaSettings) -> Self {
-        Self {
-            group_id: settings.group_id.clone(),
-            topic: settings.topic.clone(),
-            owner: Uuid::new_v4(),
-        }
-    }
-}
-
 /// A partition that is ours until somebody claims it with a higher epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Under which our batches advance.
-    pub epoch: i64,
-    /// Where to read on.
-    pub next_offset: i64,
-    /// Which topic of that name.
-    pub incarnation: i32,
+    /// The epoch under which our batches advance.
+    pub epoch: Epoch,
+    /// The offset to continue from.
+    pub next_offset: Offset,
+    /// The partition's incarnation.
+    pub incarnation: Incarnation,
     /// Dead letters since the last good order.
     pub consecutive_bad: i64,
-    /// Records below were read before a rewind: they do not replace what is newer.
-    pub replay_until: Option<i64>,
+    /// Records below this offset were read before a rewind: they do not replace what is newer.
+    pub replay_until: Option<Offset>,
     /// The last record that was read.
     pub last_record: Option<Position>,
 }
 
-/// What came of a try to claim.
+/// The outcome of an attempt to claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
-    /// It is ours.
+    /// The partition is ours.
     Claimed(Claim),
-    /// What the brokers show does not fit, seen for the first time: look again before it counts.
+    /// The brokers' offsets do not match the row. This was seen for the first time and must be confirmed.
     Doubtful,
-    /// An operator has to decide, as before; says what and how.
+    /// An operator has to decide, as before. The text says what and how.
     Stopped(String),
-    /// An operator has to decide, and nobody knew before; says what and how.
+    /// An operator has to decide about something new. The text says what and how.
     Incident(String),
 }
 
@@ -107,28 +87,43 @@ pub enum ClaimOutcome {
 pub enum Standing {
     /// It has no row yet.
     Missing,
-    /// An operator has to decide; says what and how.
+    /// An operator has to decide. The text says what and how.
     Stopped(String),
-    /// Compare this with what the brokers show.
+    /// It may be claimed if this matches what the brokers hold.
     Claimable(Glimpse),
 }
 
-#[derive(Debug, Queryable, Selectable)]
+/// The row of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = consumer_offsets, check_for_backend(diesel::pg::Pg))]
-struct OffsetRow {
-    next_offset: i64,
-    epoch: i64,
-    owner: Option<Uuid>,
-    incarnation: i32,
-    last_offset: Option<i64>,
-    last_timestamp: Option<i64>,
-    consecutive_bad: i64,
-    halted: bool,
-    replay_until: Option<i64>,
+pub struct OffsetRow {
+    /// The partition.
+    pub partition: Partition,
+    /// The offset to continue from.
+    pub next_offset: Offset,
+    /// Raised by every claim.
+    pub epoch: Epoch,
+    /// The process that claimed it last.
+    pub owner: Option<Uuid>,
+    /// The partition's incarnation.
+    pub incarnation: Incarnation,
+    /// The offset of the last record that was read.
+    pub last_offset: Option<Offset>,
+    /// Its timestamp in milliseconds since 1970.
+    pub last_timestamp: Option<i64>,
+    /// Dead letters since the last good order.
+    pub consecutive_bad: i64,
+    /// Whether the partition is not read until an operator resumes it.
+    pub halted: bool,
+    /// Records below this offset were read before a rewind.
+    pub replay_until: Option<Offset>,
+    /// When the row changed last.
+    pub updated_at: DateTime<Utc>,
 }
 
 impl OffsetRow {
-    fn last_record(&self) -> Option<Position> {
+    /// The last record that was read.
+    pub fn last_record(&self) -> Option<Position> {
         Some(Position {
             offset: self.last_offset?,
             timestamp_ms: self.last_timestamp,
@@ -136,17 +131,19 @@ impl OffsetRow {
     }
 }
 
-/// Makes the rows of a group that reads a topic for the first time, or of a partition that was added.
+/// Creates the rows of a group that reads a topic for the first time, or of a partition that was added to the topic.
 ///
-/// `lows` are the low watermarks of all partitions of the topic. All rows are made at once: a partition whose row is
-/// missing beside others is a new one, and a new partition is read from 0.
+/// `lows` are the low watermarks of all partitions of the topic. All rows are created at once. If only some rows are
+/// missing, their partitions are new, and a new partition is read from 0.
+///
+/// Returns `Ok(Some(reason))` if an operator has to decide instead.
 ///
 /// # Errors
-/// Fails as the database does; `Ok(Some(reason))` where only an operator may decide.
+/// Returns the database's error.
 pub fn initialise(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    lows: &[(i32, i64)],
+    lows: &[(Partition, Offset)],
 ) -> QueryResult<Option<String>> {
     connection.transaction(|connection| {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1)")
@@ -156,26 +153,39 @@ pub fn initialise(
         if known.only_others() {
             return Ok(Some(another_group_has_read(consumer)));
         }
-        let rows: Vec<_> = lows
-            .iter()
-            .map(|(partition, low)| {
-                (
-                    consumer_offsets::group_id.eq(&consumer.group_id),
-                    consumer_offsets::topic.eq(&consumer.topic),
-                    consumer_offsets::partition.eq(*partition),
-                    consumer_offsets::next_offset.eq(if known.ours { 0 } else { *low }),
-                )
-            })
-            .collect();
+        let start = |low| if known.ours { Offset(0) } else { low };
+        let starts = (lows.iter()).map(|(partition, low)| (*partition, start(*low)));
         diesel::insert_into(consumer_offsets::table)
-            .values(rows)
+            .values(new_rows(consumer, starts))
             .on_conflict_do_nothing()
             .execute(connection)?;
         Ok(None)
     })
 }
 
-/// Who has rows of the topic.
+type NewRow<'a> = (
+    dsl::Eq<consumer_offsets::group_id, &'a String>,
+    dsl::Eq<consumer_offsets::topic, &'a String>,
+    dsl::Eq<consumer_offsets::partition, Partition>,
+    dsl::Eq<consumer_offsets::next_offset, Offset>,
+);
+
+fn new_rows(
+    consumer: &Consumer,
+    starts: impl Iterator<Item = (Partition, Offset)>,
+) -> Vec<NewRow<'_>> {
+    let row = |(partition, next_offset)| {
+        (
+            consumer_offsets::group_id.eq(&consumer.group_id),
+            consumer_offsets::topic.eq(&consumer.topic),
+            consumer_offsets::partition.eq(partition),
+            consumer_offsets::next_offset.eq(next_offset),
+        )
+    };
+    starts.map(row).collect()
+}
+
+/// Which groups have rows for the topic.
 struct KnownRows {
     ours: bool,
     others: bool,
@@ -187,8 +197,8 @@ impl KnownRows {
     }
 }
 
-/// In one statement: between two, another member of our group may make the rows, which would then look like another
-/// group's.
+/// Reads them in one statement: between two statements another member of our group may create the rows, which would then
+/// look like those of another group.
 fn known_rows(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<KnownRows> {
     let groups: Vec<String> = consumer_offsets::table
         .filter(consumer_offsets::topic.eq(&consumer.topic))
@@ -205,20 +215,20 @@ fn known_rows(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult
 
 fn another_group_has_read(consumer: &Consumer) -> String {
     format!(
-        "another group has read topic {}: a new group would replay all of it over PUTs and DELETEs; use that \
-         group's KAFKA_GROUP_ID, or say where to start with `ingestor offsets init`",
+        "another group has read topic {}, and a new group would replay all of it over PUTs and DELETEs: set \
+         KAFKA_GROUP_ID to that group, or set where to start with `ingestor offsets init`",
         consumer.topic
     )
 }
 
-/// Looks whether a partition may be claimed; locks nothing and asks no broker.
+/// Returns whether a partition may be claimed. Locks nothing and asks no broker.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn standing(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
 ) -> QueryResult<Standing> {
     let row = row_of!(consumer, partition)
         .select(OffsetRow::as_select())
@@ -241,11 +251,11 @@ pub fn standing(
     }))
 }
 
-/// Why an operator has to decide first.
+/// Returns why an operator has to decide first, if so.
 fn stopped(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
     row: &OffsetRow,
 ) -> QueryResult<Option<String>> {
     if row.halted {
@@ -254,18 +264,18 @@ fn stopped(
     Ok(open_incident(connection, consumer, partition)?.map(|incident| incident.detail))
 }
 
-/// Claims a partition: raises its epoch, so that batches of the owner before are refused.
+/// Claims a partition: raises its epoch, so that batches of the previous owner are rejected.
 ///
-/// `confirmed` says that this is the second look.
+/// `is_confirmed` says that this is the second look at the brokers' offsets.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn claim(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
     sighting: &Sighting,
-    confirmed: bool,
+    is_confirmed: bool,
 ) -> QueryResult<ClaimOutcome> {
     connection.transaction(|connection| {
         let row = lock_row(connection, consumer, partition)?;
@@ -273,32 +283,25 @@ pub fn claim(
             return Ok(ClaimOutcome::Stopped(reason));
         }
         if row.incarnation != sighting.incarnation {
-            // An operator has accepted a new topic since we looked.
+            // An operator has accepted an incident since we looked.
             return Ok(ClaimOutcome::Doubtful);
         }
         if let Some(gap) = find_gap(&row, sighting) {
-            if !gap.certain && !confirmed {
+            if !gap.is_certain && !is_confirmed {
                 return Ok(ClaimOutcome::Doubtful);
             }
-            return incidents::record(
-                connection,
-                consumer,
-                partition,
-                &row,
-                sighting.watermarks,
-                &gap,
-            )
-            .map(ClaimOutcome::Incident);
+            return incidents::record(connection, consumer, partition, &row, sighting, &gap)
+                .map(ClaimOutcome::Incident);
         }
         diesel::update(row_of!(consumer, partition))
             .set((
-                consumer_offsets::epoch.eq(row.epoch + 1),
+                consumer_offsets::epoch.eq(row.epoch.next()),
                 consumer_offsets::owner.eq(consumer.owner),
-                consumer_offsets::updated_at.eq(diesel::dsl::now),
+                consumer_offsets::updated_at.eq(dsl::now),
             ))
             .execute(connection)?;
         Ok(ClaimOutcome::Claimed(Claim {
-            epoch: row.epoch + 1,
+            epoch: row.epoch.next(),
             next_offset: row.next_offset,
             incarnation: row.incarnation,
             consecutive_bad: row.consecutive_bad,
@@ -308,37 +311,38 @@ pub fn claim(
     })
 }
 
-/// What an operator reads of a partition whose breaker has tripped.
-pub fn halted_reason(partition: i32) -> String {
+/// Tells an operator that a partition's breaker has tripped.
+pub fn halted_reason(partition: Partition) -> String {
     format!(
-        "halted: too many bad messages in a row; once the producer is mended, `ingestor offsets resume --partition \
+        "halted: too many bad messages in a row; correct the producer, then run `ingestor offsets resume --partition \
          {partition}`"
     )
 }
 
-/// Where the partition stands, if it is still ours under this epoch. Waits for a COMMIT of ours that may still be
-/// running on the server.
+/// Returns the partition's offset if the partition is still ours under this epoch, otherwise `None`. Waits for a COMMIT
+/// of ours that may still be running on the server.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn reread(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
-    epoch: i64,
-) -> QueryResult<Option<i64>> {
+    partition: Partition,
+    epoch: Epoch,
+) -> QueryResult<Option<Offset>> {
     connection.transaction(|connection| {
         let row = lock_row(connection, consumer, partition)?;
-        let ours = row.epoch == epoch && row.owner == Some(consumer.owner) && !row.halted;
-        Ok(ours.then_some(row.next_offset))
+        let is_ours = row.epoch == epoch && row.owner == Some(consumer.owner) && !row.halted;
+        Ok(is_ours.then_some(row.next_offset))
     })
 }
 
-/// First statement of a batch's transaction: moves the offset, or raises where the partition is not ours any more or
-/// not where we believe. `halts` stops the partition behind the batch until an operator resumes it.
+/// The fence, which is the first statement of a batch's transaction: advances the offset, or raises an error if the
+/// partition is not ours any more or not at the batch's start. `halts` stops the partition after the batch until an
+/// operator resumes it.
 ///
 /// # Errors
-/// Fails as the database does; [`is_fence`] knows the refusal.
+/// Returns the database's error; [`is_fence`] recognises the fence's.
 pub fn advance(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -363,7 +367,7 @@ pub fn advance(
     .map(|_| ())
 }
 
-/// Whether an error is the refusal of [`advance`].
+/// Returns whether an error was raised by the fence, see [`advance`].
 pub fn is_fence(error: &DieselError) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
         if information.constraint_name() == Some(FENCE_CONSTRAINT))

@@ -9,56 +9,48 @@ use tracing::error;
 use warp::http::{Response, StatusCode};
 use warp::{Filter, Rejection};
 
+use crate::board::{Board, Health};
 use crate::metrics::Metrics;
-use crate::status::{Health, Status};
 
-/// Media type of what `prometheus-client` writes.
+/// The media type of what `prometheus-client` writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves until `finished`.
+/// Serves the port until `finished`.
 pub async fn serve(
     listener: TcpListener,
-    status: Arc<Status>,
+    board: Arc<Board>,
     metrics: Arc<Metrics>,
     finished: CancellationToken,
 ) {
-    // An operator's connection that is left open must not keep the process.
+    // A connection that an operator leaves open must not keep the process alive.
     tokio::select! {
-        () = warp::serve(routes(status, metrics)).incoming(listener).run() => {}
+        () = warp::serve(routes(board, metrics)).incoming(listener).run() => {}
         () = finished.cancelled() => {}
     }
 }
 
 fn routes(
-    status: Arc<Status>,
+    board: Arc<Board>,
     metrics: Arc<Metrics>,
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone + Send + Sync + 'static {
     let live = warp::path!("livez").map(|| json_response(StatusCode::OK, &json!({"status": "ok"})));
-    let of_health = status.clone();
-    let health = warp::path!("health").map(move || health_response(&of_health));
-    let ready = warp::path!("readyz").map(move || health_response(&status));
+    let health = warp::path!("health").or(warp::path!("readyz")).unify();
+    let health = health.map(move || health_response(&board));
     let measured = warp::path!("metrics").map(move || metrics_response(&metrics));
-    live.or(health)
-        .unify()
-        .or(ready)
-        .unify()
-        .or(measured)
-        .unify()
+    live.or(health).unify().or(measured).unify()
 }
 
-/// Down is 503; degraded is 200, because all processes would leave a balancer together.
-fn health_response(status: &Status) -> Response<String> {
-    let (health, checks) = status.health();
+/// Down is 503. Degraded is 200: otherwise a balancer would lose all processes at once.
+fn health_response(board: &Board) -> Response<String> {
+    let (health, checks) = board.health();
     let code = if health == Health::Down {
         StatusCode::SERVICE_UNAVAILABLE
     } else {
         StatusCode::OK
     };
     let version = env!("CARGO_PKG_VERSION");
-    json_response(
-        code,
-        &json!({"status": health.as_str(), "checks": checks, "version": version}),
-    )
+    let body = json!({"status": health.as_str(), "checks": checks, "version": version});
+    json_response(code, &body)
 }
 
 fn json_response(code: StatusCode, body: &serde_json::Value) -> Response<String> {

@@ -1,79 +1,105 @@
-//! The poll thread: owns the consumer and the state of every assigned partition.
+//! The poll thread: owns the consumer, and fills the batches of every assigned partition.
 //!
-//! It takes what the group decides, has partitions claimed, turns records into batches and hands them to the writers.
-//! It never waits for the database: a member that does not poll is evicted.
+//! It follows the group's decisions, has partitions claimed, turns records into batches and gives them to the writers. It
+//! never waits for the database, because the group evicts a member that does not poll.
 
 mod memory;
 mod partition;
 mod reading;
-mod start;
 mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rdkafka::Offset;
+use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
+use shared::throttle::Throttle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use crate::batch::{self, Reading};
-use crate::config::BatchSettings;
-use crate::consumer::{GroupConsumer, RebalanceEvent, partition_list};
-use crate::current::Current;
+use crate::board::{Board, Cause};
+use crate::config::{BatchSettings, RunConfig};
 use crate::dead_letters::DeadLetter;
 use crate::failpoints::{self, Phase};
+use crate::kafka::{GroupConsumer, RebalanceEvent, partition_list};
 use crate::metrics::Metrics;
-use crate::status::Status;
-use crate::writer::{Report, Task};
+use crate::record::{self, Offset, Partition, Reading};
+use crate::writer::{Report, Task, WriterContext, Writers};
 use memory::{MemoryBudget, Pressure};
-use partition::{Partition, State};
+use partition::AssignedPartition;
 
-/// Writer threads, each with a connection. While some wait for their COMMIT to reach the disk, one after another because
-/// of the lock that a notifying COMMIT takes, the others keep PostgreSQL busy.
-const WRITERS: usize = 4;
-
-/// Most time in one poll while nothing is under way, and while a writer may answer.
+/// The most time of one poll while nothing is under way, and while a writer may answer.
 const IDLE_POLL: Duration = Duration::from_millis(50);
 const BUSY_POLL: Duration = Duration::from_millis(2);
-/// Records between two looks at everything else.
+/// The number of records after which the poll thread looks at everything else.
 const RECORDS_PER_TURN: usize = 64;
-/// How often Kafka's committed offsets, a mirror for lag tools, are brought up to date.
+/// How often Kafka's committed offsets, a mirror for lag tools, are updated.
 const MIRROR_INTERVAL: Duration = Duration::from_secs(5);
-/// A stopped partition's row is looked at again so often: an operator who has decided waits for it.
+/// How often the row of a stopped partition is looked at again. An operator who has decided waits for it.
 const STOPPED_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// A partition that was lost is claimed again after a while: if somebody else owns it, the group tells us meanwhile.
+/// When a lost partition is claimed again. If another process owns it, the group tells us meanwhile.
 const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The poll thread's state.
+/// The poll thread.
 pub struct Poller {
     consumer: GroupConsumer,
     topic: String,
-    batch: BatchSettings,
-    partitions: BTreeMap<i32, Partition>,
-    current: Arc<Current>,
+    settings: BatchSettings,
+    partitions: BTreeMap<Partition, AssignedPartition>,
+    board: Arc<Board>,
     budget: MemoryBudget,
-    writers: Vec<Sender<Task>>,
-    writer_threads: Vec<std::thread::JoinHandle<()>>,
+    writers: Writers,
     reports_rx: Receiver<Report>,
     suspicions_rx: Receiver<Reading>,
-    status: Arc<Status>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     last_mirror_at: Instant,
-    last_trouble_report: Option<Instant>,
+    trouble_reports: Throttle,
 }
 
 impl Poller {
+    /// Starts the writers and subscribes. The poller claims every reading again that it receives from `suspicions_rx`.
+    ///
+    /// # Errors
+    /// Returns an error if a thread cannot be started, or if the client rejects the topic's name.
+    pub fn start(
+        config: &RunConfig,
+        consumer: GroupConsumer,
+        context: &WriterContext,
+        suspicions_rx: Receiver<Reading>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let (writers, reports_rx) = Writers::start(context)?;
+        let topic = config.kafka.topic.clone();
+        consumer.subscribe(&[&topic]).context("cannot subscribe")?;
+        context.board.set_running();
+        info!(kafka.topic = topic, kafka.group = config.kafka.group_id, owner = %context.consumer.owner, "subscribed");
+        Ok(Self {
+            consumer,
+            topic,
+            settings: config.batch,
+            partitions: BTreeMap::new(),
+            board: Arc::clone(&context.board),
+            budget: MemoryBudget::new(config.memory),
+            writers,
+            reports_rx,
+            suspicions_rx,
+            metrics: Arc::clone(&context.metrics),
+            shutdown,
+            last_mirror_at: Instant::now(),
+            trouble_reports: Throttle::for_reports(),
+        })
+    }
+
     /// Works until shutdown, then finishes what is under way and leaves the group.
     ///
     /// # Errors
-    /// Fails where only a restart helps: the client cannot go on, or a writer has died.
+    /// Returns an error if only a restart helps: the client cannot continue, or a writer has died.
     pub fn run(mut self) -> anyhow::Result<()> {
         while !self.shutdown.is_cancelled() {
             self.take_turn()?;
@@ -87,11 +113,18 @@ impl Poller {
             self.follow_writer(report)?;
         }
         while let Ok(reading) = self.suspicions_rx.try_recv() {
-            if self.current.is(reading) {
-                self.stop_reading(reading, "suspected", Duration::ZERO)?;
+            if self.board.is_current(reading) {
+                self.stop_reading(reading, Cause::Suspected, Duration::ZERO)?;
             }
         }
-        self.claim_due();
+        for partition in self.board.due_claims() {
+            self.begin_claim(partition);
+        }
+        let counts = self.board.counts();
+        let gauge = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.assigned_partitions.set(gauge(counts.assigned));
+        let not_running = counts.assigned - counts.running;
+        self.metrics.paused_partitions.set(gauge(not_running));
         self.pass_ends()?;
         self.hand_over_due()?;
         self.mirror_offsets();
@@ -100,10 +133,13 @@ impl Poller {
             Pressure::Wait => return self.wait_for_writers(),
             Pressure::Pause => self.set_paused(true)?,
         }
-        let mut timeout = self.poll_timeout();
+        self.poll_records(self.poll_timeout(counts.claiming > 0))
+    }
+
+    fn poll_records(&mut self, mut timeout: Duration) -> anyhow::Result<()> {
         let most_bytes = self.budget.used_bytes() + self.budget.batch_bytes();
         for _ in 0..RECORDS_PER_TURN {
-            // Sixty-four large records would go far beyond the budget.
+            // Sixty-four large records would exceed the budget by far.
             if self.budget.used_bytes() >= most_bytes {
                 break;
             }
@@ -114,8 +150,8 @@ impl Poller {
             match event {
                 Ok(message) => Self::take(&mut self.partitions, &mut self.budget, &message),
                 Err(KafkaError::PartitionEOF(number)) => {
-                    if let Some(partition) = self.partitions.get_mut(&number) {
-                        partition.at_end = true;
+                    if let Some(partition) = self.partitions.get_mut(&Partition(number)) {
+                        partition.is_at_end = true;
                     }
                 }
                 Err(error) => self.trouble(&error)?,
@@ -124,35 +160,31 @@ impl Poller {
         Ok(())
     }
 
-    fn poll_timeout(&self) -> Duration {
-        let busy = self
-            .partitions
-            .values()
-            .any(|partition| partition.is_busy());
-        let age_left = self
-            .partitions
-            .values()
-            .filter_map(|partition| partition.age_left(self.batch.max_age))
+    fn poll_timeout(&self, is_claiming: bool) -> Duration {
+        let mut partitions = self.partitions.values();
+        let is_busy = is_claiming || partitions.any(AssignedPartition::has_handed_over);
+        let age_left = (self.partitions.values())
+            .filter_map(|partition| partition.age_left(self.settings.max_age))
             .min();
-        let longest = if busy { BUSY_POLL } else { IDLE_POLL };
+        let longest = if is_busy { BUSY_POLL } else { IDLE_POLL };
         age_left.map_or(longest, |left| up_to_next_ms(left).min(longest))
     }
 
-    /// Takes over what the rebalance callbacks left.
+    /// Handles what the rebalance callbacks left.
     fn follow_group(&mut self) -> anyhow::Result<()> {
         for event in self.consumer.context().take_rebalance_events() {
             match event {
-                RebalanceEvent::Assigned(numbers) => {
-                    info!(kafka.partitions = ?numbers, "assigned");
-                    for number in numbers {
-                        self.partitions.insert(number, Partition::new());
-                        self.begin_claim(number);
+                RebalanceEvent::Assigned(partitions) => {
+                    info!(kafka.partitions = ?numbers(&partitions), "assigned");
+                    for partition in partitions {
+                        self.partitions.insert(partition, AssignedPartition::new());
+                        self.begin_claim(partition);
                     }
                 }
-                RebalanceEvent::Revoked(numbers) => {
-                    info!(kafka.partitions = ?numbers, "revoked");
-                    for number in numbers {
-                        self.release(number);
+                RebalanceEvent::Revoked(partitions) => {
+                    info!(kafka.partitions = ?numbers(&partitions), "revoked");
+                    for partition in partitions {
+                        self.release(partition);
                     }
                 }
                 RebalanceEvent::Failed(reason) => {
@@ -160,51 +192,25 @@ impl Poller {
                 }
             }
         }
-        let assigned = i64::try_from(self.partitions.len()).unwrap_or(i64::MAX);
-        self.metrics.assigned_partitions.set(assigned);
-        self.metrics.paused_partitions.set(self.not_running());
         Ok(())
     }
 
-    fn not_running(&self) -> i64 {
-        let not_running = self
-            .partitions
-            .values()
-            .filter(|partition| !matches!(partition.state, State::Running(_)));
-        i64::try_from(not_running.count()).unwrap_or(i64::MAX)
-    }
-
-    fn release(&mut self, number: i32) {
-        self.current.end(number);
-        self.send(number, Task::Release { partition: number });
-        if let Some(mut partition) = self.partitions.remove(&number) {
-            self.budget.free(partition.drop_batch());
-        }
-        self.status.forget(number);
-    }
-
-    /// Begins a new reading: what was read before is dropped, the partition stays paused until it is claimed.
-    fn begin_claim(&mut self, number: i32) {
-        let reading = self.current.begin(number);
-        if let Some(partition) = self.partitions.get_mut(&number) {
-            self.budget.free(partition.drop_batch());
-            partition.state = State::Claiming;
-            // One that is stopped stays so, for operators, until its claim has succeeded.
-            if partition.stopped.is_none() {
-                self.status.set_state(number, "claiming");
-            }
-            self.send(number, Task::Claim(reading));
+    fn release(&mut self, partition: Partition) {
+        self.board.release(partition);
+        // A writer that has died is noticed when a batch is handed over.
+        self.writers.send(Task::Release(partition)).ok();
+        if let Some(mut assigned) = self.partitions.remove(&partition) {
+            self.budget.free(assigned.drop_batch());
         }
     }
 
-    fn claim_due(&mut self) {
-        let due: Vec<i32> = (self.partitions.iter())
-            .filter(|(_, partition)| matches!(partition.state, State::Waiting { until } if until <= Instant::now()))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in due {
-            self.begin_claim(number);
+    /// Begins a new reading: what was read before is dropped, and the partition stays paused until it is claimed.
+    fn begin_claim(&mut self, partition: Partition) {
+        let reading = self.board.begin_claim(partition);
+        if let Some(assigned) = self.partitions.get_mut(&partition) {
+            self.budget.free(assigned.drop_batch());
         }
+        self.writers.send(Task::Claim(reading)).ok();
     }
 
     fn follow_writer(&mut self, report: Report) -> anyhow::Result<()> {
@@ -212,7 +218,7 @@ impl Poller {
             Report::Claimed {
                 reading,
                 next_offset,
-            } if self.current.is(reading) => self.start_reading(reading, next_offset)?,
+            } if self.board.is_current(reading) => self.start_reading(reading, next_offset)?,
             Report::Stored {
                 reading,
                 next_offset,
@@ -220,109 +226,98 @@ impl Poller {
                 size_bytes,
             } => {
                 self.budget.free(size_bytes);
-                if let Some(partition) = self.partition_of(reading) {
-                    partition.stored(next_offset, at);
-                }
+                self.note_stored(reading, next_offset, at);
             }
             Report::Dropped { size_bytes } => self.budget.free(size_bytes),
-            Report::Lost { reading } if self.current.is(reading) => {
-                self.stop_reading(reading, "lost", LOST_RETRY_INTERVAL)?
+            Report::Lost { reading } if self.board.is_current(reading) => {
+                self.stop_reading(reading, Cause::Lost, LOST_RETRY_INTERVAL)?;
             }
-            Report::Stopped { reading, reason } if self.current.is(reading) => {
-                self.stop_reading(reading, &reason, STOPPED_RETRY_INTERVAL)?;
-                let number = reading.partition;
-                let partition = self.partitions.get_mut(&number);
-                let before =
-                    partition.and_then(|partition| partition.stopped.replace(reason.clone()));
+            Report::Stopped { reading, reason } if self.board.is_current(reading) => {
+                let cause = Cause::Stopped(reason.clone());
+                let before = self.stop_reading(reading, cause, STOPPED_RETRY_INTERVAL)?;
                 if before.as_ref() != Some(&reason) {
                     error!(
-                        kafka.partition = number,
+                        kafka.partition = reading.partition.0,
                         "the partition is not read: {reason}"
                     );
                 }
             }
-            // Of a reading that does not count any more.
+            // The reading does not count any more.
             Report::Claimed { .. } | Report::Lost { .. } | Report::Stopped { .. } => {}
         }
         Ok(())
     }
 
-    fn partition_of(&mut self, reading: Reading) -> Option<&mut Partition> {
-        if self.current.is(reading) {
-            self.partitions.get_mut(&reading.partition)
-        } else {
-            None
+    fn note_stored(&mut self, reading: Reading, next_offset: Offset, at: Instant) {
+        if self.board.is_current(reading)
+            && let Some(partition) = self.partitions.get_mut(&reading.partition)
+        {
+            partition.stored(next_offset, at);
         }
     }
 
     /// Puts a record into its partition's batch.
     fn take(
-        partitions: &mut BTreeMap<i32, Partition>,
+        partitions: &mut BTreeMap<Partition, AssignedPartition>,
         budget: &mut MemoryBudget,
         message: &BorrowedMessage<'_>,
     ) {
-        let Some(partition) = partitions.get_mut(&message.partition()) else {
+        let Some(partition) = partitions.get_mut(&Partition(message.partition())) else {
             return;
         };
-        partition.at_end = false;
-        let Some(open) = partition.batch_mut() else {
+        partition.is_at_end = false;
+        let Some(open) = &mut partition.batch else {
             return;
         };
-        if !open.is_new(message.offset()) {
+        if !open.is_new(Offset(message.offset())) {
             return;
         }
         let size_before = open.size_bytes;
-        match batch::decode(message.payload()) {
+        match record::decode(message.payload()) {
             Ok(order) => open.push_order(order, message.detach()),
             Err(refusal) => open.push_dead_letter(DeadLetter::new(message, refusal)),
         }
         budget.take(open.size_bytes - size_before);
     }
 
-    /// At the end of a partition its offset moves past transaction markers, so that lag at rest is 0.
+    /// At the end of a partition, moves its offset past transaction markers, so that the lag at rest is 0.
     ///
-    /// Only where the partition rests there. A position is asked of another thread of the client, and in a stream of single
-    /// messages every one is the end for a moment: this thread waited a thousand times a second.
+    /// This is done only if the partition rests there. Another thread of the client answers the question for the position,
+    /// and in a stream of single messages every message is the end for a moment: this thread would wait a thousand times a
+    /// second.
     fn pass_ends(&mut self) -> KafkaResult<()> {
-        if !self.partitions.values().any(Partition::rests_at_end) {
+        let mut partitions = self.partitions.values();
+        if !partitions.any(AssignedPartition::rests_at_end) {
             return Ok(());
         }
         let positions = self.consumer.position()?;
-        for (number, partition) in &mut self.partitions {
-            if !partition.rests_at_end() {
+        for (partition, assigned) in &mut self.partitions {
+            if !assigned.rests_at_end() {
                 continue;
             }
-            partition.at_end = false;
+            assigned.is_at_end = false;
             let position = positions
-                .find_partition(&self.topic, *number)
+                .find_partition(&self.topic, partition.0)
                 .map(|element| element.offset());
-            if let (Some(Offset::Offset(position)), Some(open)) = (position, partition.batch_mut())
+            if let (Some(KafkaOffset::Offset(position)), Some(open)) =
+                (position, &mut assigned.batch)
             {
-                open.reach(position);
+                open.reach(Offset(position));
             }
         }
         Ok(())
     }
 
-    /// Hands over every batch that is full, or old while its writer has nothing of the partition.
+    /// Hands over every batch that is full, or that is old while its writer has no other batch of the partition.
     fn hand_over_due(&mut self) -> anyhow::Result<()> {
         let batch_bytes = self.budget.batch_bytes();
-        for (number, partition) in &mut self.partitions {
-            if let Some(batch) = partition.take_due(self.batch, batch_bytes) {
+        for partition in self.partitions.values_mut() {
+            if let Some(batch) = partition.take_due(self.settings, batch_bytes) {
                 failpoints::reached(Phase::Steady);
-                let writer = &self.writers[writer_of(*number)];
-                writer
-                    .send(Task::Store(batch))
-                    .ok()
-                    .context("a writer has died")?;
+                self.writers.send(Task::Store(batch))?;
             }
         }
         Ok(())
-    }
-
-    fn send(&self, number: i32, task: Task) {
-        // A writer that has died is noticed where batches are handed over.
-        self.writers[writer_of(number)].send(task).ok();
     }
 
     fn wait_for_writers(&mut self) -> anyhow::Result<()> {
@@ -333,7 +328,7 @@ impl Poller {
         }
     }
 
-    /// Tells Kafka what is stored, for lag tools; nobody reads it back.
+    /// Tells Kafka what is stored. This is for lag tools; nobody reads it back.
     fn mirror_offsets(&mut self) {
         if self.last_mirror_at.elapsed() < MIRROR_INTERVAL {
             return;
@@ -343,9 +338,9 @@ impl Poller {
     }
 
     fn commit_mirror(&mut self, mode: CommitMode) {
-        let stored: Vec<(i32, Offset)> = (self.partitions.iter_mut())
-            .filter_map(|(number, partition)| {
-                Some((*number, Offset::Offset(partition.take_unmirrored()?)))
+        let stored: Vec<(Partition, Option<Offset>)> = (self.partitions.iter_mut())
+            .filter_map(|(partition, assigned)| {
+                Some((*partition, Some(assigned.take_unmirrored()?)))
             })
             .collect();
         if stored.is_empty() {
@@ -354,28 +349,21 @@ impl Poller {
         let committed =
             partition_list(&self.topic, stored).and_then(|list| self.consumer.commit(&list, mode));
         if let Err(error) = committed {
-            debug!("Kafka did not take the mirror of the offsets: {error}");
+            debug!("Kafka did not accept the mirror of the offsets: {error}");
         }
     }
 
-    /// Hands over what is read, waits for the writers, leaves the group. The caller bounds the time.
+    /// Hands over what was read, waits for the writers, and leaves the group. The caller limits the time.
     fn finish(mut self) -> anyhow::Result<()> {
-        for (number, partition) in &mut self.partitions {
+        for partition in self.partitions.values_mut() {
             if let Some(batch) = partition.take_any() {
-                // A writer that has died stores nothing, and the batch is read again.
-                self.writers[writer_of(*number)]
-                    .send(Task::Store(batch))
-                    .ok();
+                // A writer that has died stores nothing, and the batch is read again later.
+                self.writers.send(Task::Store(batch)).ok();
             }
         }
         failpoints::reached(Phase::Drain);
-        self.current.stop();
-        self.writers.clear();
-        for thread in self.writer_threads.drain(..) {
-            if thread.join().is_err() {
-                bail!("a writer has panicked");
-            }
-        }
+        self.board.set_stopping();
+        self.writers.finish()?;
         while let Ok(report) = self.reports_rx.try_recv() {
             if let Report::Stored {
                 reading,
@@ -383,9 +371,8 @@ impl Poller {
                 at,
                 ..
             } = report
-                && let Some(partition) = self.partition_of(reading)
             {
-                partition.stored(next_offset, at);
+                self.note_stored(reading, next_offset, at);
             }
         }
         self.commit_mirror(CommitMode::Sync);
@@ -393,13 +380,13 @@ impl Poller {
     }
 }
 
-/// The client counts in whole milliseconds: rounded down, the last one would be spent polling in a tight loop.
+/// The partitions as the log shows them.
+fn numbers(partitions: &[Partition]) -> Vec<i32> {
+    partitions.iter().map(|partition| partition.0).collect()
+}
+
+/// The client counts in whole milliseconds. If the time were rounded down, the last one would be spent in a busy loop.
 fn up_to_next_ms(time: Duration) -> Duration {
     let ms = time.as_micros().div_ceil(1_000);
     Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX))
-}
-
-/// Partitions are pinned to writers, so that their batches stay in order.
-fn writer_of(partition: i32) -> usize {
-    usize::try_from(partition).unwrap_or_default() % WRITERS
 }

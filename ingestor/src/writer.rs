@@ -1,156 +1,229 @@
-//! Writer threads: each with its own connection, each with the partitions that are pinned to it.
+//! Writer threads. Each has its own connection, and the partitions that are pinned to it.
 //!
-//! A writer stores one batch after another, every one in one transaction (`transaction`). A database that is away or
-//! sick is waited for, for ever; a batch is given up only when its partition is not ours any more or the process stops.
+//! A writer stores one batch after another, each in one transaction ([`transaction`]). It retries for ever while the
+//! database is away or sick. It gives a batch up only if its partition is not ours any more or the process stops.
 
 mod claiming;
 mod isolation;
 mod transaction;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use diesel::PgConnection;
-use diesel::connection::SimpleConnection;
+use anyhow::{Context, bail};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
-use shared::db;
+use shared::throttle::Throttle;
 use tracing::{error, info, warn};
 
 pub use isolation::is_refusal;
 use transaction::Origin;
 pub use transaction::store_replayed;
 
-use crate::APPLICATION_NAME;
-use crate::batch::{Batch, Reading, Refusal};
-use crate::consumer::Probe;
-use crate::current::Current;
+use crate::batch::Batch;
+use crate::board::Board;
+use crate::database::Connection;
 use crate::failpoints::{self, Phase, Plant};
+use crate::kafka::Probe;
 use crate::metrics::{Metrics, RetryClass};
-use crate::offsets::{self, Claim, Consumer};
-use crate::status::Status;
+use crate::offsets::{self, Claim};
+use crate::record::{Consumer, Offset, Partition, Reading, Refusal};
 
-/// What the poll thread asks of a writer.
+/// The number of writers. While some wait for their COMMIT to reach the disk, one after another because of the lock that a
+/// notifying COMMIT takes, the others keep PostgreSQL busy.
+const WRITERS: usize = 4;
+
+/// A task that the poll thread gives to a writer.
 #[derive(Debug)]
 pub enum Task {
-    /// Claim the partition and say where to read on.
+    /// Claim the partition and report where to continue.
     Claim(Reading),
     /// Store the batch.
     Store(Batch),
-    /// The partition was taken from us.
-    Release {
-        /// Which.
-        partition: i32,
-    },
+    /// The group has taken the partition away.
+    Release(Partition),
 }
 
-/// What a writer answers.
+impl Task {
+    fn partition(&self) -> Partition {
+        match self {
+            Self::Claim(reading) => reading.partition,
+            Self::Store(batch) => batch.reading.partition,
+            Self::Release(partition) => *partition,
+        }
+    }
+}
+
+/// A writer's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The partition is ours.
     Claimed {
-        /// Which reading.
+        /// Its reading.
         reading: Reading,
-        /// Where to read on.
-        next_offset: i64,
+        /// The offset to continue from.
+        next_offset: Offset,
     },
     /// The partition must not be read.
     Stopped {
-        /// Which reading.
+        /// Its reading.
         reading: Reading,
         /// Why, for people.
         reason: String,
     },
     /// A batch is stored.
     Stored {
-        /// Which reading.
+        /// Its reading.
         reading: Reading,
-        /// What the database now says.
-        next_offset: i64,
-        /// When the database had it: the poll thread may hear of it later.
+        /// The partition's offset in the database.
+        next_offset: Offset,
+        /// When it was stored: the poll thread may read the report later.
         at: Instant,
-        /// Memory that came free.
+        /// The memory that is free again.
         size_bytes: usize,
     },
-    /// A batch was dropped, to be read again; its memory came free.
+    /// A batch was dropped and will be read again.
     Dropped {
-        /// Memory that came free.
+        /// The memory that is free again.
         size_bytes: usize,
     },
-    /// The partition is somebody else's, or not where we believed: claim it again if it is still assigned.
+    /// The partition belongs to another process, or its offset was changed. It must be claimed again if it is still
+    /// assigned.
     Lost {
-        /// Which reading.
+        /// Its reading.
         reading: Reading,
     },
 }
 
-/// An idle owner looks at its rows so often, so that a rewind or a failover reaches it.
+/// How often an idle owner reads its rows again, so that a rewind or a failover reaches it.
 const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a batch is tried again at once after another writer was quicker with one of its new orders; more is trouble.
+/// How often a batch is tried again at once after another process has inserted one of its new orders. More is trouble.
 const MAX_COLLISIONS: u32 = 5;
-/// How often trouble with the database is reported while it lasts.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// Most time for a statement; a batch takes milliseconds. Everything is found by a key: without statistics, in a database that
-/// nobody has analysed yet, the planner may still choose to read the whole table for every batch.
+/// A batch takes milliseconds, so a statement that takes a minute hangs. Every row is found by a key, but in a database
+/// without statistics the planner may still choose to read the whole table for every batch.
 const SESSION: &str = "SET statement_timeout = '60s'; SET enable_seqscan = off";
 
-/// What a writer needs.
-pub(crate) struct Writer {
-    /// Which of them it is.
-    pub(crate) number: usize,
-    pub(crate) consumer: Consumer,
-    pub(crate) database: DatabaseSettings,
-    /// Bad messages in a row beyond which a partition halts.
-    pub(crate) max_consecutive_bad: i64,
-    pub(crate) probe: Arc<Probe>,
-    pub(crate) current: Arc<Current>,
-    pub(crate) status: Arc<Status>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) reports_tx: Sender<Report>,
-    pub(crate) session: Session,
+/// What all writers need.
+#[derive(Clone)]
+pub struct WriterContext {
+    /// This process as a reader of the topic.
+    pub consumer: Consumer,
+    /// How to reach PostgreSQL.
+    pub database: DatabaseSettings,
+    /// A partition halts after more bad messages in a row than this.
+    pub max_consecutive_bad: i64,
+    /// Asks the brokers about partitions.
+    pub probe: Arc<Probe>,
+    /// The state of the process and of its partitions.
+    pub board: Arc<Board>,
+    /// Counts what the writers do.
+    pub metrics: Arc<Metrics>,
 }
 
-/// A writer's state: its connection and its claims.
-#[derive(Default)]
-pub(crate) struct Session {
-    connection: Option<PgConnection>,
-    claims: HashMap<i32, Owned>,
-    last_trouble_report: Option<Instant>,
+/// The writer threads, from the poll thread's side. Partitions are pinned to writers, so that their batches stay in order.
+pub struct Writers {
+    tasks_txs: Vec<Sender<Task>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-struct Owned {
-    reading: Reading,
-    claim: Claim,
-    last_confirmed_at: Instant,
+impl Writers {
+    /// Starts the threads, which report to the receiver.
+    ///
+    /// # Errors
+    /// Returns an error if a thread cannot be started.
+    pub fn start(context: &WriterContext) -> anyhow::Result<(Self, Receiver<Report>)> {
+        let (reports_tx, reports_rx) = mpsc::channel();
+        let mut writers = Self {
+            tasks_txs: Vec::new(),
+            threads: Vec::new(),
+        };
+        for number in 0..WRITERS {
+            let writer = Writer {
+                number,
+                connection: Connection::new(context.database.clone(), SESSION),
+                context: context.clone(),
+                reports_tx: reports_tx.clone(),
+                trouble: Throttle::for_reports(),
+            };
+            let (tasks_tx, tasks_rx) = mpsc::channel();
+            let thread = std::thread::Builder::new().name(format!("writer-{number}"));
+            let thread = thread
+                .spawn(move || writer.run(&tasks_rx))
+                .context("cannot start a writer")?;
+            writers.threads.push(thread);
+            writers.tasks_txs.push(tasks_tx);
+        }
+        Ok((writers, reports_rx))
+    }
+
+    /// Gives a task to the writer of its partition.
+    ///
+    /// # Errors
+    /// Returns an error if the writer has died.
+    pub fn send(&self, task: Task) -> anyhow::Result<()> {
+        self.tasks_txs[writer_of(task.partition())]
+            .send(task)
+            .ok()
+            .context("a writer has died")
+    }
+
+    /// Waits until the writers have done all their tasks.
+    ///
+    /// # Errors
+    /// Returns an error if a writer has panicked.
+    pub fn finish(&mut self) -> anyhow::Result<()> {
+        self.tasks_txs.clear();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                bail!("a writer has panicked");
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Why something was given up.
-enum GivenUp {
-    /// The partition is not ours any more, or the process stops.
-    NotCurrent,
+fn writer_of(partition: Partition) -> usize {
+    usize::try_from(partition.0).unwrap_or_default() % WRITERS
+}
+
+/// A writer.
+struct Writer {
+    number: usize,
+    context: WriterContext,
+    connection: Connection,
+    reports_tx: Sender<Report>,
+    /// Reports of trouble with the database. It has reported since the last success if there is trouble now.
+    trouble: Throttle,
 }
 
 impl Writer {
-    /// Works until the poll thread drops its end.
-    pub(crate) fn run(mut self, tasks_rx: &Receiver<Task>) {
+    /// Works until the poll thread drops its end of the channel.
+    fn run(mut self, tasks_rx: &Receiver<Task>) {
+        let number = self.number;
+        let is_ours = move |partition| writer_of(partition) == number;
         loop {
             match tasks_rx.recv_timeout(IDLE_REREAD_INTERVAL) {
                 Ok(Task::Claim(reading)) => self.claim(reading),
-                Ok(Task::Store(batch)) => self.store(batch),
-                Ok(Task::Release { partition }) => {
-                    self.session.claims.remove(&partition);
-                    if self.session.claims.is_empty() {
+                Ok(Task::Store(mut batch)) => {
+                    if !self.store_until_settled(&mut batch) {
+                        self.report(Report::Dropped {
+                            size_bytes: batch.size_bytes,
+                        });
+                    }
+                }
+                Ok(Task::Release(_)) => {
+                    if !self.context.board.has_claims(is_ours) {
                         // It has nothing to try any more.
-                        self.status.set_database_ok(self.number, true);
+                        self.context.board.set_database_ok(self.number, true);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.reread_idle();
+            self.reread_idle(is_ours);
         }
     }
 
@@ -159,34 +232,20 @@ impl Writer {
         self.reports_tx.send(report).ok();
     }
 
-    fn store(&mut self, mut batch: Batch) {
-        if let Err(GivenUp::NotCurrent) = self.store_until_settled(&mut batch) {
-            self.report(Report::Dropped {
-                size_bytes: batch.size_bytes,
-            });
-        }
-    }
-
-    /// Tries until the batch is stored or no longer ours to store.
-    fn store_until_settled(&mut self, batch: &mut Batch) -> Result<(), GivenUp> {
+    /// Tries until the batch is stored, or not ours to store any more. Returns whether it is stored.
+    fn store_until_settled(&mut self, batch: &mut Batch) -> bool {
         let mut backoff = Backoff::for_database();
-        let mut outcome_unknown = false;
+        let mut is_outcome_unknown = false;
         let mut collisions = 0;
         loop {
-            let owned = self
-                .session
-                .claims
-                .get(&batch.reading.partition)
-                .filter(|owned| owned.reading == batch.reading);
-            let Some(claim) = owned.map(|owned| owned.claim.clone()) else {
-                return Err(GivenUp::NotCurrent);
+            let board = &self.context.board;
+            // While the process stops, a database in trouble is not waited for: the batch is read again later.
+            let is_hopeless = board.is_stopping() && self.trouble.has_reported();
+            let claim = board.claim_of(batch.reading).filter(|_| !is_hopeless);
+            let Some(claim) = claim else {
+                return false;
             };
-            // While the process stops, a database in trouble is not waited for: the batch is read again.
-            let hopeless = self.current.is_stopping() && self.session.last_trouble_report.is_some();
-            if hopeless || !self.current.is(batch.reading) {
-                return Err(GivenUp::NotCurrent);
-            }
-            let step = if outcome_unknown {
+            let step = if is_outcome_unknown {
                 self.settle(batch, &claim)
             } else {
                 self.try_store(batch, &claim)
@@ -194,23 +253,23 @@ impl Writer {
             match step {
                 Ok(Step::Stored { .. }) if failpoints::is_planted(Plant::ReapplyBatch) => {}
                 Ok(Step::Stored { orders }) => {
-                    self.stored(batch, orders);
-                    return Ok(());
+                    self.stored(batch, &claim, orders);
+                    return true;
                 }
-                Ok(Step::NotStored) => outcome_unknown = false,
+                Ok(Step::NotStored) => is_outcome_unknown = false,
                 Ok(Step::Refused(refused)) => {
                     warn!(
-                        kafka.partition = batch.reading.partition,
-                        kafka.offsets = ?refused.iter().map(|(offset, _)| offset).collect::<Vec<_>>(),
-                        "a constraint of the database refuses orders: they become dead letters"
+                        kafka.partition = batch.reading.partition.0,
+                        kafka.offsets = ?refused.iter().map(|(offset, _)| offset.0).collect::<Vec<_>>(),
+                        "a constraint of the database rejects orders: they become dead letters"
                     );
                     batch.refuse(refused);
                 }
                 Ok(Step::Lost) => {
                     self.lose(batch.reading);
-                    return Err(GivenUp::NotCurrent);
+                    return false;
                 }
-                // Somebody has inserted one of its orders since we looked: now it is there to be locked.
+                // Another process has inserted one of its orders meanwhile: now the row exists and can be locked.
                 Err(Trouble::Query(DieselError::DatabaseError(
                     DatabaseErrorKind::UniqueViolation,
                     _,
@@ -218,31 +277,37 @@ impl Writer {
                 Err(trouble) => {
                     self.trouble(&trouble, "store a batch");
                     // The answer to a COMMIT may be what was lost.
-                    outcome_unknown = true;
-                    self.current.wait(backoff.next_delay());
+                    is_outcome_unknown = true;
+                    self.context.board.wait(backoff.next_delay());
                 }
             }
         }
     }
 
     fn try_store(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
-        let consumer = self.consumer.clone();
-        let halts = batch.bad_run(claim.consecutive_bad).longest > self.max_consecutive_bad;
+        let WriterContext {
+            consumer,
+            max_consecutive_bad,
+            metrics,
+            ..
+        } = &self.context;
+        let halts = batch.bad_run(claim.consecutive_bad).longest > *max_consecutive_bad;
         let started_at = Instant::now();
-        match transaction::store(self.connection()?, &consumer, claim, batch, halts) {
+        let connection = self.connection.get()?;
+        match transaction::store(connection, consumer, claim, batch, halts) {
             Ok(orders) => {
                 failpoints::reached(Phase::Committed);
-                self.metrics
+                metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());
                 Ok(Step::Stored { orders })
             }
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
-            Err(error) if isolation::is_refusal(&error) => {
-                let refused =
-                    isolation::find_refused(self.connection()?, batch, Origin::of(claim, batch))?;
+            Err(error) if is_refusal(&error) => {
+                let origin = Origin::of(claim, batch);
+                let refused = isolation::find_refused(connection, batch, origin)?;
                 if refused.is_empty() {
-                    // Refused and then not: no order is to blame.
+                    // The orders were rejected and then were not: none of them is to blame.
                     return Err(error.into());
                 }
                 Ok(Step::Refused(refused))
@@ -251,17 +316,10 @@ impl Writer {
         }
     }
 
-    /// Asks the database what came of a transaction whose outcome is unknown.
+    /// Asks the database about a transaction whose outcome is unknown.
     fn settle(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
-        let consumer = self.consumer.clone();
-        let next_offset = offsets::reread(
-            self.connection()?,
-            &consumer,
-            batch.reading.partition,
-            claim.epoch,
-        )?;
-        Ok(match next_offset {
-            // How many of them a replay left out is not known any more.
+        Ok(match self.reread(batch.reading.partition, claim)? {
+            // Nobody knows any more how many orders a replay left out.
             Some(offset) if offset == batch.new_next_offset => Step::Stored {
                 orders: batch.folded().len(),
             },
@@ -270,117 +328,96 @@ impl Writer {
         })
     }
 
-    fn stored(&mut self, batch: &Batch, orders: usize) {
+    fn reread(&mut self, partition: Partition, claim: &Claim) -> Result<Option<Offset>, Trouble> {
+        let connection = self.connection.get()?;
+        let consumer = &self.context.consumer;
+        Ok(offsets::reread(
+            connection,
+            consumer,
+            partition,
+            claim.epoch,
+        )?)
+    }
+
+    fn stored(&mut self, batch: &Batch, claim: &Claim, orders: usize) {
         self.healthy();
         let reading = batch.reading;
-        let mut halts = false;
-        if let Some(owned) = self.session.claims.get_mut(&reading.partition) {
-            let bad_run = batch.bad_run(owned.claim.consecutive_bad);
-            halts = bad_run.longest > self.max_consecutive_bad;
-            owned.claim.consecutive_bad = bad_run.trailing;
-            owned.claim.next_offset = batch.new_next_offset;
-            owned.last_confirmed_at = Instant::now();
-        }
-        self.metrics.batch_stored(batch, orders);
-        self.status
-            .set_position(reading.partition, batch.new_next_offset, batch.last_record);
+        let bad_run = batch.bad_run(claim.consecutive_bad);
+        let WriterContext { board, metrics, .. } = &self.context;
+        metrics.batch_stored(batch, orders);
+        let (next_offset, last_record) = (batch.new_next_offset, batch.last_record);
+        board.stored(reading, next_offset, last_record, bad_run.trailing);
         self.report(Report::Stored {
             reading,
-            next_offset: batch.new_next_offset,
+            next_offset,
             at: Instant::now(),
             size_bytes: batch.size_bytes,
         });
-        if halts {
-            self.session.claims.remove(&reading.partition);
+        if bad_run.longest > self.context.max_consecutive_bad {
+            board.withdraw_claim(reading);
             let reason = offsets::halted_reason(reading.partition);
             self.report(Report::Stopped { reading, reason });
         }
     }
 
     fn lose(&mut self, reading: Reading) {
-        self.metrics.fences.inc();
+        self.context.metrics.fences.inc();
         warn!(
-            kafka.partition = reading.partition,
+            kafka.partition = reading.partition.0,
             "fenced: another process has claimed the partition, or its offset was changed; what was read is dropped"
         );
-        self.session.claims.remove(&reading.partition);
+        self.context.board.withdraw_claim(reading);
         self.report(Report::Lost { reading });
     }
 
-    fn reread_idle(&mut self) {
-        let due: Vec<(Reading, Claim)> = (self.session.claims.values())
-            .filter(|owned| owned.last_confirmed_at.elapsed() >= IDLE_REREAD_INTERVAL)
-            .map(|owned| (owned.reading, owned.claim.clone()))
-            .collect();
-        for (reading, claim) in due {
-            let consumer = self.consumer.clone();
-            let reread = self.connection().and_then(|connection| {
-                offsets::reread(connection, &consumer, reading.partition, claim.epoch)
-                    .map_err(Trouble::from)
-            });
-            match reread {
+    fn reread_idle(&mut self, is_ours: impl Fn(Partition) -> bool) {
+        let board = Arc::clone(&self.context.board);
+        for (reading, claim) in board.unconfirmed_claims(IDLE_REREAD_INTERVAL, is_ours) {
+            match self.reread(reading.partition, &claim) {
                 Ok(Some(next_offset)) if next_offset == claim.next_offset => {
                     self.healthy();
-                    if let Some(owned) = self.session.claims.get_mut(&reading.partition) {
-                        owned.last_confirmed_at = Instant::now();
-                    }
+                    board.confirm(reading);
                 }
                 Ok(_) => self.lose(reading),
-                Err(trouble) => return self.trouble(&trouble, "look at the offsets"),
+                Err(trouble) => return self.trouble(&trouble, "read the offsets again"),
             }
         }
     }
 
-    fn connection(&mut self) -> Result<&mut PgConnection, Trouble> {
-        if self.session.connection.is_none() {
-            let mut connection = db::connect_blocking(&self.database, APPLICATION_NAME)?;
-            connection.batch_execute(SESSION)?;
-            self.session.connection = Some(connection);
-        }
-        self.session
-            .connection
-            .as_mut()
-            .ok_or_else(|| Trouble::Other(anyhow::anyhow!("no connection")))
-    }
-
     fn healthy(&mut self) {
-        self.status.set_database_ok(self.number, true);
-        if self.session.last_trouble_report.take().is_some() {
-            info!("the database is well again");
+        self.context.board.set_database_ok(self.number, true);
+        if self.trouble.has_reported() {
+            self.trouble.reset();
+            info!("the database works again");
         }
     }
 
-    /// Counts and reports once in a while; the next try gets a new connection.
+    /// Counts the trouble and reports it from time to time. The next attempt gets a new connection.
     fn trouble(&mut self, trouble: &Trouble, doing: &str) {
-        let class = trouble.class();
-        self.metrics.retried(class);
+        self.context.metrics.retried(trouble.class());
         if matches!(trouble, Trouble::Connect(_) | Trouble::Query(_)) {
-            self.status.set_database_ok(self.number, false);
+            self.context.board.set_database_ok(self.number, false);
         }
-        self.session.connection = None;
-        if self
-            .session
-            .last_trouble_report
-            .is_none_or(|at| at.elapsed() >= REPORT_INTERVAL)
-        {
-            self.session.last_trouble_report = Some(Instant::now());
-            error!("cannot {doing}, going on trying: {trouble}");
+        self.connection.close();
+        if self.trouble.is_due() {
+            error!("cannot {doing}, retrying: {trouble}");
         }
     }
 }
 
+/// The outcome of an attempt to store a batch.
 enum Step {
     Stored {
-        /// Written, superseded messages not counted.
+        /// Orders that were written, without superseded messages.
         orders: usize,
     },
     NotStored,
-    /// A constraint refuses these messages, by rising offset.
-    Refused(Vec<(i64, Refusal)>),
+    /// A constraint rejects these messages. They are sorted by offset.
+    Refused(Vec<(Offset, Refusal)>),
     Lost,
 }
 
-/// Everything that is waited for.
+/// Everything after which the writer retries.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
     #[error("cannot connect to the database: {0}")]

@@ -1,13 +1,13 @@
-//! Asks a person before something is changed.
+//! Asks the user before something is changed.
 
 use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Context, bail};
 
-/// Asks on the terminal, and goes on only after a typed `yes`. With `yes` nobody is asked.
+/// Asks on the terminal, and returns only after a typed `yes`. With `yes` it does not ask.
 ///
 /// # Errors
-/// Fails where the answer is another one, and where there is nobody to ask.
+/// Returns an error if the answer is not `yes`, or if standard input is no terminal.
 pub(super) fn confirm(question: &str, yes: bool) -> anyhow::Result<()> {
     if yes {
         return Ok(());
@@ -15,11 +15,11 @@ pub(super) fn confirm(question: &str, yes: bool) -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         bail!(
-            "{question}\nnobody can be asked, as standard input is no terminal: repeat it with --yes"
+            "{question}\nstandard input is not a terminal, so you cannot be asked: repeat the command with --yes"
         );
     }
     let mut stderr = std::io::stderr();
-    write!(stderr, "{question}\nType yes to go on: ")
+    write!(stderr, "{question}\nType yes to continue: ")
         .and_then(|()| stderr.flush())
         .context("cannot ask")?;
     let mut answer = String::new();

@@ -1,6 +1,6 @@
 //! `ingestor dead-letters list|show|replay|drop`.
 //!
-//! A daemon may run meanwhile: a letter is decided on in one transaction, by whoever comes first.
+//! A daemon may run meanwhile. Each letter is decided on in one transaction; of two commands the first one decides.
 
 mod print;
 
@@ -12,9 +12,9 @@ use diesel::PgConnection;
 use super::confirm::confirm;
 use super::operator_connection;
 use crate::config::{DeadLettersCommand, DecideArgs, Settings};
-use crate::dead_letters::replay::{self, DecideError, Outcome};
 use crate::dead_letters::stored::{self, LetterState, StoredLetter};
-use crate::offsets::Consumer;
+use crate::record::Consumer;
+use crate::replay::{self, DecideError, Outcome};
 
 pub(super) async fn dead_letters(
     settings: Settings,
@@ -26,7 +26,7 @@ pub(super) async fn dead_letters(
 fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<()> {
     let mut operator = Operator {
         connection: operator_connection(settings)?,
-        consumer: Consumer::of(&settings.kafka),
+        consumer: settings.kafka.new_consumer(),
     };
     match command {
         DeadLettersCommand::List {
@@ -37,11 +37,8 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
             json,
         } => {
             let filter = filter.into_filter(state);
-            let Operator {
-                connection,
-                consumer,
-            } = &mut operator;
-            let letters = stored::list(connection, consumer, &filter, before, limit)?;
+            let connection = &mut operator.connection;
+            let letters = stored::list(connection, &operator.consumer, &filter, before, limit)?;
             print::list(&letters, limit, json)
         }
         DeadLettersCommand::Show { id, payload, json } => operator.show(id, payload, json),
@@ -52,7 +49,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
 
 type Decide = fn(&mut PgConnection, &Consumer, i64, bool) -> Result<Outcome, DecideError>;
 
-/// A decision and its words.
+/// A decision, and the words in which the user is asked for it.
 struct Decision {
     verb: &'static str,
     consequence: &'static str,
@@ -61,13 +58,13 @@ struct Decision {
 
 const REPLAY: Decision = Decision {
     verb: "replay",
-    consequence: "their orders are stored where nothing newer is there; orders that were deleted come back",
+    consequence: "their orders are stored unless the stored order is newer; orders that were deleted are stored again",
     decide: replay::replay,
 };
 
 const DROP: Decision = Decision {
     verb: "drop",
-    consequence: "they stay in the table, and are not replayed any more",
+    consequence: "they stay in the table, but cannot be replayed any more",
     decide: replay::drop_letter,
 };
 
@@ -108,7 +105,9 @@ impl Operator {
             yes,
         } = arguments;
         if !all && !filter.is_empty() {
-            bail!("filters belong to --all; letters that are named by their numbers need none");
+            bail!(
+                "filters need --all: they do not apply to letters that are given by their numbers"
+            );
         }
         let ids = if all {
             let filter = filter.into_filter(Some(LetterState::New));
@@ -147,7 +146,7 @@ impl Operator {
         }
         println!("{}", counts.summary(dry_run));
         if counts.failed + counts.kept > 0 {
-            bail!("not all of them could be dealt with");
+            bail!("not all letters could be decided on");
         }
         Ok(())
     }
@@ -171,7 +170,7 @@ impl Counts {
             }
             Outcome::Superseded => {
                 self.superseded += 1;
-                "superseded: something newer is there"
+                "superseded: the stored order is newer"
             }
             Outcome::Dropped => {
                 self.dropped += 1;

@@ -1,6 +1,6 @@
 //! `ingestor offsets show|init|accept-gap|rewind|resume`.
 //!
-//! A daemon may run meanwhile: every change fences it, and it goes on from the changed row within seconds.
+//! A daemon may run meanwhile. Every change fences it, and it continues from the changed row within seconds.
 
 mod show;
 
@@ -10,9 +10,10 @@ use diesel::PgConnection;
 use super::confirm::confirm;
 use super::operator_connection;
 use crate::config::{OffsetsCommand, Settings, Start, Which};
-use crate::consumer::{Probe, Watermarks};
-use crate::offsets::operators::{self, Progress};
-use crate::offsets::{Consumer, Witness, open_incident};
+use crate::kafka::{Probe, Watermarks};
+use crate::offsets::operators;
+use crate::offsets::{OffsetRow, Witness, open_incident};
+use crate::record::{Consumer, Offset, Partition};
 
 pub(super) async fn offsets(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
     super::with_operator_checks(settings, move |settings| execute(settings, command)).await
@@ -22,7 +23,7 @@ fn execute(settings: &Settings, command: OffsetsCommand) -> anyhow::Result<()> {
     let mut operator = Operator {
         connection: operator_connection(settings)?,
         probe: Probe::new(&settings.kafka)?,
-        consumer: Consumer::of(&settings.kafka),
+        consumer: settings.kafka.new_consumer(),
     };
     match command {
         OffsetsCommand::Show { json } => operator.show(json),
@@ -30,8 +31,10 @@ fn execute(settings: &Settings, command: OffsetsCommand) -> anyhow::Result<()> {
             from,
             partition,
             yes,
-        } => operator.init(from, partition, yes),
-        OffsetsCommand::AcceptGap { partition, yes } => operator.accept_gap(partition, yes),
+        } => operator.init(from, partition.map(Partition), yes),
+        OffsetsCommand::AcceptGap { partition, yes } => {
+            operator.accept_gap(Partition(partition), yes)
+        }
         OffsetsCommand::Rewind { which, to, yes } => operator.rewind(&which, to, yes),
         OffsetsCommand::Resume { which, yes } => operator.resume(&which, yes),
     }
@@ -44,8 +47,8 @@ struct Operator {
 }
 
 impl Operator {
-    /// The group's rows; none is an error.
-    fn rows(&mut self) -> anyhow::Result<Vec<Progress>> {
+    /// Returns the group's rows, or an error if there are none.
+    fn rows(&mut self) -> anyhow::Result<Vec<OffsetRow>> {
         let rows = operators::list(&mut self.connection, &self.consumer)?;
         if rows.is_empty() {
             let Consumer {
@@ -53,9 +56,9 @@ impl Operator {
             } = &self.consumer;
             let others = operators::groups_of_topic(&mut self.connection, topic)?;
             let hint = if others.is_empty() {
-                "nobody has".to_owned()
+                "no group has".to_owned()
             } else {
-                format!("who has: {}", others.join(", "))
+                format!("these groups have: {}", others.join(", "))
             };
             bail!(
                 "group {group_id} has not read topic {topic} yet ({hint}); see KAFKA_GROUP_ID and KAFKA_TOPIC"
@@ -64,10 +67,10 @@ impl Operator {
         Ok(rows)
     }
 
-    fn rows_of(&mut self, which: &Which) -> anyhow::Result<Vec<Progress>> {
+    fn rows_of(&mut self, which: &Which) -> anyhow::Result<Vec<OffsetRow>> {
         let mut rows = self.rows()?;
         if let Some(partition) = which.partition {
-            rows.retain(|row| row.partition == partition);
+            rows.retain(|row| row.partition.0 == partition);
             if rows.is_empty() {
                 bail!("partition {partition} has not been read yet; see `ingestor offsets show`");
             }
@@ -75,13 +78,13 @@ impl Operator {
         Ok(rows)
     }
 
-    fn watermarks(&self, partition: i32) -> anyhow::Result<Watermarks> {
+    fn watermarks(&self, partition: Partition) -> anyhow::Result<Watermarks> {
         self.probe.watermarks(partition).with_context(|| {
             format!("the brokers did not tell which offsets partition {partition} holds")
         })
     }
 
-    fn init(&mut self, from: Start, partition: Option<i32>, yes: bool) -> anyhow::Result<()> {
+    fn init(&mut self, from: Start, partition: Option<Partition>, yes: bool) -> anyhow::Result<()> {
         let topic = self.consumer.topic.clone();
         let mut partitions = self.probe.partitions()?;
         partitions.sort_unstable();
@@ -98,7 +101,7 @@ impl Operator {
             let start = match from {
                 Start::Earliest => low,
                 Start::Latest => high,
-                Start::Offset(offset) if (low..=high).contains(&offset) => offset,
+                Start::Offset(offset) if (low.0..=high.0).contains(&offset) => Offset(offset),
                 Start::Offset(offset) => bail!(
                     "partition {partition} holds offsets {low}..{high}, and {offset} is not one of them"
                 ),
@@ -109,13 +112,13 @@ impl Operator {
             ));
         }
         let note = if partition.is_some() {
-            "\npartitions of the topic that have no row are read from offset 0"
+            "\nthe other partitions of the topic are read from offset 0"
         } else {
             ""
         };
         let question = format!(
-            "group {} on topic {topic}:\n{}{note}\nrecords before are never read; those from there on replace orders, \
-             changed and deleted ones included",
+            "group {} on topic {topic}:\n{}{note}\nearlier records are never read; later ones replace orders, even if these \
+             were changed or deleted since",
             self.consumer.group_id,
             plan.join("\n")
         );
@@ -125,7 +128,7 @@ impl Operator {
         Ok(())
     }
 
-    fn accept_gap(&mut self, partition: i32, yes: bool) -> anyhow::Result<()> {
+    fn accept_gap(&mut self, partition: Partition, yes: bool) -> anyhow::Result<()> {
         let Some(incident) = open_incident(&mut self.connection, &self.consumer, partition)? else {
             bail!(
                 "partition {partition} of topic {} has no open incident for group {}; see `ingestor offsets show`",
@@ -140,8 +143,8 @@ impl Operator {
         confirm(&question, yes)?;
         operators::accept_gap(&mut self.connection, &self.consumer, partition, &incident)?;
         println!(
-            "partition {partition}: accepted incident {} ({}); it stood at {}, the broker held {}..{}, and it goes on at {} \
-             as incarnation {}",
+            "partition {partition}: accepted incident {} ({}); it was at offset {}, the broker held {}..{}, and it continues \
+             at {} as incarnation {}",
             incident.id,
             incident.kind,
             incident.next_offset,
@@ -157,28 +160,18 @@ impl Operator {
         let mut targets = Vec::new();
         let mut plan = Vec::new();
         for row in self.rows_of(which)? {
-            let Progress {
-                partition,
-                next_offset,
-                ..
-            } = row;
+            let (partition, next_offset) = (row.partition, row.next_offset);
             let low = self.check_is_the_same_topic(&row)?;
             let target = match to {
-                Start::Offset(offset) if offset < low => bail!(
-                    "the records of partition {partition} below offset {low} are gone; say `--to earliest`"
+                Start::Offset(offset) if offset < low.0 => bail!(
+                    "the records of partition {partition} below offset {low} no longer exist; give `--to earliest`"
                 ),
-                Start::Offset(offset) => offset,
+                Start::Offset(offset) => Offset(offset),
                 Start::Earliest | Start::Latest => low,
             };
-            operators::check_rewind(
-                &mut self.connection,
-                &self.consumer,
-                partition,
-                next_offset,
-                target,
-            )?;
+            operators::check_rewind(&mut self.connection, &self.consumer, &row, target)?;
             if target == next_offset {
-                println!("partition {partition} is at offset {target} already");
+                println!("partition {partition} is already at offset {target}");
                 continue;
             }
             targets.push((partition, target));
@@ -190,7 +183,7 @@ impl Operator {
             return Ok(());
         }
         let question = format!(
-            "{}\nthese records are read again: newer state of an order is kept, orders that were deleted come back",
+            "{}\nthese records are read again: an order that is newer than its record is kept, a deleted order is stored again",
             plan.join("\n")
         );
         confirm(&question, yes)?;
@@ -199,9 +192,9 @@ impl Operator {
         Ok(())
     }
 
-    /// Gives the low watermark. A rewind forgets by which record a topic made anew is known, so the topic is looked at
-    /// before.
-    fn check_is_the_same_topic(&mut self, row: &Progress) -> anyhow::Result<i64> {
+    /// Checks the topic and returns its low watermark. A rewind forgets the record by which a recreated topic is
+    /// recognised, so the topic is checked before.
+    fn check_is_the_same_topic(&mut self, row: &OffsetRow) -> anyhow::Result<Offset> {
         let partition = row.partition;
         let watermarks = self.watermarks(partition)?;
         let witness = (row.last_record()).and_then(|record| Witness::new(row.incarnation, record));
@@ -211,8 +204,8 @@ impl Operator {
         };
         if replaced.is_some() || row.next_offset > watermarks.high {
             bail!(
-                "partition {partition} is at offset {}, but its topic was truncated or made anew (it holds {}..{}): a \
-                 running ingestor records that as an incident, and `ingestor offsets accept-gap` goes on from there",
+                "partition {partition} is at offset {}, but its topic was truncated or recreated (it holds {}..{}): a \
+                 running ingestor records that as an incident, which `ingestor offsets accept-gap` accepts",
                 row.next_offset,
                 watermarks.low,
                 watermarks.high
@@ -234,14 +227,14 @@ impl Operator {
             .iter()
             .map(|row| {
                 format!(
-                    "partition {} goes on at offset {}, after {} bad messages in a row",
+                    "partition {} continues at offset {}, after {} bad messages in a row",
                     row.partition, row.next_offset, row.consecutive_bad
                 )
             })
             .collect();
         let plan = plan.join("\n");
         confirm(&plan, yes)?;
-        let partitions: Vec<i32> = halted.iter().map(|row| row.partition).collect();
+        let partitions: Vec<Partition> = halted.iter().map(|row| row.partition).collect();
         operators::resume(&mut self.connection, &self.consumer, &partitions)?;
         println!("{plan}");
         Ok(())

@@ -5,8 +5,8 @@ use shared::db::{self, StartupError};
 use tokio::net::TcpListener;
 use tracing::info;
 
-use crate::APPLICATION_NAME;
-use crate::config::Settings;
+use crate::config::{APPLICATION_NAME, Settings};
+use crate::daemon;
 
 pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()> {
     shared::telemetry::init(&settings.log)?;
@@ -16,14 +16,14 @@ pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()>
         settings = shared::config::to_lines(&settings.shown()).replace('\n', " "),
         "starting"
     );
-    // Before the port is bound: what only a person can mend ends the process here.
+    // Checked before the port is bound: what only a person can correct ends the process here.
     if let Err(StartupError::Fatal(message)) = db::check(&settings.database, APPLICATION_NAME).await
     {
         anyhow::bail!(message);
     }
     let (host, port) = settings.ops_address;
     let listener = TcpListener::bind((host, port)).await.with_context(|| {
-        format!("cannot bind {host}:{port}, see INGESTOR_HOST and INGESTOR_PORT")
+        format!("cannot bind {host}:{port}; see INGESTOR_HOST and INGESTOR_PORT")
     })?;
-    crate::run(settings.into_run_config(migrate), listener, shutdown).await
+    daemon::run(settings.into_run_config(migrate), listener, shutdown).await
 }

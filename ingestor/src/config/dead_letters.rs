@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
 use crate::dead_letters::stored::{Filter, LetterState};
+use crate::record::{Offset, Partition};
 
 /// What can be done with dead letters.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
@@ -19,46 +20,46 @@ pub enum DeadLettersCommand {
         /// How many, 1..=1000
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
         limit: i64,
-        /// Go on behind this one, the last of the page before
+        /// Continue after this one, the last of the previous page
         #[arg(long, value_name = "ID")]
         before: Option<i64>,
-        /// Print a JSON object a line in place of a table
+        /// Print one JSON object per line instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Show all of one
+    /// Show one letter in full
     Show {
         /// Its number
         id: i64,
-        /// Write the message's bytes alone, as they are, to standard output
+        /// Write only the bytes of the message's value to standard output
         #[arg(long, conflicts_with = "json")]
         payload: bool,
-        /// Print JSON, bytes in base64
+        /// Print JSON, with bytes in base64
         #[arg(long)]
         json: bool,
     },
-    /// Store the orders of letters that are valid by now, unless something newer is there
+    /// Store the orders of letters that are valid by now, unless the stored order is newer
     Replay(DecideArgs),
-    /// Give letters up; they stay in the table
+    /// Give letters up; they stay in the table but cannot be replayed
     Drop(DecideArgs),
 }
 
-/// Which letters are decided on.
+/// Which letters a command decides on.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DecideArgs {
     /// Their numbers
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub ids: Vec<i64>,
-    /// All new ones that match, oldest first
+    /// All new letters that match the filters, oldest first
     #[arg(long)]
     pub all: bool,
-    /// Of `--all`
+    /// Which letters `--all` selects
     #[command(flatten)]
     pub filter: FilterArgs,
-    /// Say what would happen, and change nothing
+    /// Print what would happen, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
 }
@@ -66,49 +67,41 @@ pub struct DecideArgs {
 /// Which letters match.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct FilterArgs {
-    /// Only those with this reason, a code of the table
+    /// Only those with this reason, as the list shows it
     #[arg(long)]
     reason: Option<String>,
     /// Only those of this partition
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
-    /// Only those at this offset or behind it
+    /// Only those at this offset or after it
     #[arg(long, value_name = "OFFSET")]
     from_offset: Option<i64>,
     /// Only those at this offset or before it
     #[arg(long, value_name = "OFFSET")]
     to_offset: Option<i64>,
-    /// Only those kept at this time or later, RFC 3339
+    /// Only those created at this time or later, RFC 3339
     #[arg(long, value_name = "TIME")]
     since: Option<DateTime<Utc>>,
-    /// Only those kept before this time, RFC 3339
+    /// Only those created before this time, RFC 3339
     #[arg(long, value_name = "TIME")]
     until: Option<DateTime<Utc>>,
 }
 
 impl FilterArgs {
-    /// With a state, of which commands that decide have no choice.
+    /// The filter with this state. Commands that decide on letters accept no other state than `new`.
     pub fn into_filter(self, state: Option<LetterState>) -> Filter {
-        let Self {
-            reason,
-            partition,
-            from_offset,
-            to_offset,
-            since,
-            until,
-        } = self;
         Filter {
-            reason,
+            reason: self.reason,
             state,
-            partition,
-            from_offset,
-            to_offset,
-            since,
-            until,
+            partition: self.partition.map(Partition),
+            from_offset: self.from_offset.map(Offset),
+            to_offset: self.to_offset.map(Offset),
+            since: self.since,
+            until: self.until,
         }
     }
 
-    /// Whether anything is asked for.
+    /// Returns whether no filter is given.
     pub fn is_empty(&self) -> bool {
         self.clone().into_filter(None) == Filter::default()
     }

@@ -5,63 +5,45 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use shared::config::{Secret, ShownSettings};
+use uuid::Uuid;
 
-use crate::consumer::PROTECTED_SETTINGS;
+use crate::record::Consumer;
 
+/// Settings on which exactly-once storage depends, and those that variables of our own set.
+const PROTECTED_SETTINGS: &[&str] = &[
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.partition.eof",
+    "group.id",
+    "group.protocol",
+    "isolation.level",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+];
+
+// Each variable has its field's name in upper case.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Kafka")]
 pub(super) struct KafkaArgs {
-    /// Brokers to start from, host:port, comma-separated
-    #[arg(
-        long,
-        env = "KAFKA_BROKERS",
-        default_value = "localhost:9092",
-        value_name = "KAFKA_BROKERS",
-        global = true
-    )]
+    /// Brokers to connect to first, host:port, comma-separated
+    #[arg(long, env, default_value = "localhost:9092", global = true)]
     kafka_brokers: String,
     /// Topic to read
-    #[arg(
-        long,
-        env = "KAFKA_TOPIC",
-        default_value = "orders",
-        value_name = "KAFKA_TOPIC",
-        global = true
-    )]
+    #[arg(long, env, default_value = "orders", global = true)]
     kafka_topic: String,
-    /// Consumer group; its offsets in PostgreSQL are kept under this name
-    #[arg(
-        long,
-        env = "KAFKA_GROUP_ID",
-        default_value = "order-service",
-        value_name = "KAFKA_GROUP_ID",
-        global = true
-    )]
+    /// Consumer group; its offsets are stored in PostgreSQL under this name
+    #[arg(long, env, default_value = "order-service", global = true)]
     kafka_group_id: String,
     /// Topic to which dead letters are published as well; empty: none
-    #[arg(
-        long,
-        env = "KAFKA_DLQ_TOPIC",
-        value_name = "KAFKA_DLQ_TOPIC",
-        global = true
-    )]
+    #[arg(long, env, global = true)]
     kafka_dlq_topic: Option<String>,
-    /// Settings of librdkafka, key=value, comma-separated, applied last; those that keep orders safe are refused
-    #[arg(
-        long,
-        env = "KAFKA_CONFIG",
-        value_name = "KAFKA_CONFIG",
-        hide_env_values = true,
-        global = true
-    )]
+    /// Settings of librdkafka, key=value, comma-separated, applied last; those that exactly-once storage needs are refused
+    #[arg(long, env, hide_env_values = true, global = true)]
     kafka_config: Option<Secret>,
-    /// File with more of them, one a line (for SASL passwords)
-    #[arg(
-        long,
-        env = "KAFKA_CONFIG_FILE",
-        value_name = "KAFKA_CONFIG_FILE",
-        global = true
-    )]
+    /// File with more settings of librdkafka, one per line (for SASL passwords)
+    #[arg(long, env, global = true)]
     kafka_config_file: Option<PathBuf>,
 }
 
@@ -74,9 +56,9 @@ pub struct KafkaSettings {
     pub topic: String,
     /// Consumer group.
     pub group_id: String,
-    /// Where dead letters are published as well.
+    /// Topic to which dead letters are published as well.
     pub dlq_topic: Option<String>,
-    /// librdkafka's settings by name, applied last.
+    /// Settings of librdkafka, which are applied last.
     pub overrides: Vec<(String, Secret)>,
 }
 
@@ -96,7 +78,7 @@ impl KafkaArgs {
         let dlq_topic = self.kafka_dlq_topic.filter(|topic| !topic.is_empty());
         if dlq_topic.as_ref() == Some(&self.kafka_topic) {
             bail!(
-                "KAFKA_DLQ_TOPIC must be another topic than KAFKA_TOPIC: its letters would come back as messages"
+                "KAFKA_DLQ_TOPIC must differ from KAFKA_TOPIC: dead letters would be read as orders"
             );
         }
         Ok(KafkaSettings {
@@ -110,31 +92,36 @@ impl KafkaArgs {
 }
 
 impl KafkaSettings {
+    /// This process as a new reader of the topic.
+    pub fn new_consumer(&self) -> Consumer {
+        Consumer {
+            group_id: self.group_id.clone(),
+            topic: self.topic.clone(),
+            owner: Uuid::new_v4(),
+        }
+    }
+
     pub(super) fn shown(&self) -> ShownSettings {
-        let overrides: Vec<String> = self
-            .overrides
-            .iter()
+        let overrides: Vec<String> = (self.overrides.iter())
             .map(|(key, value)| format!("{key}={}", shown_override(key, value)))
             .collect();
+        let dlq_topic = self.dlq_topic.clone().unwrap_or_default();
         vec![
             ("KAFKA_BROKERS", self.brokers.clone()),
             ("KAFKA_TOPIC", self.topic.clone()),
             ("KAFKA_GROUP_ID", self.group_id.clone()),
-            (
-                "KAFKA_DLQ_TOPIC",
-                self.dlq_topic.clone().unwrap_or_default(),
-            ),
+            ("KAFKA_DLQ_TOPIC", dlq_topic),
             ("KAFKA_CONFIG", overrides.join(",")),
         ]
     }
 }
 
-/// Passwords, secrets and private keys are not shown; librdkafka names them so.
+/// Hides the values of settings whose names show that they hold a password, a secret or a private key.
 fn shown_override(key: &str, value: &Secret) -> String {
-    let secret = ["password", "secret", "key", "pem", "config", "token"]
+    let is_secret = ["password", "secret", "key", "pem", "config", "token"]
         .iter()
         .any(|part| key.contains(part));
-    if secret {
+    if is_secret {
         format!("{value:?}")
     } else {
         value.expose().to_owned()
@@ -160,13 +147,13 @@ fn kafka_overrides(
 }
 
 fn kafka_override(pair: &str) -> anyhow::Result<(String, Secret)> {
-    // The pair itself is not quoted: it may hold a password.
+    // The message does not quote the entry, which may hold a password.
     let (key, value) = pair
         .split_once('=')
-        .context("KAFKA_CONFIG: an entry has no '=', write key=value,key=value")?;
+        .context("KAFKA_CONFIG: an entry has no '='; write key=value,key=value")?;
     let key = key.trim();
     if PROTECTED_SETTINGS.contains(&key) {
-        bail!("KAFKA_CONFIG: {key} may not be set, exactly-once storage depends on it");
+        bail!("KAFKA_CONFIG: {key} may not be set: exactly-once storage depends on it");
     }
     Ok((key.to_owned(), Secret::new(value.trim())))
 }
@@ -182,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn kafka_config_takes_any_setting_but_those_of_safety() {
+    fn kafka_config_takes_any_setting_except_protected_ones() {
         let good = kafka(&[
             "--kafka-config",
             "session.timeout.ms=6000, sasl.password=canary=1",
@@ -207,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_letters_go_to_another_topic_than_the_one_that_is_read() {
+    fn the_topic_of_dead_letters_must_differ_from_the_topic_that_is_read() {
         let topic = |arguments: &[&str]| kafka(arguments).map(|settings| settings.dlq_topic);
         assert_eq!(topic(&[]).unwrap(), None);
         assert_eq!(

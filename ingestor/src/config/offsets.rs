@@ -5,51 +5,51 @@ use clap::{Args, Subcommand};
 /// What can be done with offsets.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum OffsetsCommand {
-    /// Show where each partition stands, how far behind it is, and what stops it
+    /// Show the offset of each partition, its lag, and what stops it
     Show {
-        /// Print JSON in place of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Say where a group starts that has not read the topic yet
+    /// Set where a group that has not read the topic yet starts
     Init {
         /// Where to start
         #[arg(long, value_name = "earliest|latest|OFFSET")]
         from: Start,
-        /// One partition only; those without a row are read from 0 later
+        /// Only this partition; the others are read from offset 0 later
         #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
         partition: Option<i32>,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Accept the open incident of a partition, exactly as it is recorded, and go on
+    /// Accept the open incident of a partition exactly as it is recorded, and continue
     AcceptGap {
         /// Which partition
         #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
         partition: i32,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Read again what was read; newer state of an order is kept
+    /// Read records again; an order that is newer than its record is kept
     Rewind {
         /// Which partitions
         #[command(flatten)]
         which: Which,
-        /// Where to go back to
+        /// Where to read from
         #[arg(long, value_name = "earliest|OFFSET", value_parser = parse_rewind_target)]
         to: Start,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Let partitions run again that were halted by too many bad messages in a row
+    /// Resume partitions that halted after too many bad messages in a row
     Resume {
         /// Which partitions
         #[command(flatten)]
         which: Which,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -70,9 +70,9 @@ pub struct Which {
 /// An offset, or an end of what the broker holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The first record that is there.
+    /// The first record that the broker holds.
     Earliest,
-    /// Behind the last record.
+    /// After the last record.
     Latest,
     /// This one.
     Offset(i64),
@@ -87,7 +87,7 @@ impl std::str::FromStr for Start {
             "latest" => Ok(Self::Latest),
             _ => match text.parse() {
                 Ok(offset) if offset >= 0 => Ok(Self::Offset(offset)),
-                _ => Err("say earliest, latest, or an offset from 0".to_owned()),
+                _ => Err("give earliest, latest, or an offset of 0 or more".to_owned()),
             },
         }
     }
@@ -95,7 +95,7 @@ impl std::str::FromStr for Start {
 
 fn parse_rewind_target(text: &str) -> Result<Start, String> {
     match text.parse() {
-        Ok(Start::Latest) => Err("a rewind goes back: say earliest, or an offset".to_owned()),
+        Ok(Start::Latest) => Err("a rewind goes back: give earliest or an offset".to_owned()),
         other => other,
     }
 }

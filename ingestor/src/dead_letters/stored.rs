@@ -1,28 +1,30 @@
-//! Letters that are kept, found again.
+//! Letters that are stored: their states, and the queries that find and change them.
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::now;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
 
-use crate::offsets::Consumer;
+use super::MAX_PAYLOAD_BYTES;
+use crate::record::{Consumer, Incarnation, Offset, Partition};
 
-/// The states of a letter. Only a new one changes.
+/// The states of a letter. Only a new letter changes its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LetterState {
-    /// Nobody has decided yet.
+    /// Nobody has decided on it yet.
     New,
-    /// Its order was stored later on.
+    /// Its order was stored by a replay.
     Replayed,
-    /// It was replayed, and something newer stood there.
+    /// It was replayed, but the stored order was newer.
     Superseded,
     /// It was given up.
     Dropped,
 }
 
 impl LetterState {
-    /// As it stands in the table.
+    /// The state as the table has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -33,50 +35,50 @@ impl LetterState {
     }
 }
 
-/// Which letters of a group and topic; what is not given does not matter.
+/// Selects letters of a group and topic. A field that is `None` selects nothing away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Stable code.
+    /// The reason's stable code.
     pub reason: Option<String>,
-    /// State.
+    /// The state.
     pub state: Option<LetterState>,
-    /// Partition.
-    pub partition: Option<i32>,
-    /// Lowest offset.
-    pub from_offset: Option<i64>,
-    /// Highest offset.
-    pub to_offset: Option<i64>,
-    /// Kept at this time or later.
+    /// The partition.
+    pub partition: Option<Partition>,
+    /// The lowest offset.
+    pub from_offset: Option<Offset>,
+    /// The highest offset.
+    pub to_offset: Option<Offset>,
+    /// Created at this time or later.
     pub since: Option<DateTime<Utc>>,
-    /// Kept before this time.
+    /// Created before this time.
     pub until: Option<DateTime<Utc>>,
 }
 
-/// A letter without its bytes, of which there may be a mebibyte.
+/// A letter without its bytes, which may be a mebibyte.
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = dead_letters, check_for_backend(Pg))]
 pub struct LetterSummary {
     /// Its number.
     pub id: i64,
-    /// The topic it came from.
+    /// The topic of the message.
     pub topic: String,
-    /// Which topic of that name.
-    pub incarnation: i32,
-    /// Partition.
-    pub partition: i32,
-    /// Offset.
-    pub offset: i64,
-    /// Bytes of the whole message; 0 for a tombstone.
+    /// The incarnation of the partition.
+    pub incarnation: Incarnation,
+    /// The partition of the message.
+    pub partition: Partition,
+    /// The offset of the message.
+    pub offset: Offset,
+    /// The size of the whole value in bytes; 0 for a tombstone.
     pub payload_size: i64,
-    /// When it was produced.
+    /// When the message was produced.
     pub message_timestamp: Option<DateTime<Utc>>,
-    /// Stable code.
+    /// The reason's stable code.
     pub reason: String,
     /// What exactly was wrong.
     pub detail: String,
     /// See [`LetterState`].
     pub state: String,
-    /// When it was kept.
+    /// When the letter was written.
     pub created_at: DateTime<Utc>,
     /// When its state changed.
     pub updated_at: DateTime<Utc>,
@@ -88,19 +90,19 @@ pub struct LetterSummary {
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = dead_letters, check_for_backend(Pg))]
 pub struct StoredLetter {
-    /// All but the bytes.
+    /// Everything but the bytes.
     #[diesel(embed)]
     pub summary: LetterSummary,
     /// The key's bytes.
     pub key: Option<Vec<u8>>,
     /// The value's bytes; none for a tombstone.
     pub payload: Option<Vec<u8>>,
-    /// `[{"key", "value"}]`, values in base64.
+    /// `[{"key", "value"}]`, with values in base64.
     pub headers: Value,
 }
 
 impl StoredLetter {
-    /// Whether the message was larger than what is kept of it.
+    /// Returns whether the message's value was larger than what is kept of it.
     pub fn is_cut(&self) -> bool {
         let kept = self.payload.as_ref().map_or(0, Vec::len);
         i64::try_from(kept).is_ok_and(|kept| kept < self.summary.payload_size)
@@ -141,10 +143,10 @@ fn matching<'a>(consumer: &'a Consumer, filter: &'a Filter) -> dead_letters::Box
     query
 }
 
-/// A page of letters, newest first; `before` is the number of the last one of the page before.
+/// Returns a page of letters, newest first. `before` is the number of the last letter on the previous page.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn list(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -163,10 +165,10 @@ pub fn list(
         .load(connection)
 }
 
-/// The numbers of all letters that match, oldest first: in the order in which they would have been stored.
+/// Returns the numbers of all letters that match, oldest first: the order in which their messages were read.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn ids(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -178,10 +180,10 @@ pub fn ids(
         .load(connection)
 }
 
-/// One letter of the group and topic.
+/// Returns one letter of the group and topic.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn find(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -192,4 +194,91 @@ pub fn find(
         .select(StoredLetter::as_select())
         .first(connection)
         .optional()
+}
+
+/// Takes a letter out of state `new` and returns it; `None` if it is not in that state. Of two callers at once, the
+/// second waits for the first one's transaction and then gets `None`.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn take(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    id: i64,
+    state: LetterState,
+) -> QueryResult<Option<StoredLetter>> {
+    let new_letter = dead_letters::table
+        .find(id)
+        .filter(dead_letters::group_id.eq(&consumer.group_id))
+        .filter(dead_letters::topic.eq(&consumer.topic))
+        .filter(dead_letters::state.eq(LetterState::New.as_str()));
+    diesel::update(new_letter)
+        .set((
+            dead_letters::state.eq(state.as_str()),
+            dead_letters::updated_at.eq(now),
+        ))
+        .returning(StoredLetter::as_returning())
+        .get_result(connection)
+        .optional()
+}
+
+/// Sets the state of a letter that the caller's transaction has taken.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn set_state(connection: &mut PgConnection, id: i64, state: LetterState) -> QueryResult<()> {
+    diesel::update(dead_letters::table.find(id))
+        .set(dead_letters::state.eq(state.as_str()))
+        .execute(connection)
+        .map(drop)
+}
+
+/// Locks the oldest letters that are not relayed yet and that no other process has locked: at most `max_letters`, and
+/// about `max_bytes` of payload, but at least one letter if there is one.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn lock_unrelayed(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    max_letters: i64,
+    max_bytes: usize,
+) -> QueryResult<Vec<StoredLetter>> {
+    let sizes: Vec<(i64, i64)> = dead_letters::table
+        .filter(dead_letters::group_id.eq(&consumer.group_id))
+        .filter(dead_letters::topic.eq(&consumer.topic))
+        .filter(dead_letters::relayed_at.is_null())
+        .select((dead_letters::id, dead_letters::payload_size))
+        .order(dead_letters::id)
+        .limit(max_letters)
+        .for_update()
+        .skip_locked()
+        .load(connection)?;
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for (id, payload_size) in sizes {
+        let kept = usize::try_from(payload_size)
+            .map_or(MAX_PAYLOAD_BYTES, |size| size.min(MAX_PAYLOAD_BYTES));
+        if !page.is_empty() && bytes + kept > max_bytes {
+            break;
+        }
+        bytes += kept;
+        page.push(id);
+    }
+    dead_letters::table
+        .filter(dead_letters::id.eq_any(page))
+        .select(StoredLetter::as_select())
+        .order(dead_letters::id)
+        .load(connection)
+}
+
+/// Notes that these letters were relayed.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn mark_relayed(connection: &mut PgConnection, ids: &[i64]) -> QueryResult<()> {
+    diesel::update(dead_letters::table.filter(dead_letters::id.eq_any(ids)))
+        .set(dead_letters::relayed_at.eq(now))
+        .execute(connection)
+        .map(drop)
 }

@@ -1,11 +1,11 @@
-//! What a build without failpoints has in their place: nothing.
+//! The same functions in a build without failpoints: they do nothing.
 
 use diesel::prelude::*;
 
 use super::{Phase, Plant};
 use crate::batch::Batch;
 use crate::dead_letters::DeadLetter;
-use crate::offsets::Consumer;
+use crate::record::{Consumer, Epoch};
 
 /// Nothing is armed.
 pub struct Armed;
@@ -15,7 +15,7 @@ pub fn arm() -> Armed {
     Armed
 }
 
-/// Goes on.
+/// Continues.
 #[inline(always)]
 pub fn reached(_phase: Phase) {}
 
@@ -27,7 +27,7 @@ pub fn is_planted(_plant: Plant) -> bool {
 
 /// Leaves the fence as it is.
 #[inline(always)]
-pub fn open_fence(_: &mut PgConnection, _: &Consumer, _: i64, _: &Batch) -> QueryResult<()> {
+pub fn open_fence(_: &mut PgConnection, _: &Consumer, _: Epoch, _: &Batch) -> QueryResult<()> {
     Ok(())
 }
 
@@ -46,7 +46,7 @@ pub fn skip_on_error<T: Default>(
     work(connection)
 }
 
-/// All of them.
+/// Returns all of them.
 #[inline(always)]
 pub fn unless_swallowed(letters: &[DeadLetter]) -> &[DeadLetter] {
     letters

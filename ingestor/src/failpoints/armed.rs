@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer, Text, Uuid as SqlUuid};
 use rustix::process::{Signal, getpid, kill_process};
+use shared::db::schema::consumer_offsets;
 
 use super::{Phase, Plant};
 use crate::batch::Batch;
 use crate::dead_letters::DeadLetter;
-use crate::offsets::Consumer;
+use crate::record::{Consumer, Epoch};
 
-/// A stop reaches another thread first; this one must not run on meanwhile.
+/// Another thread may receive the stop first. This thread must not continue meanwhile.
 const STOP_DELAY: Duration = Duration::from_millis(100);
 
 /// Keeps the failpoints armed.
@@ -27,8 +27,8 @@ pub fn arm() -> Armed {
     }
 }
 
-/// Does what is armed for a phase: `return(kill)` is SIGKILL and `return(stop)` is SIGSTOP to this process, said on
-/// standard error first; further ones are those of the crate `fail`, such as `sleep(ms)` and `panic`.
+/// Does what is armed for a phase. `return(kill)` sends SIGKILL and `return(stop)` sends SIGSTOP to this process, after a
+/// line on standard error. The other actions are those of the crate `fail`, such as `sleep(ms)` and `panic`.
 pub fn reached(phase: Phase) {
     fail::fail_point!(phase.name(), |action| signal_self(phase, action.as_deref()));
 }
@@ -38,7 +38,7 @@ fn signal_self(phase: Phase, action: Option<&str>) {
         Some("kill") => Signal::KILL,
         Some("stop") => Signal::STOP,
         _ => panic!(
-            "FAILPOINTS: {}: say return(kill) or return(stop)",
+            "FAILPOINTS: {}: give return(kill) or return(stop)",
             phase.name()
         ),
     };
@@ -55,37 +55,34 @@ pub fn is_planted(plant: Plant) -> bool {
     false
 }
 
-/// [`Plant::NoFence`]: has the row claim whatever the batch expects.
+/// [`Plant::NoFence`]: sets the row to what the batch expects.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn open_fence(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    epoch: i64,
+    epoch: Epoch,
     batch: &Batch,
 ) -> QueryResult<()> {
     if !is_planted(Plant::NoFence) {
         return Ok(());
     }
-    diesel::sql_query(
-        "UPDATE consumer_offsets SET epoch = $1, owner = $2, next_offset = $3
-          WHERE group_id = $4 AND topic = $5 AND partition = $6",
-    )
-    .bind::<BigInt, _>(epoch)
-    .bind::<SqlUuid, _>(consumer.owner)
-    .bind::<BigInt, _>(batch.old_next_offset)
-    .bind::<Text, _>(&consumer.group_id)
-    .bind::<Text, _>(&consumer.topic)
-    .bind::<Integer, _>(batch.reading.partition)
-    .execute(connection)
-    .map(drop)
+    let key = (&consumer.group_id, &consumer.topic, batch.reading.partition);
+    diesel::update(consumer_offsets::table.find(key))
+        .set((
+            consumer_offsets::epoch.eq(epoch),
+            consumer_offsets::owner.eq(consumer.owner),
+            consumer_offsets::next_offset.eq(batch.old_next_offset),
+        ))
+        .execute(connection)
+        .map(drop)
 }
 
 /// [`Plant::OffsetFirst`]: ends the transaction that moved the offset and begins another one for the rows.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn commit_offset(connection: &mut PgConnection) -> QueryResult<()> {
     if is_planted(Plant::OffsetFirst) {
         connection.batch_execute("COMMIT; BEGIN")?;
@@ -93,10 +90,10 @@ pub fn commit_offset(connection: &mut PgConnection) -> QueryResult<()> {
     Ok(())
 }
 
-/// [`Plant::SkipOnError`]: does the work, or nothing of it where the database fails.
+/// [`Plant::SkipOnError`]: does the work, or nothing of it if the database fails.
 ///
 /// # Errors
-/// Fails as the work does, unless the fault is planted.
+/// Returns the work's error, unless the fault is planted.
 pub fn skip_on_error<T: Default>(
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
@@ -107,7 +104,7 @@ pub fn skip_on_error<T: Default>(
     work(connection)
 }
 
-/// [`Plant::SwallowDeadLetters`]: none of them.
+/// [`Plant::SwallowDeadLetters`]: returns none of them.
 pub fn unless_swallowed(letters: &[DeadLetter]) -> &[DeadLetter] {
     if is_planted(Plant::SwallowDeadLetters) {
         return &[];

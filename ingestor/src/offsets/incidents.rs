@@ -1,6 +1,6 @@
-//! Where the broker's offsets do not continue ours: how that is seen, and the row that says so.
+//! Incidents: how a mismatch between the broker's offsets and ours is found, and the row that records it.
 //!
-//! Nothing is skipped and nothing is read twice in silence: the partition waits until an operator accepts exactly the
+//! Nothing is skipped and nothing is read twice silently. The partition waits until an operator accepts exactly the
 //! range that is recorded here.
 
 use chrono::{DateTime, Utc};
@@ -8,24 +8,24 @@ use diesel::prelude::*;
 use rdkafka::error::KafkaResult;
 use shared::db::schema::offset_incidents;
 
-use super::{Consumer, OffsetRow};
-use crate::batch::Position;
-use crate::consumer::{Probe, Watermarks};
+use super::OffsetRow;
+use crate::kafka::{Probe, Watermarks};
+use crate::record::{Consumer, Incarnation, Offset, Partition, Position};
 
-/// A record that was read. Where another one stands at its offset, the topic is a new one.
+/// A record that was read. If another record has its offset now, the topic was recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Witness {
-    /// Of which topic of that name.
-    pub incarnation: i32,
+    /// The partition's incarnation when it was read.
+    pub incarnation: Incarnation,
     /// Its offset.
-    pub offset: i64,
+    pub offset: Offset,
     /// Its timestamp in milliseconds since 1970.
     pub timestamp_ms: i64,
 }
 
 impl Witness {
-    /// A record without a timestamp cannot be told from another one.
-    pub fn new(incarnation: i32, record: Position) -> Option<Self> {
+    /// Returns `None` for a record without a timestamp, which cannot be distinguished from another record.
+    pub fn new(incarnation: Incarnation, record: Position) -> Option<Self> {
         Some(Self {
             incarnation,
             offset: record.offset,
@@ -33,15 +33,15 @@ impl Witness {
         })
     }
 
-    /// The timestamp of another record that stands at its offset. No record there, as after compaction or retention,
-    /// proves nothing.
+    /// Returns the timestamp of another record that has its offset now. If there is no record at the offset, as after
+    /// compaction or retention, that proves nothing.
     ///
     /// # Errors
-    /// Fails where no broker answers in time.
+    /// Returns an error if no broker answers in time.
     pub fn replaced_by(
         &self,
         probe: &Probe,
-        partition: i32,
+        partition: Partition,
         watermarks: Watermarks,
     ) -> KafkaResult<Option<i64>> {
         if !(watermarks.low..watermarks.high).contains(&self.offset) {
@@ -55,38 +55,39 @@ impl Witness {
     }
 }
 
-/// How a partition's row looks before it is locked: brokers are not asked inside a transaction.
+/// A partition's row before it is locked. The brokers are asked between the two looks, because no broker is asked inside
+/// a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glimpse {
-    /// Which topic of that name.
-    pub incarnation: i32,
-    /// Where to read on.
-    pub next_offset: i64,
+    /// The partition's incarnation.
+    pub incarnation: Incarnation,
+    /// The offset to continue from.
+    pub next_offset: Offset,
     /// The last record that was read.
     pub last_record: Option<Position>,
 }
 
-/// What the brokers show of a partition.
+/// What the brokers hold of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting {
-    /// The topic of that name for which it holds.
-    pub incarnation: i32,
+    /// The incarnation that the row had when the brokers were asked.
+    pub incarnation: Incarnation,
     /// The offsets that the partition holds.
     pub watermarks: Watermarks,
-    /// A record that we have read, and the timestamp of the other one in its place.
+    /// A record that was read, and the timestamp of the other record that has its offset now.
     pub replaced: Option<(Witness, i64)>,
-    /// The oldest record that is there; looked up only where the partition ends before our offset.
+    /// The oldest record of the partition. It is looked up only if the partition ends before our offset.
     pub oldest: Option<Position>,
 }
 
 impl Sighting {
-    /// Asks the brokers. `witness` is a record that this process has read, beside the last one of the row.
+    /// Asks the brokers. `witness` is a record that this process has read, in addition to the last record of the row.
     ///
     /// # Errors
-    /// Fails where no broker answers in time.
+    /// Returns an error if no broker answers in time.
     pub fn take(
         probe: &Probe,
-        partition: i32,
+        partition: Partition,
         glimpse: &Glimpse,
         witness: Option<Witness>,
     ) -> KafkaResult<Self> {
@@ -117,75 +118,95 @@ impl Sighting {
     }
 }
 
-/// What does not fit, and where reading goes on once that is accepted.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Gap {
-    kind: &'static str,
-    what: String,
-    resume_offset: i64,
-    resume_incarnation: i32,
-    /// Whether it holds at the first sight. Watermarks do not: the brokers' answer may lag behind right after they
-    /// elected a new leader.
-    pub(super) certain: bool,
+/// The kinds of incidents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Retention deleted records before they were read.
+    Retention,
+    /// The log was cut: it ends before our offset.
+    Truncated,
+    /// The topic was deleted and created again.
+    Recreated,
 }
 
-/// Compares a row with what the brokers show.
+impl Kind {
+    /// The kind as the table has it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Retention => "retention",
+            Self::Truncated => "truncated",
+            Self::Recreated => "recreated",
+        }
+    }
+}
+
+/// What does not match, and where reading continues once an operator accepts that.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    kind: Kind,
+    what: String,
+    resume_offset: Offset,
+    resume_incarnation: Incarnation,
+    /// Whether one look is enough. Watermarks need a second look: the brokers' answer may lag behind right after they
+    /// elected a new leader.
+    pub(super) is_certain: bool,
+}
+
+/// Compares a row with what the brokers hold.
 pub(super) fn find_gap(row: &OffsetRow, sighting: &Sighting) -> Option<Gap> {
     let Watermarks { low, high } = sighting.watermarks;
     let next_offset = row.next_offset;
-    let made_anew = |why: String, certain| Gap {
-        kind: "recreated",
-        what: format!("the topic was made anew: {why}; its records {low}..{high} are to be read"),
+    let recreated = |why: String, is_certain| Gap {
+        kind: Kind::Recreated,
+        what: format!("the topic was recreated: {why}; its records {low}..{high} are to be read"),
         resume_offset: low,
-        resume_incarnation: row.incarnation + 1,
-        certain,
+        resume_incarnation: row.incarnation.next(),
+        is_certain,
     };
     if let Some((witness, other)) = sighting.replaced {
         let why = format!(
-            "at offset {} stands a record of {}, not the one of {} that was read",
+            "the record at offset {} is of {}, but the record that was read there is of {}",
             witness.offset,
             time(other),
             time(witness.timestamp_ms)
         );
-        return Some(made_anew(why, true));
+        return Some(recreated(why, true));
     }
     if next_offset < low {
         return Some(Gap {
-            kind: "retention",
+            kind: Kind::Retention,
             what: format!("records {next_offset}..{low} were deleted before they were read"),
             resume_offset: low,
             resume_incarnation: row.incarnation,
-            certain: false,
+            is_certain: false,
         });
     }
     if next_offset <= high {
         return None;
     }
-    let ends = format!("it ends at {high}, before {next_offset}, to which it had been read");
-    let newer = match (
+    let ends = format!("it ends at {high}, before offset {next_offset}, up to which it was read");
+    let is_newer = match (
         sighting.oldest.and_then(|record| record.timestamp_ms),
         row.last_timestamp,
     ) {
         (Some(oldest), Some(last)) => oldest > last,
         _ => false,
     };
-    Some(if newer {
-        made_anew(
-            format!("{ends}, and its oldest record is newer than the last one read"),
-            false,
-        )
-    } else if (low, high) == (0, 0) {
-        made_anew(format!("{ends}, and is empty"), false)
+    Some(if is_newer {
+        let why = format!("{ends}, and its oldest record is newer than the last one read");
+        recreated(why, false)
+    } else if (low, high) == (Offset(0), Offset(0)) {
+        recreated(format!("{ends}, and is empty"), false)
     } else {
         Gap {
-            kind: "truncated",
+            kind: Kind::Truncated,
             what: format!(
                 "the topic was truncated: {ends}; its records {low}..{high} count as read"
             ),
             resume_offset: high,
-            // Offsets from there on stand for other records than before, and so do dead letters.
-            resume_incarnation: row.incarnation + 1,
-            certain: false,
+            // From there on, offsets and dead letters belong to other records than before.
+            resume_incarnation: row.incarnation.next(),
+            is_certain: false,
         }
     })
 }
@@ -197,17 +218,17 @@ fn time(timestamp_ms: i64) -> String {
     )
 }
 
-/// Writes the incident down and gives its text.
+/// Records the incident and returns its text.
 pub(super) fn record(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
     row: &OffsetRow,
-    watermarks: Watermarks,
+    sighting: &Sighting,
     gap: &Gap,
 ) -> QueryResult<String> {
     let detail = format!(
-        "{}; `ingestor offsets accept-gap --partition {partition}` accepts that and goes on at {}",
+        "{}; `ingestor offsets accept-gap --partition {partition}` accepts that and continues at offset {}",
         gap.what, gap.resume_offset
     );
     diesel::insert_into(offset_incidents::table)
@@ -216,10 +237,10 @@ pub(super) fn record(
             offset_incidents::topic.eq(&consumer.topic),
             offset_incidents::partition.eq(partition),
             offset_incidents::incarnation.eq(row.incarnation),
-            offset_incidents::kind.eq(gap.kind),
+            offset_incidents::kind.eq(gap.kind.as_str()),
             offset_incidents::next_offset.eq(row.next_offset),
-            offset_incidents::low_watermark.eq(watermarks.low),
-            offset_incidents::high_watermark.eq(watermarks.high),
+            offset_incidents::low_watermark.eq(sighting.watermarks.low),
+            offset_incidents::high_watermark.eq(sighting.watermarks.high),
             offset_incidents::detail.eq(&detail),
             offset_incidents::resume_offset.eq(gap.resume_offset),
             offset_incidents::resume_incarnation.eq(gap.resume_incarnation),
@@ -228,7 +249,7 @@ pub(super) fn record(
     Ok(detail)
 }
 
-/// An incident that waits for an operator.
+/// An incident that waits for an operator's decision.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
 #[diesel(table_name = offset_incidents, check_for_backend(diesel::pg::Pg))]
 pub struct Incident {
@@ -236,30 +257,30 @@ pub struct Incident {
     pub id: i64,
     /// `retention`, `truncated` or `recreated`.
     pub kind: String,
-    /// Where we wanted to go on.
-    pub next_offset: i64,
-    /// First offset that the broker held.
-    pub low_watermark: i64,
-    /// Offset behind the last one that it held.
-    pub high_watermark: i64,
-    /// For people.
+    /// The offset from which we wanted to continue.
+    pub next_offset: Offset,
+    /// The first offset that the broker held.
+    pub low_watermark: Offset,
+    /// The offset after the last one that the broker held.
+    pub high_watermark: Offset,
+    /// The incident as a text for people.
     pub detail: String,
     /// When it was found.
     pub detected_at: DateTime<Utc>,
-    /// Where reading goes on once it is accepted.
-    pub resume_offset: i64,
+    /// The offset from which reading continues once it is accepted.
+    pub resume_offset: Offset,
     /// The partition's incarnation from then on.
-    pub resume_incarnation: i32,
+    pub resume_incarnation: Incarnation,
 }
 
-/// The incident of a partition that waits for an operator; there is one at most.
+/// Returns the open incident of a partition. There is at most one.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn open_incident(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
 ) -> QueryResult<Option<Incident>> {
     offset_incidents::table
         .filter(offset_incidents::group_id.eq(&consumer.group_id))
@@ -274,35 +295,44 @@ pub fn open_incident(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Epoch;
 
     fn row(next_offset: i64, last_timestamp: Option<i64>) -> OffsetRow {
         OffsetRow {
-            next_offset,
-            epoch: 1,
+            partition: Partition(0),
+            next_offset: Offset(next_offset),
+            epoch: Epoch(1),
             owner: None,
-            incarnation: 3,
-            last_offset: Some(next_offset - 1),
+            incarnation: Incarnation(3),
+            last_offset: Some(Offset(next_offset - 1)),
             last_timestamp,
             consecutive_bad: 0,
             halted: false,
             replay_until: None,
+            updated_at: Utc::now(),
         }
     }
 
     fn sighting(low: i64, high: i64, oldest_ms: Option<i64>) -> Sighting {
         Sighting {
-            incarnation: 3,
-            watermarks: Watermarks { low, high },
+            incarnation: Incarnation(3),
+            watermarks: Watermarks {
+                low: Offset(low),
+                high: Offset(high),
+            },
             replaced: None,
             oldest: oldest_ms.map(|timestamp_ms| Position {
-                offset: low,
+                offset: Offset(low),
                 timestamp_ms: Some(timestamp_ms),
             }),
         }
     }
 
     fn kind_and_resume(row: &OffsetRow, sighting: &Sighting) -> Option<(&'static str, i64, i32)> {
-        find_gap(row, sighting).map(|gap| (gap.kind, gap.resume_offset, gap.resume_incarnation))
+        find_gap(row, sighting).map(|gap| {
+            let resume = (gap.resume_offset.0, gap.resume_incarnation.0);
+            (gap.kind.as_str(), resume.0, resume.1)
+        })
     }
 
     #[test]
@@ -318,13 +348,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_tells_where_reading_goes_on() {
+    fn a_gap_tells_where_reading_continues() {
         let row = row(10, Some(100));
         for (low, high, oldest_ms, expected) in [
             (12, 20, None, ("retention", 12, 3)),
             (0, 8, Some(50), ("truncated", 8, 4)),
             (0, 8, Some(100), ("truncated", 8, 4)),
-            // Emptied by retention: what was there had been read.
+            // Retention emptied the partition after its records had been read.
             (8, 8, None, ("truncated", 8, 4)),
             (0, 8, Some(101), ("recreated", 0, 4)),
             (2, 8, Some(101), ("recreated", 2, 4)),
@@ -336,38 +366,32 @@ mod tests {
                 Some(expected),
                 "{sighting:?}"
             );
-            assert!(!find_gap(&row, &sighting).unwrap().certain);
+            assert!(!find_gap(&row, &sighting).unwrap().is_certain);
         }
     }
 
     #[test]
-    fn without_a_timestamp_of_ours_nothing_counts_as_newer() {
+    fn without_a_timestamp_of_our_last_record_nothing_counts_as_newer() {
         let row = row(10, None);
         let expected = Some(("truncated", 8, 4));
         assert_eq!(kind_and_resume(&row, &sighting(0, 8, Some(101))), expected);
     }
 
     #[test]
-    fn another_record_in_place_of_ours_is_a_new_topic_and_needs_no_second_look() {
+    fn another_record_at_an_offset_that_was_read_means_a_recreated_topic_at_the_first_look() {
         let witness = Witness {
-            incarnation: 3,
-            offset: 9,
+            incarnation: Incarnation(3),
+            offset: Offset(9),
             timestamp_ms: 100,
         };
         let sighting = Sighting {
             replaced: Some((witness, 1_700_000_000_000)),
             ..sighting(0, 30, None)
         };
-        let gap = find_gap(&row(10, Some(100)), &sighting).unwrap();
-        assert!(
-            gap.certain
-                && gap
-                    .what
-                    .contains("at offset 9 stands a record of 2023-11-14T22:13:20.000Z")
-        );
-        assert_eq!(
-            (gap.kind, gap.resume_offset, gap.resume_incarnation),
-            ("recreated", 0, 4)
-        );
+        let row = row(10, Some(100));
+        let gap = find_gap(&row, &sighting).unwrap();
+        let why = "the record at offset 9 is of 2023-11-14T22:13:20.000Z";
+        assert!(gap.is_certain && gap.what.contains(why));
+        assert_eq!(kind_and_resume(&row, &sighting), Some(("recreated", 0, 4)));
     }
 }

@@ -1,4 +1,4 @@
-//! Locks a partition's row, against a holder that is frozen too.
+//! Locks a partition's row, even if a frozen process holds it.
 
 use std::time::{Duration, Instant};
 
@@ -8,21 +8,22 @@ use diesel::sql_types::{Integer, Text};
 use shared::db::schema::consumer_offsets;
 use tracing::warn;
 
-use super::{Consumer, OffsetRow};
+use super::OffsetRow;
+use crate::record::{Consumer, Partition};
 
-/// How long a claim waits for another process's transaction before it ends that process's session. A process that was
-/// frozen inside a transaction holds the row for ever: no time-out of the server ends a session stopped inside COPY.
+/// How long a claim waits for another process's transaction before it ends that process's session. A process that is
+/// frozen inside a transaction holds the row for ever: no timeout of the server ends a session stopped inside COPY.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// How long it then waits for the lock to come free.
+/// How long it then waits for the lock to be released.
 const TERMINATION_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at a locked row.
+/// The time between two looks at a locked row.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Locks the partition's row. A holder that does not let go is taken for frozen, and its session is ended.
+/// Locks the partition's row. A holder that does not release it in time is considered frozen, and its session is ended.
 pub(super) fn lock_row(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
 ) -> QueryResult<OffsetRow> {
     let started_at = Instant::now();
     let mut terminated = false;
@@ -40,7 +41,7 @@ pub(super) fn lock_row(
             terminated = true;
             for holder in terminate_holder(connection, consumer, partition)? {
                 warn!(
-                    kafka.partition = partition,
+                    kafka.partition = partition.0,
                     holder.pid = holder,
                     "ended a session that held the partition's row"
                 );
@@ -53,12 +54,12 @@ pub(super) fn lock_row(
     }
 }
 
-/// Ends the session whose transaction has locked or changed the row: the row's `xmax` is that transaction, and
-/// `pg_locks` knows the session of every transaction.
+/// Ends the session whose transaction has locked or changed the row. The row's `xmax` is that transaction, and `pg_locks`
+/// has the session of every transaction.
 fn terminate_holder(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
 ) -> QueryResult<Vec<i32>> {
     #[derive(QueryableByName)]
     struct Holder {
@@ -66,7 +67,7 @@ fn terminate_holder(
         pid: i32,
     }
     let holders: Vec<Holder> = diesel::sql_query(
-        // Materialized: as a mere condition, the planner would end the session of every lock that it looks at.
+        // MATERIALIZED: otherwise the planner may end the session of every lock that it looks at.
         "WITH holder AS MATERIALIZED (
              SELECT held.pid FROM consumer_offsets AS row
                JOIN pg_locks AS held ON held.locktype = 'transactionid' AND held.transactionid = row.xmax

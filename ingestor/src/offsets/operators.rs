@@ -1,7 +1,6 @@
-//! What operators may do to a group's offsets. Every change raises the epoch and takes the owner away, so that whoever
-//! reads the partition is fenced, looks at the row again and claims it anew.
+//! What operators may change in a group's offsets. Every change raises the epoch and removes the owner. So the process
+//! that reads the partition is fenced, reads the row again and claims the partition anew.
 
-use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
@@ -9,8 +8,8 @@ use diesel::sql_types::BigInt;
 use shared::db::schema::{consumer_offsets, offset_incidents};
 use uuid::Uuid;
 
-use super::{Consumer, INITIALISE_LOCK, Incident, lock_row, open_incident};
-use crate::batch::Position;
+use super::{INITIALISE_LOCK, Incident, OffsetRow, lock_row, new_rows, open_incident};
+use crate::record::{Consumer, Offset, Partition};
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +17,7 @@ pub enum OperatorError {
     /// The database failed.
     #[error("{0}")]
     Query(#[from] DieselError),
-    /// It would not be right; says why and what to do.
+    /// The change would be wrong. The text says why and what to do.
     #[error("{0}")]
     Refused(String),
 }
@@ -27,61 +26,23 @@ fn refused<T>(reason: String) -> Result<T, OperatorError> {
     Err(OperatorError::Refused(reason))
 }
 
-/// A partition's row, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
-#[diesel(table_name = consumer_offsets, check_for_backend(diesel::pg::Pg))]
-pub struct Progress {
-    /// Partition.
-    pub partition: i32,
-    /// Where to read on.
-    pub next_offset: i64,
-    /// Raised by every claim.
-    pub epoch: i64,
-    /// The process that claimed it last.
-    pub owner: Option<Uuid>,
-    /// Which topic of that name.
-    pub incarnation: i32,
-    /// Offset of the last record that was read.
-    pub last_offset: Option<i64>,
-    /// Its timestamp in milliseconds since 1970.
-    pub last_timestamp: Option<i64>,
-    /// Dead letters since the last good order.
-    pub consecutive_bad: i64,
-    /// Not read until resumed.
-    pub halted: bool,
-    /// Records below were read before a rewind.
-    pub replay_until: Option<i64>,
-    /// When the row changed last.
-    pub updated_at: DateTime<Utc>,
-}
-
-impl Progress {
-    /// The last record that was read.
-    pub fn last_record(&self) -> Option<Position> {
-        Some(Position {
-            offset: self.last_offset?,
-            timestamp_ms: self.last_timestamp,
-        })
-    }
-}
-
-/// The rows of a group and topic, by partition.
+/// Returns the rows of a group and topic, by partition.
 ///
 /// # Errors
-/// Fails as the database does.
-pub fn list(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<Vec<Progress>> {
+/// Returns the database's error.
+pub fn list(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<Vec<OffsetRow>> {
     consumer_offsets::table
         .filter(consumer_offsets::group_id.eq(&consumer.group_id))
         .filter(consumer_offsets::topic.eq(&consumer.topic))
         .order(consumer_offsets::partition)
-        .select(Progress::as_select())
+        .select(OffsetRow::as_select())
         .load(connection)
 }
 
-/// The groups that have rows for the topic.
+/// Returns the groups that have rows for the topic.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn groups_of_topic(connection: &mut PgConnection, topic: &str) -> QueryResult<Vec<String>> {
     consumer_offsets::table
         .filter(consumer_offsets::topic.eq(topic))
@@ -91,14 +52,14 @@ pub fn groups_of_topic(connection: &mut PgConnection, topic: &str) -> QueryResul
         .load(connection)
 }
 
-/// Makes rows at the given offsets.
+/// Creates rows at the given offsets.
 ///
 /// # Errors
-/// Refuses where one of the partitions has a row.
+/// Returns [`OperatorError::Refused`] if one of the partitions has a row.
 pub fn init(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    starts: &[(i32, i64)],
+    starts: &[(Partition, Offset)],
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1)")
@@ -107,25 +68,14 @@ pub fn init(
         for row in list(connection, consumer)? {
             if starts.iter().any(|(partition, _)| *partition == row.partition) {
                 return refused(format!(
-                    "partition {} is at offset {} already; `ingestor offsets rewind` sets it back, and nothing sets it \
-                     forward but an accepted gap",
+                    "partition {} is already at offset {}: `ingestor offsets rewind` sets it back, and only an accepted \
+                     gap sets it forward",
                     row.partition, row.next_offset
                 ));
             }
         }
-        let rows: Vec<_> = starts
-            .iter()
-            .map(|(partition, next_offset)| {
-                (
-                    consumer_offsets::group_id.eq(&consumer.group_id),
-                    consumer_offsets::topic.eq(&consumer.topic),
-                    consumer_offsets::partition.eq(*partition),
-                    consumer_offsets::next_offset.eq(*next_offset),
-                )
-            })
-            .collect();
         diesel::insert_into(consumer_offsets::table)
-            .values(rows)
+            .values(new_rows(consumer, starts.iter().copied()))
             .execute(connection)?;
         Ok(())
     })
@@ -134,11 +84,11 @@ pub fn init(
 /// Accepts an incident exactly as it was recorded.
 ///
 /// # Errors
-/// Refuses where it is not open any more.
+/// Returns [`OperatorError::Refused`] if the incident is not open any more.
 pub fn accept_gap(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
+    partition: Partition,
     incident: &Incident,
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
@@ -150,69 +100,58 @@ pub fn accept_gap(
             ));
         }
         if incident.resume_incarnation != row.incarnation {
-            // It stands for a record of the topic as it was.
-            diesel::update(row_of!(consumer, partition))
-                .set((
-                    consumer_offsets::last_offset.eq(None::<i64>),
-                    consumer_offsets::last_timestamp.eq(None::<i64>),
-                ))
-                .execute(connection)?;
+            // The last record belongs to the incarnation that ends.
+            forget_last_record(connection, consumer, partition)?;
         }
         diesel::update(row_of!(consumer, partition))
             .set((
                 consumer_offsets::next_offset.eq(incident.resume_offset),
                 consumer_offsets::incarnation.eq(incident.resume_incarnation),
-                consumer_offsets::epoch.eq(row.epoch + 1),
-                consumer_offsets::owner.eq(None::<Uuid>),
-                consumer_offsets::updated_at.eq(now),
             ))
             .execute(connection)?;
+        fence_owner(connection, consumer, &row)?;
+        let resolved_at = now.into_sql::<diesel::sql_types::Timestamptz>().nullable();
         diesel::update(offset_incidents::table.find(incident.id))
-            .set(offset_incidents::resolved_at.eq(now.into_sql::<diesel::sql_types::Timestamptz>().nullable()))
+            .set(offset_incidents::resolved_at.eq(resolved_at))
             .execute(connection)?;
         Ok(())
     })
 }
 
-/// Sets partitions back, all or none.
+/// Sets partitions back: either all or none.
 ///
 /// # Errors
-/// Refuses to skip records, and a partition with an open incident.
+/// Returns [`OperatorError::Refused`] if records would be skipped, or if a partition has an open incident.
 pub fn rewind(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    targets: &[(i32, i64)],
+    targets: &[(Partition, Offset)],
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
-        for (partition, target) in targets {
-            let row = lock_row(connection, consumer, *partition)?;
-            check_rewind(connection, consumer, *partition, row.next_offset, *target)?;
-            diesel::update(row_of!(consumer, *partition))
-                .set((
-                    consumer_offsets::next_offset.eq(*target),
-                    consumer_offsets::last_offset.eq(None::<i64>),
-                    consumer_offsets::last_timestamp.eq(None::<i64>),
-                    consumer_offsets::epoch.eq(row.epoch + 1),
-                    consumer_offsets::owner.eq(None::<Uuid>),
-                    consumer_offsets::updated_at.eq(now),
-                ))
+        for &(partition, target) in targets {
+            let row = lock_row(connection, consumer, partition)?;
+            check_rewind(connection, consumer, &row, target)?;
+            forget_last_record(connection, consumer, partition)?;
+            diesel::update(row_of!(consumer, partition))
+                .set(consumer_offsets::next_offset.eq(target))
                 .execute(connection)?;
+            fence_owner(connection, consumer, &row)?;
         }
         Ok(())
     })
 }
 
-/// Whether a partition may be set back to `target`.
+/// Checks whether a partition may be set back to `target`.
 ///
 /// # Errors
-/// Refuses to skip records, and a partition with an open incident.
+/// Returns [`OperatorError::Refused`] if records would be skipped, or if the partition has an open incident.
 pub fn check_rewind(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partition: i32,
-    next_offset: i64,
-    target: i64,
+    row: &OffsetRow,
+    target: Offset,
 ) -> Result<(), OperatorError> {
+    let (partition, next_offset) = (row.partition, row.next_offset);
     if target > next_offset {
         return refused(format!(
             "partition {partition} is at offset {next_offset}: going to {target} would skip records"
@@ -227,28 +166,56 @@ pub fn check_rewind(
     Ok(())
 }
 
-/// Lets halted partitions run again.
+/// Resumes halted partitions.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn resume(
     connection: &mut PgConnection,
     consumer: &Consumer,
-    partitions: &[i32],
+    partitions: &[Partition],
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
-        for partition in partitions {
-            let row = lock_row(connection, consumer, *partition)?;
-            diesel::update(row_of!(consumer, *partition))
+        for &partition in partitions {
+            let row = lock_row(connection, consumer, partition)?;
+            diesel::update(row_of!(consumer, partition))
                 .set((
                     consumer_offsets::halted.eq(false),
                     consumer_offsets::consecutive_bad.eq(0),
-                    consumer_offsets::epoch.eq(row.epoch + 1),
-                    consumer_offsets::owner.eq(None::<Uuid>),
-                    consumer_offsets::updated_at.eq(now),
                 ))
                 .execute(connection)?;
+            fence_owner(connection, consumer, &row)?;
         }
         Ok(())
     })
+}
+
+fn forget_last_record(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: Partition,
+) -> QueryResult<()> {
+    diesel::update(row_of!(consumer, partition))
+        .set((
+            consumer_offsets::last_offset.eq(None::<Offset>),
+            consumer_offsets::last_timestamp.eq(None::<i64>),
+        ))
+        .execute(connection)
+        .map(drop)
+}
+
+/// Makes the process that reads the partition lose it. The row is locked.
+fn fence_owner(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    row: &OffsetRow,
+) -> QueryResult<()> {
+    diesel::update(row_of!(consumer, row.partition))
+        .set((
+            consumer_offsets::epoch.eq(row.epoch.next()),
+            consumer_offsets::owner.eq(None::<Uuid>),
+            consumer_offsets::updated_at.eq(now),
+        ))
+        .execute(connection)
+        .map(drop)
 }

@@ -1,19 +1,19 @@
-//! The memory that batches may take together, and what is done when it is used up.
+//! The memory that all batches together may take, and what happens when it is used up.
 
 use std::time::{Duration, Instant};
 
 use crate::config::MemorySettings;
 
-/// Writers that need longer than this have a database in trouble: reading is paused, so that the group sees a live
-/// member while nothing is fetched for nothing.
+/// Writers that need longer than this have a database in trouble. Reading is then paused: the group still sees a live
+/// member, and nothing is fetched in vain.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the poll thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pressure {
-    /// Read on.
+    /// Continue to read.
     None,
-    /// Wait for the writers; what was fetched stays with the client.
+    /// Wait for the writers. What was fetched stays in the client's queue.
     Wait,
     /// Poll with everything paused.
     Pause,
@@ -25,7 +25,7 @@ pub(super) struct MemoryBudget {
     settings: MemorySettings,
     used_bytes: usize,
     full_since: Option<Instant>,
-    paused: bool,
+    is_paused: bool,
 }
 
 impl MemoryBudget {
@@ -34,7 +34,7 @@ impl MemoryBudget {
             settings,
             used_bytes: 0,
             full_since: None,
-            paused: false,
+            is_paused: false,
         }
     }
 
@@ -51,20 +51,20 @@ impl MemoryBudget {
         self.used_bytes
     }
 
-    /// At which size a batch closes.
+    /// The size at which a batch closes.
     pub(super) fn batch_bytes(&self) -> usize {
         self.settings.batch_bytes()
     }
 
-    /// Reading stops when the budget is used up and goes on when half of it is free again.
+    /// Reading stops when the budget is used up, and continues when half of it is free again.
     pub(super) fn pressure(&mut self) -> Pressure {
         let limit = self.settings.batches_bytes();
-        let full = if self.full_since.is_some() {
+        let is_full = if self.full_since.is_some() {
             self.used_bytes > limit / 2
         } else {
             self.used_bytes >= limit
         };
-        if !full {
+        if !is_full {
             self.full_since = None;
             return Pressure::None;
         }
@@ -76,14 +76,14 @@ impl MemoryBudget {
         }
     }
 
-    /// Notes whether everything is paused; says whether that is a change.
-    pub(super) fn change_pause(&mut self, paused: bool) -> bool {
-        std::mem::replace(&mut self.paused, paused) != paused
+    /// Notes whether everything is paused. Returns whether that is a change.
+    pub(super) fn change_pause(&mut self, is_paused: bool) -> bool {
+        std::mem::replace(&mut self.is_paused, is_paused) != is_paused
     }
 
     /// Whether everything is paused.
     pub(super) fn is_paused(&self) -> bool {
-        self.paused
+        self.is_paused
     }
 }
 
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_stops_at_the_limit_and_goes_on_at_half_of_it() {
+    fn reading_stops_at_the_limit_and_continues_at_half_of_it() {
         let mut budget = MemoryBudget::new(MemorySettings { total_bytes: 400 });
         budget.take(99);
         assert_eq!(budget.pressure(), Pressure::None);

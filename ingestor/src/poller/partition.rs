@@ -1,143 +1,106 @@
-//! One assigned partition, as the poll thread sees it.
+//! What the poll thread has of an assigned partition: the batch that is being filled, and how quickly batches are stored.
 
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, Reading};
+use crate::batch::Batch;
 use crate::config::BatchSettings;
+use crate::record::{Offset, Reading};
 
-/// What may be done with a partition.
+/// An assigned partition. Its state is on the board.
 #[derive(Debug)]
-pub(super) enum State {
-    /// A writer claims it; paused.
-    Claiming,
-    /// It is read.
-    Running(Batch),
-    /// Not ours or not readable now; paused, claimed again later.
-    Waiting {
-        /// When.
-        until: Instant,
-    },
-}
-
-/// An assigned partition.
-#[derive(Debug)]
-pub(super) struct Partition {
-    pub(super) state: State,
-    /// Why an operator has to decide; none once it was claimed.
-    pub(super) stopped: Option<String>,
-    /// Batches with the writer.
+pub(super) struct AssignedPartition {
+    /// The batch that is being filled while the partition is read.
+    pub(super) batch: Option<Batch>,
+    /// The number of batches that the writer has.
     handed_over: usize,
-    /// When it was given the last one.
+    /// When the last of them was handed over.
     handed_over_at: Instant,
-    /// How long it took for the last one that it has stored.
+    /// How long the writer took for the last batch that it stored.
     last_took: Option<Duration>,
-    /// The end was reached, and nothing has been read since.
-    pub(super) at_end: bool,
-    /// Stored, and not yet told to Kafka.
-    unmirrored: Option<i64>,
+    /// Whether the end was reached and nothing has been read since.
+    pub(super) is_at_end: bool,
+    /// The stored offset that was not committed to Kafka yet.
+    unmirrored: Option<Offset>,
 }
 
-impl Partition {
+impl AssignedPartition {
     pub(super) fn new() -> Self {
         Self {
-            state: State::Waiting {
-                until: Instant::now(),
-            },
-            stopped: None,
+            batch: None,
             handed_over: 0,
             handed_over_at: Instant::now(),
             last_took: None,
-            at_end: false,
+            is_at_end: false,
             unmirrored: None,
         }
     }
 
-    /// Reads on from an offset that was claimed.
-    pub(super) fn start(&mut self, reading: Reading, next_offset: i64) {
-        self.state = State::Running(Batch::open(reading, next_offset));
-        self.stopped = None;
+    /// Reads from an offset that was claimed.
+    pub(super) fn start(&mut self, reading: Reading, next_offset: Offset) {
+        self.batch = Some(Batch::open(reading, next_offset));
         self.handed_over = 0;
-        self.at_end = false;
+        self.is_at_end = false;
     }
 
-    /// The batch being filled, while the partition is read.
-    pub(super) fn batch_mut(&mut self) -> Option<&mut Batch> {
-        match &mut self.state {
-            State::Running(batch) => Some(batch),
-            _ => None,
-        }
+    /// Returns whether the writer has a batch.
+    pub(super) fn has_handed_over(&self) -> bool {
+        self.handed_over > 0
     }
 
-    pub(super) fn running(&self) -> Option<Reading> {
-        match &self.state {
-            State::Running(batch) => Some(batch.reading),
-            _ => None,
-        }
-    }
-
-    /// Whether a writer's answer is awaited.
-    pub(super) fn is_busy(&self) -> bool {
-        self.handed_over > 0 || matches!(self.state, State::Claiming)
-    }
-
-    /// Whether all that was read is stored, up to the end.
+    /// Returns whether everything up to the partition's end is stored.
     pub(super) fn rests_at_end(&self) -> bool {
-        let has_nothing = matches!(&self.state, State::Running(batch) if batch.is_empty())
-            && self.handed_over == 0;
-        self.at_end && has_nothing
+        let has_nothing = self.batch.as_ref().is_some_and(Batch::is_empty) && self.handed_over == 0;
+        self.is_at_end && has_nothing
     }
 
-    /// Time until the batch is old, where it has anything and its writer is free.
+    /// Returns the time until the batch is old; `None` if it is empty or the writer has another one.
     ///
-    /// It gets old as soon as it has waited for as long as the last one took to be stored: a quick database is given small
-    /// batches at once, a busy one fewer and fuller ones, and neither is kept busy by one partition for more than half of
-    /// the time.
+    /// A batch is old as soon as it has waited for as long as the last one took to be stored. So a quick database gets
+    /// small batches at once, and a busy one gets fewer and fuller ones. One partition keeps neither busy for more than half
+    /// of the time.
     pub(super) fn age_left(&self, max_age: Duration) -> Option<Duration> {
-        match &self.state {
-            State::Running(batch) if !batch.is_empty() && self.handed_over == 0 => {
-                let age = self.last_took.map_or(max_age, |took| took.min(max_age));
-                Some(age.saturating_sub(batch.opened_at().elapsed()))
-            }
-            _ => None,
-        }
+        let batch = self.batch.as_ref().filter(|batch| !batch.is_empty())?;
+        let age = self.last_took.map_or(max_age, |took| took.min(max_age));
+        (self.handed_over == 0).then(|| age.saturating_sub(batch.opened_at().elapsed()))
     }
 
-    /// The batch, if it is full, or old while the writer has nothing of this partition: under load batches so grow
-    /// until they are full.
+    /// Takes the batch if it is full, or if it is old while the writer has no batch of this partition. Under load batches
+    /// therefore grow until they are full.
     pub(super) fn take_due(&mut self, settings: BatchSettings, max_bytes: usize) -> Option<Batch> {
-        let old = self
+        let is_old = self
             .age_left(settings.max_age)
             .is_some_and(|left| left.is_zero());
-        let batch = self.batch_mut()?;
-        let full = batch.records() >= settings.max_records || batch.size_bytes >= max_bytes;
-        if old || full { self.take_any() } else { None }
+        let batch = self.batch.as_ref()?;
+        let is_full = batch.records() >= settings.max_records || batch.size_bytes >= max_bytes;
+        if is_old || is_full {
+            self.take_any()
+        } else {
+            None
+        }
     }
 
-    /// The batch, if there is anything in it; the next one goes on behind it.
+    /// Takes the batch if it is not empty. The next batch begins where it ends.
     pub(super) fn take_any(&mut self) -> Option<Batch> {
-        let batch = self.batch_mut().filter(|batch| !batch.is_empty())?;
-        let next = Batch::open(batch.reading, batch.new_next_offset);
+        let batch = self.batch.as_mut().filter(|batch| !batch.is_empty())?;
         self.handed_over += 1;
         self.handed_over_at = Instant::now();
-        Some(std::mem::replace(self.batch_mut()?, next))
+        let next = Batch::open(batch.reading, batch.new_next_offset);
+        Some(std::mem::replace(batch, next))
     }
 
-    /// Forgets what was read; answers the memory that came free.
+    /// Drops what was read and not handed over. Returns the memory that is free again.
     pub(super) fn drop_batch(&mut self) -> usize {
-        let freed = self.batch_mut().map_or(0, |batch| batch.size_bytes);
-        self.state = State::Waiting {
-            until: Instant::now(),
-        };
-        freed
+        self.batch.take().map_or(0, |batch| batch.size_bytes)
     }
 
-    pub(super) fn stored(&mut self, next_offset: i64, at: Instant) {
+    /// Notes that the writer has stored a batch.
+    pub(super) fn stored(&mut self, next_offset: Offset, at: Instant) {
         self.handed_over = self.handed_over.saturating_sub(1);
         self.last_took = Some(at.saturating_duration_since(self.handed_over_at));
         self.unmirrored = Some(next_offset);
     }
 
-    pub(super) fn take_unmirrored(&mut self) -> Option<i64> {
+    pub(super) fn take_unmirrored(&mut self) -> Option<Offset> {
         self.unmirrored.take()
     }
 }
@@ -145,24 +108,25 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Partition;
 
     const MAX_AGE: Duration = Duration::from_secs(60);
     const READING: Reading = Reading {
-        partition: 0,
+        partition: Partition(0),
         generation: 1,
     };
 
-    fn partition_with_a_record() -> Partition {
-        let mut partition = Partition::new();
-        partition.start(READING, 0);
-        partition.batch_mut().unwrap().reach(1);
+    fn partition_with_a_record() -> AssignedPartition {
+        let mut partition = AssignedPartition::new();
+        partition.start(READING, Offset(0));
+        partition.batch.as_mut().unwrap().reach(Offset(1));
         partition
     }
 
     #[test]
-    fn a_batch_waits_as_long_as_the_last_one_took_and_its_age_at_most() {
+    fn a_batch_waits_as_long_as_the_last_one_took_but_at_most_its_age() {
         let mut partition = partition_with_a_record();
-        let left = |partition: &Partition| partition.age_left(MAX_AGE).unwrap();
+        let left = |partition: &AssignedPartition| partition.age_left(MAX_AGE).unwrap();
         assert!(left(&partition) > MAX_AGE / 2);
         partition.last_took = Some(MAX_AGE * 2);
         assert!((MAX_AGE / 2..=MAX_AGE).contains(&left(&partition)));
@@ -176,10 +140,10 @@ mod tests {
     fn a_batch_does_not_get_old_while_its_writer_is_busy() {
         let mut partition = partition_with_a_record();
         assert!(partition.take_any().is_some());
-        partition.batch_mut().unwrap().reach(2);
+        partition.batch.as_mut().unwrap().reach(Offset(2));
         assert_eq!(partition.age_left(Duration::ZERO), None);
         let at = partition.handed_over_at + MAX_AGE / 2;
-        partition.stored(1, at);
+        partition.stored(Offset(1), at);
         assert_eq!(partition.last_took, Some(MAX_AGE / 2));
         partition.last_took = Some(Duration::ZERO);
         assert_eq!(partition.age_left(Duration::ZERO), Some(Duration::ZERO));

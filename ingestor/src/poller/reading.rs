@@ -1,20 +1,18 @@
-//! Where the consumer reads, and whether it does.
+//! Moves the consumer to an offset, and pauses and resumes partitions.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
-use rdkafka::Offset;
 use rdkafka::consumer::Consumer as _;
 use tracing::{debug, info};
 
 use super::Poller;
-use super::partition::State;
-use crate::batch::Reading;
-use crate::consumer::{check_each, partition_list};
+use crate::board::Cause;
 use crate::failpoints::{self, Phase};
-use crate::status::RUNNING;
+use crate::kafka::{check_each, partition_list};
+use crate::record::{Offset, Partition, Reading};
 
-/// A seek is served by the client's own thread.
+/// The client's own thread serves a seek, so it takes no time.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Poller {
@@ -22,102 +20,97 @@ impl Poller {
     pub(super) fn start_reading(
         &mut self,
         reading: Reading,
-        next_offset: i64,
+        next_offset: Offset,
     ) -> anyhow::Result<()> {
-        let number = reading.partition;
         failpoints::reached(Phase::Start);
-        if let Some(partition) = self.partitions.get_mut(&number) {
+        if let Some(partition) = self.partitions.get_mut(&reading.partition) {
             partition.start(reading, next_offset);
         }
-        self.status.set_state(number, RUNNING);
-        // While everything is paused this one stays so too, and is resumed with the others.
+        self.board.start(reading);
+        // While everything is paused, this partition stays paused too. It is resumed with the others.
         if self.budget.is_paused() {
             return Ok(());
         }
-        self.read_from(number, next_offset)
+        self.read_from(reading.partition, next_offset)
     }
 
     /// Lets a paused partition fetch from an offset.
     ///
-    /// Resumed first and moved then: a resume alone does not wake the thread that fetches, which then sleeps for up to a
-    /// second; a seek does, but only one to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
-    fn read_from(&self, number: i32, next_offset: i64) -> anyhow::Result<()> {
-        self.resume(number)?;
-        if next_offset == 0 {
-            self.seek(number, 1)?;
+    /// It is resumed first and moved then. A resume alone does not wake the thread that fetches, which then sleeps for up to
+    /// a second. A seek wakes it, but only a seek to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
+    fn read_from(&self, partition: Partition, next_offset: Offset) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(partition, None)])?;
+        self.consumer
+            .resume(&list)
+            .context("cannot resume a partition")?;
+        if next_offset == Offset(0) {
+            self.seek(partition, Offset(1))?;
         }
-        self.seek(number, next_offset)
+        self.seek(partition, next_offset)
     }
 
-    fn seek(&self, number: i32, offset: i64) -> anyhow::Result<()> {
-        let target = || partition_list(&self.topic, [(number, Offset::Offset(offset))]);
+    fn seek(&self, partition: Partition, offset: Offset) -> anyhow::Result<()> {
+        let target = partition_list(&self.topic, [(partition, Some(offset))])?;
         let sought = self
             .consumer
-            .seek_partitions(target()?, SEEK_TIMEOUT)
+            .seek_partitions(target.clone(), SEEK_TIMEOUT)
             .and_then(|result| check_each(&result));
         if let Err(error) = sought {
-            // After an error of the fetcher the partition is not started, and a seek fails: assign it anew.
+            // After an error of the fetcher the partition is not started and a seek fails: it must be assigned again.
             debug!(
-                kafka.partition = number,
-                "seek failed, assigning anew: {error}"
+                kafka.partition = partition.0,
+                "a seek failed, assigning the partition again: {error}"
             );
             self.consumer
-                .incremental_unassign(&target()?)
+                .incremental_unassign(&target)
                 .context("cannot unassign a partition")?;
             self.consumer
-                .incremental_assign(&target()?)
+                .incremental_assign(&target)
                 .context("cannot assign a partition")?;
         }
         Ok(())
     }
 
+    /// Ends a reading, and has the partition claimed again after a while. Returns why an operator had to decide before.
     pub(super) fn stop_reading(
         &mut self,
         reading: Reading,
-        state: &str,
+        cause: Cause,
         retry_after: Duration,
-    ) -> anyhow::Result<()> {
-        let number = reading.partition;
-        self.current.end(number);
-        if let Some(partition) = self.partitions.get_mut(&number) {
+    ) -> anyhow::Result<Option<String>> {
+        let stopped_before = self.board.pause(reading, cause, retry_after);
+        if let Some(partition) = self.partitions.get_mut(&reading.partition) {
             self.budget.free(partition.drop_batch());
-            partition.state = State::Waiting {
-                until: Instant::now() + retry_after,
-            };
         }
-        self.status.set_state(number, state);
-        self.pause(number)
+        self.pause(reading.partition)?;
+        Ok(stopped_before)
     }
 
-    pub(super) fn pause(&self, number: i32) -> anyhow::Result<()> {
-        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
+    pub(super) fn pause(&self, partition: Partition) -> anyhow::Result<()> {
+        let list = partition_list(&self.topic, [(partition, None)])?;
         self.consumer
             .pause(&list)
             .context("cannot pause a partition")
     }
 
-    fn resume(&self, number: i32) -> anyhow::Result<()> {
-        let list = partition_list(&self.topic, [(number, Offset::Invalid)])?;
-        self.consumer
-            .resume(&list)
-            .context("cannot resume a partition")
-    }
-
-    /// Pauses or resumes everything that runs, where that is a change. Only when the database is away for long: a pause
-    /// throws away what the client has fetched.
-    pub(super) fn set_paused(&mut self, paused: bool) -> anyhow::Result<()> {
-        if !self.budget.change_pause(paused) {
+    /// Pauses or resumes all partitions that are read, if that is a change. This happens only if the database is away for
+    /// long, because a pause discards what the client has fetched.
+    pub(super) fn set_paused(&mut self, is_paused: bool) -> anyhow::Result<()> {
+        if !self.budget.change_pause(is_paused) {
             return Ok(());
         }
-        info!(paused, "the writers' queue decides over reading");
-        for (number, partition) in &self.partitions {
-            let State::Running(open) = &partition.state else {
+        info!(
+            paused = is_paused,
+            "reading follows the free memory for batches"
+        );
+        for (partition, assigned) in &self.partitions {
+            let Some(batch) = &assigned.batch else {
                 continue;
             };
-            if paused {
-                self.pause(*number)?;
+            if is_paused {
+                self.pause(*partition)?;
             } else {
-                self.read_from(*number, open.new_next_offset)?;
+                self.read_from(*partition, batch.new_next_offset)?;
             }
         }
         Ok(())

@@ -1,25 +1,24 @@
-//! A writer claims a partition: what the database says of it, held against what the brokers show.
+//! A writer claims a partition: it compares the partition's row with what the brokers hold.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::backoff::Backoff;
 use tracing::info;
 
-use super::{Owned, Report, Trouble, Writer};
-use crate::batch::Reading;
+use super::{Report, Trouble, Writer};
 use crate::offsets::{self, ClaimOutcome, Sighting, Standing};
+use crate::record::Reading;
 
-/// Time between two looks at watermarks that do not fit.
+/// The time between two looks at watermarks that do not match.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(3);
 
 impl Writer {
     /// Tries until the partition is claimed, stopped, or not ours to claim any more.
     pub(super) fn claim(&mut self, reading: Reading) {
-        self.session.claims.remove(&reading.partition);
         let mut backoff = Backoff::for_database();
-        let mut confirmed = false;
-        while self.current.is(reading) && !self.current.is_stopping() {
-            let outcome = self.try_claim(reading, confirmed);
+        let mut is_confirmed = false;
+        while self.context.board.is_current(reading) && !self.context.board.is_stopping() {
+            let outcome = self.try_claim(reading, is_confirmed);
             if outcome.is_ok() {
                 self.healthy();
             }
@@ -27,66 +26,64 @@ impl Writer {
                 Ok(ClaimOutcome::Claimed(claim)) => {
                     let next_offset = claim.next_offset;
                     info!(
-                        kafka.partition = reading.partition,
-                        kafka.offset = next_offset,
-                        epoch = claim.epoch,
+                        kafka.partition = reading.partition.0,
+                        kafka.offset = next_offset.0,
+                        epoch = claim.epoch.0,
                         "claimed"
                     );
-                    self.status.set_claimed(reading, &claim);
-                    let owned = Owned {
-                        reading,
-                        claim,
-                        last_confirmed_at: Instant::now(),
-                    };
-                    self.session.claims.insert(reading.partition, owned);
+                    self.context.board.claimed(reading, &claim);
                     return self.report(Report::Claimed {
                         reading,
                         next_offset,
                     });
                 }
                 Ok(ClaimOutcome::Doubtful) => {
-                    confirmed = true;
-                    self.current.wait(DOUBT_INTERVAL);
+                    is_confirmed = true;
+                    self.context.board.wait(DOUBT_INTERVAL);
                 }
                 Ok(ClaimOutcome::Stopped(reason)) => {
                     return self.report(Report::Stopped { reading, reason });
                 }
                 Ok(ClaimOutcome::Incident(reason)) => {
-                    self.metrics.offset_incidents.inc();
+                    self.context.metrics.offset_incidents.inc();
                     return self.report(Report::Stopped { reading, reason });
                 }
                 Err(trouble) => {
                     self.trouble(&trouble, "claim a partition");
-                    self.current.wait(backoff.next_delay());
+                    self.context.board.wait(backoff.next_delay());
                 }
             }
         }
     }
 
-    fn try_claim(&mut self, reading: Reading, confirmed: bool) -> Result<ClaimOutcome, Trouble> {
+    fn try_claim(&mut self, reading: Reading, is_confirmed: bool) -> Result<ClaimOutcome, Trouble> {
         let partition = reading.partition;
-        let consumer = self.consumer.clone();
+        let (consumer, probe) = (&self.context.consumer, &self.context.probe);
         let glimpse = loop {
-            match offsets::standing(self.connection()?, &consumer, partition)? {
+            match offsets::standing(self.connection.get()?, consumer, partition)? {
                 Standing::Claimable(glimpse) => break glimpse,
                 Standing::Stopped(reason) => return Ok(ClaimOutcome::Stopped(reason)),
                 Standing::Missing => {
                     let mut lows = Vec::new();
-                    for number in self.probe.partitions()? {
-                        lows.push((number, self.probe.watermarks(number)?.low));
+                    for number in probe.partitions()? {
+                        lows.push((number, probe.watermarks(number)?.low));
                     }
-                    if let Some(reason) = offsets::initialise(self.connection()?, &consumer, &lows)?
-                    {
+                    let refusal = offsets::initialise(self.connection.get()?, consumer, &lows)?;
+                    if let Some(reason) = refusal {
                         return Ok(ClaimOutcome::Stopped(reason));
                     }
                 }
             }
         };
-        let witness = self.status.witness(partition);
-        let sighting = Sighting::take(&self.probe, partition, &glimpse, witness)?;
-        let connection = self.connection()?;
+        let witness = self.context.board.witness(partition);
+        let sighting = Sighting::take(probe, partition, &glimpse, witness)?;
+        let connection = self.connection.get()?;
         Ok(offsets::claim(
-            connection, &consumer, partition, &sighting, confirmed,
+            connection,
+            consumer,
+            partition,
+            &sighting,
+            is_confirmed,
         )?)
     }
 }

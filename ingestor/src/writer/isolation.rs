@@ -1,16 +1,18 @@
-//! Which orders of a batch the database refuses: found by tries that are all rolled back.
+//! Finds the orders of a batch that the database rejects, by attempts that are all rolled back.
 //!
-//! A constraint refuses the whole batch because of one row. The row is the one that the server names, or else it is
-//! searched for; it is left out, messages are folded again, and the rest is tried, until nothing is refused any more.
+//! When a constraint rejects a batch, one row is to blame. If the server names the row, it is that one. Otherwise it is
+//! found by bisection. The row is left out, the messages are folded again, and the rest is tried, until nothing is rejected
+//! any more.
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
 use super::transaction::{Origin, store_orders};
-use crate::batch::{Batch, REFUSED_BY_DATABASE, Refusal, SourcedOrder};
+use crate::batch::{Batch, SourcedOrder};
+use crate::record::{Offset, Reason, Refusal};
 
-/// Whether an error says that a row can never be stored. Every other one is trouble of the database's own.
+/// Returns whether an error means that a row can never be stored. Every other error means a sick database.
 pub fn is_refusal(error: &DieselError) -> bool {
     use DatabaseErrorKind::{
         CheckViolation, ExclusionViolation, ForeignKeyViolation, NotNullViolation,
@@ -24,24 +26,24 @@ pub fn is_refusal(error: &DieselError) -> bool {
     )
 }
 
-/// The messages of the batch that the database refuses, by rising offset; changes nothing in the database.
+/// Returns the messages of the batch that the database rejects, by rising offset. Changes nothing in the database.
 ///
-/// A row that the server names costs two tries; one that it does not name costs about `log2(n)` more, for `n` orders.
+/// A row that the server names costs two attempts. Any other row costs about `log2(n)` more, for `n` orders.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error if it is not a refusal.
 pub(super) fn find_refused(
     connection: &mut PgConnection,
     batch: &Batch,
     origin: Origin,
-) -> QueryResult<Vec<(i64, Refusal)>> {
-    let mut refused: Vec<(i64, Refusal)> = Vec::new();
+) -> QueryResult<Vec<(Offset, Refusal)>> {
+    let mut refused: Vec<(Offset, Refusal)> = Vec::new();
     let outcome = connection.transaction(|connection| {
-        // A deferred constraint would speak up only at the COMMIT.
+        // Otherwise a deferred constraint would be checked only at the COMMIT.
         connection.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
         let mut tries = Tries { connection, origin };
         loop {
-            let left_out: Vec<i64> = refused.iter().map(|(offset, _)| *offset).collect();
+            let left_out: Vec<Offset> = refused.iter().map(|(offset, _)| *offset).collect();
             let remaining = batch.folded_without(&left_out);
             let Some(error) = tries.refusal_of(&remaining)? else {
                 return Err(DieselError::RollbackTransaction);
@@ -65,7 +67,7 @@ struct Tries<'a> {
 }
 
 impl Tries<'_> {
-    /// Writes these orders in a savepoint that is rolled back; answers the constraint's refusal, if there is one.
+    /// Writes these orders in a savepoint that is rolled back. Returns the constraint's error, if there is one.
     fn refusal_of(&mut self, orders: &[SourcedOrder<'_>]) -> QueryResult<Option<Information>> {
         let origin = self.origin;
         let tried = self.connection.transaction(|connection| {
@@ -82,27 +84,27 @@ impl Tries<'_> {
         }
     }
 
-    /// One message that is refused, of orders that are refused together, and why.
+    /// Returns one rejected message, of orders that are rejected together, and why it is rejected.
     fn culprit(
         &mut self,
         mut orders: Vec<SourcedOrder<'_>>,
         error: Information,
-    ) -> QueryResult<(i64, Information)> {
+    ) -> QueryResult<(Offset, Information)> {
         if let Some(named) = named_uid(error.as_ref())
             && let Some(order) = orders.iter().find(|order| order.uid() == named)
-            // Not on the server's word alone: by itself it must be refused as well.
+            // The server's detail is not proof: the order must also be rejected by itself.
             && let Some(own_error) = self.refusal_of(&[*order])?
         {
             return Ok((order.offset, own_error));
         }
-        // The shortest refused beginning, by offset: its last message is refused after all the earlier ones were not.
+        // Finds the shortest rejected prefix by offset. Its last message is rejected, because the shorter prefix is not.
         orders.sort_unstable_by_key(|order| order.offset);
         let (mut accepted, mut refused, mut last_error) = (0, orders.len(), error);
         while refused - accepted > 1 {
             let middle = accepted.midpoint(refused);
-            let mut beginning = orders[..middle].to_vec();
-            beginning.sort_unstable_by_key(SourcedOrder::uid);
-            match self.refusal_of(&beginning)? {
+            let mut prefix = orders[..middle].to_vec();
+            prefix.sort_unstable_by_key(SourcedOrder::uid);
+            match self.refusal_of(&prefix)? {
                 Some(error) => (refused, last_error) = (middle, error),
                 None => accepted = middle,
             }
@@ -111,8 +113,8 @@ impl Tries<'_> {
     }
 }
 
-/// The order of the row that the server's detail shows: `Failing row contains (uid, ...` or `Key (order_uid)=(uid) ...`.
-/// The table begins with the order's id, and no id has a comma or a parenthesis.
+/// Returns the uid in the server's detail: `Failing row contains (uid, ...` or `Key (order_uid)=(uid) ...`. The uid is the
+/// table's first column, and no uid has a comma or a parenthesis.
 fn named_uid(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<&str> {
     let detail = information.details()?;
     let values = match detail.split_once("(order_uid)=(") {
@@ -122,16 +124,16 @@ fn named_uid(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> Opti
     values.split([',', ')']).next()
 }
 
-/// Names the constraint, not the values: they may be personal.
+/// Names the constraint but no values, because they may be personal data.
 fn to_refusal(information: &(dyn DatabaseErrorInformation + Send + Sync)) -> Refusal {
     let table = information.table_name().unwrap_or("orders");
     let detail = match (information.constraint_name(), information.column_name()) {
-        (Some(constraint), _) => format!("constraint {constraint} of table {table} refuses it"),
-        (None, Some(column)) => format!("column {column} of table {table} refuses it"),
-        (None, None) => format!("table {table} refuses it: {}", information.message()),
+        (Some(constraint), _) => format!("constraint {constraint} of table {table} rejects it"),
+        (None, Some(column)) => format!("column {column} of table {table} rejects it"),
+        (None, None) => format!("table {table} rejects it: {}", information.message()),
     };
     Refusal {
-        reason: REFUSED_BY_DATABASE,
+        reason: Reason::RefusedByDatabase,
         detail,
     }
 }

@@ -1,4 +1,4 @@
-//! One batch, one transaction: offset, orders, dead letters, events.
+//! One batch is one transaction: it advances the offset, writes orders and dead letters, and emits the events.
 
 use std::collections::HashMap;
 
@@ -13,12 +13,13 @@ use shared::order::Order;
 use crate::batch::{Batch, SourcedOrder};
 use crate::dead_letters;
 use crate::failpoints::{self, Phase};
-use crate::offsets::{self, Claim, Consumer};
+use crate::offsets::{self, Claim};
+use crate::record::{Consumer, Offset};
 
-/// Stores a batch whole or not at all; answers how many orders it wrote. `halts` stops the partition behind it.
+/// Stores a batch whole or not at all, and returns how many orders it wrote. `halts` stops the partition after it.
 ///
 /// # Errors
-/// Fails as the database does; [`offsets::is_fence`] knows the refusal of a batch that is not ours to store. After an
+/// Returns the database's error; [`offsets::is_fence`] recognises the one for a batch that is not ours to store. After an
 /// error of the connection the outcome is unknown.
 pub(super) fn store(
     connection: &mut PgConnection,
@@ -35,25 +36,20 @@ pub(super) fn store(
         let written = failpoints::skip_on_error(connection, |connection| {
             store_orders(connection, origin, batch.folded())
         })?;
-        let source = dead_letters::Source {
-            group_id: &consumer.group_id,
-            topic: &consumer.topic,
-            incarnation: origin.incarnation,
-            partition: origin.partition,
-        };
         let letters = failpoints::unless_swallowed(&batch.dead_letters);
-        dead_letters::insert(connection, source, letters)?;
+        let partition = batch.reading.partition;
+        dead_letters::insert(connection, consumer, partition, claim.incarnation, letters)?;
         notify(connection, &written)?;
         failpoints::reached(Phase::BeforeCommit);
         Ok(written.len())
     })
 }
 
-/// Stores an order whose message was read before, in the caller's transaction, unless something newer is there; says
-/// whether it did.
+/// Stores an order whose message was read before, in the caller's transaction, unless the stored order is newer. Returns
+/// whether the order was written.
 ///
 /// # Errors
-/// Fails as the database does.
+/// Returns the database's error.
 pub fn store_replayed(
     connection: &mut PgConnection,
     order: &Order,
@@ -62,11 +58,11 @@ pub fn store_replayed(
     let origin = Origin {
         partition: source.partition,
         incarnation: source.incarnation,
-        replay_until: i64::MAX,
+        replay_until: Offset(i64::MAX),
     };
     let sourced = SourcedOrder {
         order,
-        offset: source.offset,
+        offset: Offset(source.offset),
     };
     let written = store_orders(connection, origin, vec![sourced])?;
     notify(connection, &written)?;
@@ -79,43 +75,43 @@ pub(super) struct Origin {
     partition: i32,
     incarnation: i32,
     /// Messages below this offset are a replay.
-    replay_until: i64,
+    replay_until: Offset,
 }
 
 impl Origin {
     /// The origin of a batch that was read under a claim.
     pub(super) fn of(claim: &Claim, batch: &Batch) -> Self {
         Self {
-            partition: batch.reading.partition,
-            incarnation: claim.incarnation,
-            replay_until: claim.replay_until.unwrap_or(0),
+            partition: batch.reading.partition.0,
+            incarnation: claim.incarnation.0,
+            replay_until: claim.replay_until.unwrap_or(Offset(0)),
         }
     }
 
-    fn source(self, offset: i64) -> Source {
+    fn source(self, offset: Offset) -> Source {
         Source {
             partition: self.partition,
             incarnation: self.incarnation,
-            offset,
+            offset: offset.0,
         }
     }
 
-    /// The guard: a replay replaces only what an earlier message of its partition wrote, neither what a later one wrote
-    /// nor what the api did.
-    fn may_replace(self, offset: i64, written_by: Option<Source>) -> bool {
+    /// The guard: a replay replaces only what an earlier message of its partition wrote. It replaces neither what a later
+    /// message nor what the api wrote.
+    fn may_replace(self, offset: Offset, written_by: Option<Source>) -> bool {
         let is_earlier = |row: Source| {
             row.partition == self.partition
-                && (row.incarnation, row.offset) < (self.incarnation, offset)
+                && (row.incarnation, row.offset) < (self.incarnation, offset.0)
         };
         offset >= self.replay_until || written_by.is_some_and(is_earlier)
     }
 }
 
-/// Writes orders that are sorted by uid and named once each; answers those that it wrote.
+/// Writes orders that are sorted by uid, each with a different uid. Returns those that it wrote.
 ///
-/// Orders that exist are locked first, in the order of their uids, and replaced by one statement; new ones are copied. If
-/// another writer inserts one of these in between, that is a unique violation: the whole transaction must be tried again.
-/// A second look within it would lock rows out of the order of uids, which can deadlock with another writer.
+/// Orders that exist are locked first, in the order of their uids, and replaced by one statement. New ones are copied. If
+/// another writer inserts one of the new orders meanwhile, that is a unique violation, and the whole transaction must be
+/// retried. A second look within the transaction would lock rows out of order, which can deadlock with another writer.
 pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
     origin: Origin,
@@ -151,7 +147,7 @@ pub(super) fn store_orders<'a>(
     Ok(written)
 }
 
-/// Locks those of the orders that exist; gives the message that wrote each last, `None` after a write by the api.
+/// Locks the orders that exist. Returns the message that last wrote each of them, `None` after a write by the api.
 fn lock_existing(
     connection: &mut PgConnection,
     orders: &[SourcedOrder<'_>],
@@ -202,7 +198,7 @@ mod tests {
         let origin = Origin {
             partition: 0,
             incarnation: 1,
-            replay_until: 10,
+            replay_until: Offset(10),
         };
         let row = |partition, incarnation, offset| {
             Some(Source {
@@ -221,11 +217,12 @@ mod tests {
             (None, false),
         ] {
             assert_eq!(
-                origin.may_replace(5, written_by),
+                origin.may_replace(Offset(5), written_by),
                 is_replaced,
                 "{written_by:?}"
             );
-            assert!(origin.may_replace(10, written_by), "{written_by:?}");
+            let is_first_reading = origin.may_replace(Offset(10), written_by);
+            assert!(is_first_reading, "{written_by:?}");
         }
     }
 }

@@ -146,7 +146,7 @@ fn a_letter_is_replayed_once_with_its_event() {
         .texts("SELECT id::text AS value FROM dead_letters ORDER BY id");
     assert!(
         refusal(&scene, &["replay", &ids[0]]).contains("--yes"),
-        "nobody can be asked"
+        "you cannot be asked"
     );
     let dry = printed(&scene, &["replay", "--all", "--dry-run"]);
     assert!(

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use ingestor::batch::{Position, Reading};
+use ingestor::board::Board;
 use ingestor::config::KafkaSettings;
-use ingestor::consumer::Probe;
+use ingestor::kafka::Probe;
 use ingestor::metrics::Metrics;
 use ingestor::offsets::Claim;
-use ingestor::status::{RUNNING, Status};
-use ingestor::watch::Watch;
+use ingestor::record::{Epoch, Incarnation, Offset, Partition, Position};
+use ingestor::watch::topic::TopicWatch;
 use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene};
@@ -39,7 +39,7 @@ fn make_anew_while_stopped(new_records: usize, expected: &str) {
     );
     let printed = scene.run_well(&ACCEPT);
     assert!(
-        printed.contains("goes on at 0 as incarnation 1"),
+        printed.contains("continues at 0 as incarnation 1"),
         "{printed}"
     );
     // The daemon goes on by itself.
@@ -92,80 +92,61 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let probe = Arc::new(probe(&scene));
-    let status = Arc::new(Status::new());
+    let board = Arc::new(Board::new());
     let (suspicions_tx, suspicions_rx) = mpsc::channel();
-    let watch = Watch {
-        status: status.clone(),
-        probe: probe.clone(),
+    let watch = TopicWatch {
+        board: Arc::clone(&board),
+        probe: Arc::clone(&probe),
         metrics: Arc::new(Metrics::new()),
         topic: scene.topic.clone(),
         suspicions_tx,
     };
-    let record_at = |offset| probe.first_record_from(0, offset).unwrap();
-    let reading = Reading {
-        partition: 0,
-        generation: 1,
+    const P0: Partition = Partition(0);
+    let record_at = |offset| probe.first_record_from(P0, Offset(offset)).unwrap();
+    let claim = |epoch, next_offset, last_record| Claim {
+        epoch: Epoch(epoch),
+        next_offset: Offset(next_offset),
+        incarnation: Incarnation(0),
+        consecutive_bad: 0,
+        replay_until: None,
+        last_record,
     };
-    status.set_state(0, RUNNING);
-    status.set_claimed(
-        reading,
-        &Claim {
-            epoch: 1,
-            next_offset: 5,
-            incarnation: 0,
-            consecutive_bad: 0,
-            replay_until: None,
-            last_record: record_at(4),
-        },
-    );
-    status.set_position(0, 10, record_at(9));
-    assert_eq!(status.witness(0).unwrap().offset, 4);
+    let reading = board.begin_claim(P0);
+    board.claimed(reading, &claim(1, 5, record_at(4)));
+    board.start(reading);
+    let stored =
+        |next_offset, last_record| board.stored(reading, Offset(next_offset), last_record, 0);
+    let witness = || board.witness(P0).unwrap().offset.0;
+    stored(10, record_at(9));
+    assert_eq!(witness(), 4);
     watch.look_at_records();
     assert!(suspicions_rx.try_recv().is_err());
-    assert_eq!(
-        status.witness(0).unwrap().offset,
-        9,
-        "the look goes on to later records"
-    );
+    assert_eq!(witness(), 9, "the look moves on to later records");
 
     // Compaction may take a record away; what is behind it proves nothing.
     let beyond = Position {
-        offset: 10,
+        offset: Offset(10),
         timestamp_ms: Some(1),
     };
-    status.set_position(0, 10, Some(beyond));
+    stored(10, Some(beyond));
     watch.look_at_records();
     watch.look_at_records();
     assert!(suspicions_rx.try_recv().is_err());
     assert_eq!(record_at(10), None);
 
     // Meanwhile it has read on in the new topic, which is long enough, up to a record that is there.
-    status.set_claimed(
-        reading,
-        &Claim {
-            epoch: 2,
-            next_offset: 10,
-            incarnation: 0,
-            consecutive_bad: 0,
-            replay_until: None,
-            last_record: record_at(9),
-        },
-    );
+    board.claimed(reading, &claim(2, 10, record_at(9)));
     scene.recreate_topic(1);
     scene.produce_orders(30);
     wait_until("the new topic answers", PATIENCE, || {
         probe
-            .first_record_from(0, 29)
+            .first_record_from(P0, Offset(29))
             .is_ok_and(|found| found.is_some())
     });
-    status.set_position(0, 30, record_at(29));
+    stored(30, record_at(29));
     watch.look_at_records();
     assert_eq!(suspicions_rx.try_recv(), Ok(reading));
-    assert_eq!(
-        status.witness(0).unwrap().offset,
-        9,
-        "the new record proves nothing"
-    );
+    assert_eq!(witness(), 9, "the new record proves nothing");
 }
 
 #[test]
@@ -277,8 +258,10 @@ fn a_record_is_looked_up_by_its_offset() {
         (0, None),
         (10, None),
     ] {
-        let found = probe.first_record_from(0, asked).unwrap();
-        assert_eq!(found.map(|record| record.offset), expected, "{asked}");
+        let found = probe
+            .first_record_from(Partition(0), Offset(asked))
+            .unwrap();
+        assert_eq!(found.map(|record| record.offset.0), expected, "{asked}");
     }
 }
 
@@ -289,7 +272,8 @@ fn the_records_of_many_partitions_are_looked_up_at_once() {
     let probe = probe(&scene);
     let started_at = Instant::now();
     for partition in 0..8 {
-        assert!(probe.first_record_from(partition, 0).unwrap().is_some());
+        let first = probe.first_record_from(Partition(partition), Offset(0));
+        assert!(first.unwrap().is_some());
     }
     // A restart waits for this. By default the client pauses for a second before the next partition.
     let taken = started_at.elapsed();

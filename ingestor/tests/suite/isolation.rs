@@ -102,7 +102,7 @@ fn one_refused_order_in_each_batch_leaves_the_rest_of_it_stored() {
         .texts("SELECT DISTINCT detail AS value FROM dead_letters");
     assert_eq!(
         details,
-        ["constraint orders_no_evil of table orders refuses it"]
+        ["constraint orders_no_evil of table orders rejects it"]
     );
 }
 
@@ -170,7 +170,7 @@ fn a_constraint_that_blames_no_order_is_a_sick_database() {
         .execute("ALTER TABLE consumer_offsets ADD CONSTRAINT sick CHECK (next_offset < 5)");
     let orders = scene.produce_orders(10);
     let daemon = scene.start_daemon();
-    daemon.wait_until_logged("going on trying");
+    daemon.wait_until_logged("retrying");
     assert_eq!((scene.stored(), scene.dead_letters()), (0, 0));
     scene
         .database

@@ -56,7 +56,7 @@ fn show_tells_where_each_partition_stands() {
     );
     let table = scene.run_well(&["offsets", "show"]);
     assert!(
-        table.contains("partition 0 waits since ")
+        table.contains("partition 0 has waited since ")
             && table.contains("retention: records 10..12 are gone"),
         "{table}"
     );
@@ -116,7 +116,7 @@ fn show_works_without_a_broker_and_fails_where_nothing_is_known() {
     let answer = scene.run_with(&["offsets", "show"], &[("KAFKA_GROUP_ID", "nobody")]);
     assert!(!answer.success);
     let expected = format!(
-        "has not read topic {} yet (who has: {})",
+        "has not read topic {} yet (these groups have: {})",
         scene.topic, scene.group
     );
     assert!(answer.stderr.contains(&expected), "{answer:?}");
@@ -160,7 +160,7 @@ fn init_says_where_a_new_group_starts_and_the_daemon_goes_on_by_itself() {
     });
     let refusal = scene.run_badly(&["offsets", "init", "--from", "earliest", "--yes"]);
     assert!(
-        refusal.contains("partition 0 is at offset 10 already")
+        refusal.contains("partition 0 is already at offset 10")
             && refusal.contains("offsets rewind"),
         "{refusal}"
     );
@@ -237,7 +237,7 @@ fn a_rewind_is_refused_while_the_topic_is_not_the_one_that_was_read() {
     scene.recreate_topic(1);
     scene.produce_orders(30);
     let refusal = scene.run_badly(&["offsets", "rewind", "--all", "--to", "earliest", "--yes"]);
-    assert!(refusal.contains("truncated or made anew"), "{refusal}");
+    assert!(refusal.contains("truncated or recreated"), "{refusal}");
 
     let _daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
@@ -285,7 +285,7 @@ fn a_terminal_is_asked_and_only_yes_is_consent() {
         assert!(
             asked.contains("goes back from offset 10 to 4")
                 && asked.contains(
-                    "newer state of an order is kept, orders that were deleted come back"
+                    "an order that is newer than its record is kept, a deleted order is stored again"
                 ),
             "{asked}"
         );

@@ -220,9 +220,12 @@ fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_inci
 
 #[test]
 fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
-    use ingestor::batch::{Batch, Position, Reading};
-    use ingestor::consumer::Watermarks;
-    use ingestor::offsets::{self, Claim, ClaimOutcome, Consumer, Sighting};
+    use ingestor::batch::Batch;
+    use ingestor::kafka::Watermarks;
+    use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting};
+    use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Reading};
+
+    const P0: Partition = Partition(0);
 
     let database = shared::testing::TestDatabase::create();
     let mut connection = database.connect();
@@ -236,17 +239,20 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
         consumer(uuid::Uuid::new_v4()),
     );
     assert_eq!(
-        offsets::initialise(&mut connection, &old, &[(0, 5)]).unwrap(),
+        offsets::initialise(&mut connection, &old, &[(P0, Offset(5))]).unwrap(),
         None
     );
     let mut claim = |consumer: &Consumer| {
         let sighting = Sighting {
-            incarnation: 0,
-            watermarks: Watermarks { low: 0, high: 100 },
+            incarnation: Incarnation(0),
+            watermarks: Watermarks {
+                low: Offset(0),
+                high: Offset(100),
+            },
             replaced: None,
             oldest: None,
         };
-        match offsets::claim(&mut connection, consumer, 0, &sighting, true).unwrap() {
+        match offsets::claim(&mut connection, consumer, P0, &sighting, true).unwrap() {
             ClaimOutcome::Claimed(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -255,20 +261,18 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
     let new_claim = claim(&new);
     assert_eq!(
         (old_claim.next_offset, new_claim.epoch),
-        (5, old_claim.epoch + 1)
+        (Offset(5), old_claim.epoch.next())
     );
 
     let batch = |from, to| {
-        let mut batch = Batch::open(
-            Reading {
-                partition: 0,
-                generation: 1,
-            },
-            from,
-        );
-        batch.reach(to);
+        let reading = Reading {
+            partition: P0,
+            generation: 1,
+        };
+        let mut batch = Batch::open(reading, Offset(from));
+        batch.reach(Offset(to));
         batch.last_record = Some(Position {
-            offset: to - 1,
+            offset: Offset(to - 1),
             timestamp_ms: None,
         });
         batch
@@ -301,7 +305,8 @@ fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
 
 #[test]
 fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
-    use ingestor::offsets::{self, Consumer, Standing};
+    use ingestor::offsets::{self, Standing};
+    use ingestor::record::{Consumer, Offset, Partition};
 
     let database = shared::testing::TestDatabase::create();
     let mut first = database.connect();
@@ -317,7 +322,7 @@ fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
                 let consumer = &consumer;
                 scope.spawn(move || {
                     loop {
-                        match offsets::standing(connection, consumer, 0).unwrap() {
+                        match offsets::standing(connection, consumer, Partition(0)).unwrap() {
                             Standing::Missing => {}
                             Standing::Claimable(_) => break,
                             Standing::Stopped(reason) => panic!("{reason}"),
@@ -325,7 +330,8 @@ fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
                     }
                 });
             }
-            let made = offsets::initialise(&mut first, &consumer, &[(0, 0)]).unwrap();
+            let lows = [(Partition(0), Offset(0))];
+            let made = offsets::initialise(&mut first, &consumer, &lows).unwrap();
             assert_eq!(made, None);
         });
     }

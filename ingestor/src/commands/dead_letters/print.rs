@@ -1,4 +1,4 @@
-//! Letters as a table, as a page of text, as JSON. Whatever a producer has sent, a terminal gets printable text.
+//! Prints letters as a table, as a page of text, or as JSON. Whatever a producer has sent, the terminal gets printable text.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::dead_letters::stored::{LetterSummary, StoredLetter};
 
-/// Characters of a detail that the table shows.
+/// How many characters of a detail the table shows.
 const DETAIL_CHARS: usize = 80;
 
 pub(super) fn list(letters: &[LetterSummary], limit: i64, as_json: bool) -> anyhow::Result<()> {
@@ -28,8 +28,8 @@ pub(super) fn list(letters: &[LetterSummary], limit: i64, as_json: bool) -> anyh
         println!(
             "{:>10}  {:>4}  {:>12}  {:<20}  {:<10}  {:<20}  {:>8}  {}",
             letter.id,
-            letter.partition,
-            letter.offset,
+            letter.partition.0,
+            letter.offset.0,
             letter.reason,
             letter.state,
             rfc3339(letter.created_at),
@@ -40,7 +40,7 @@ pub(super) fn list(letters: &[LetterSummary], limit: i64, as_json: bool) -> anyh
     if let Some(last) = letters.last()
         && i64::try_from(letters.len()).is_ok_and(|shown| shown == limit)
     {
-        println!("for more: --before {}", last.id);
+        println!("for more letters: --before {}", last.id);
     }
     Ok(())
 }
@@ -75,7 +75,7 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
             ),
         ),
         ("produced at", or_dash(summary.message_timestamp)),
-        ("kept at", rfc3339(summary.created_at)),
+        ("created at", rfc3339(summary.created_at)),
         (
             "state",
             format!("{} since {}", summary.state, rfc3339(summary.updated_at)),
@@ -100,7 +100,7 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
         )?;
     }
     let cut = if letter.is_cut() {
-        ", of which the beginning is kept"
+        ", of which only the beginning is kept"
     } else {
         ""
     };
@@ -109,7 +109,7 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-/// Text as it is, where it is text; else base64.
+/// Returns text as it is, and other bytes in base64.
 fn bytes_text(bytes: Option<&[u8]>) -> String {
     let Some(bytes) = bytes else {
         return "-".to_owned();
@@ -126,7 +126,7 @@ fn bytes_text(bytes: Option<&[u8]>) -> String {
     }
 }
 
-/// Control characters could steer the terminal.
+/// Replaces control characters, which could control the terminal.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -137,9 +137,9 @@ fn summary_json(letter: &LetterSummary) -> Value {
     json!({
         "id": letter.id,
         "topic": letter.topic,
-        "incarnation": letter.incarnation,
-        "partition": letter.partition,
-        "offset": letter.offset,
+        "incarnation": letter.incarnation.0,
+        "partition": letter.partition.0,
+        "offset": letter.offset.0,
         "payload_size": letter.payload_size,
         "message_timestamp": letter.message_timestamp.map(rfc3339),
         "reason": letter.reason,

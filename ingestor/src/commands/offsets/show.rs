@@ -1,18 +1,17 @@
-//! `ingestor offsets show`: a table for people, JSON for programs.
+//! `ingestor offsets show` prints a table for people or JSON for programs.
 
 use anyhow::Context;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::Operator;
-use crate::consumer::Watermarks;
-use crate::offsets::operators::Progress;
-use crate::offsets::{Incident, open_incident};
+use crate::kafka::Watermarks;
+use crate::offsets::{Incident, OffsetRow, open_incident};
 
-/// All that is known of a partition.
+/// Everything that is known of a partition.
 struct Shown {
-    row: Progress,
-    /// None while no broker tells.
+    row: OffsetRow,
+    /// None if no broker tells them.
     watermarks: Option<Watermarks>,
     incident: Option<Incident>,
 }
@@ -20,11 +19,11 @@ struct Shown {
 impl Shown {
     fn lag_records(&self) -> Option<i64> {
         let watermarks = self.watermarks?;
-        Some((watermarks.high - self.row.next_offset).max(0))
+        Some((watermarks.high.0 - self.row.next_offset.0).max(0))
     }
 
-    /// How long the oldest record that waits has waited at most: since the last one that is stored. None where that is
-    /// not known.
+    /// The longest time that the oldest waiting record may have waited: the time since the last stored record. `None` if
+    /// that is not known.
     fn lag_seconds(&self) -> Option<f64> {
         if self.lag_records()? == 0 {
             return Some(0.0);
@@ -37,7 +36,7 @@ impl Shown {
 impl Operator {
     pub(super) fn show(&mut self, as_json: bool) -> anyhow::Result<()> {
         let rows = self.rows()?;
-        // Asked first, so that brokers that are away cost one time-out and not one a partition.
+        // Asked first: if the brokers are away, that costs one timeout, not one per partition.
         let (of_topic, trouble) = match self.probe.partitions() {
             Ok(partitions) => (partitions, None),
             Err(error) => (Vec::new(), Some(format!("{error:#}"))),
@@ -77,29 +76,29 @@ impl Operator {
 fn to_json(shown: &Shown) -> Value {
     let row = &shown.row;
     json!({
-        "partition": row.partition,
-        "next_offset": row.next_offset,
-        "low_watermark": shown.watermarks.map(|watermarks| watermarks.low),
-        "high_watermark": shown.watermarks.map(|watermarks| watermarks.high),
+        "partition": row.partition.0,
+        "next_offset": row.next_offset.0,
+        "low_watermark": shown.watermarks.map(|watermarks| watermarks.low.0),
+        "high_watermark": shown.watermarks.map(|watermarks| watermarks.high.0),
         "lag_records": shown.lag_records(),
         "lag_seconds": shown.lag_seconds(),
-        "epoch": row.epoch,
+        "epoch": row.epoch.0,
         "owner": row.owner.map(|owner| owner.to_string()),
-        "incarnation": row.incarnation,
-        "last_offset": row.last_offset,
+        "incarnation": row.incarnation.0,
+        "last_offset": row.last_offset.map(|offset| offset.0),
         "last_timestamp_ms": row.last_timestamp,
         "consecutive_bad": row.consecutive_bad,
         "halted": row.halted,
-        "replay_until": row.replay_until,
+        "replay_until": row.replay_until.map(|offset| offset.0),
         "updated_at": row.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true),
         "incident": shown.incident.as_ref().map(|incident| json!({
             "id": incident.id,
             "kind": incident.kind,
-            "next_offset": incident.next_offset,
-            "low_watermark": incident.low_watermark,
-            "high_watermark": incident.high_watermark,
-            "resume_offset": incident.resume_offset,
-            "resume_incarnation": incident.resume_incarnation,
+            "next_offset": incident.next_offset.0,
+            "low_watermark": incident.low_watermark.0,
+            "high_watermark": incident.high_watermark.0,
+            "resume_offset": incident.resume_offset.0,
+            "resume_incarnation": incident.resume_incarnation.0,
             "detail": incident.detail,
             "detected_at": incident.detected_at.to_rfc3339_opts(SecondsFormat::Millis, true),
         })),
@@ -124,7 +123,7 @@ const COLUMNS: [&str; 15] = [
     "UPDATED_AT",
 ];
 
-/// Columns as wide as their widest value; `-` stands for what is not known or not set. Incidents follow below.
+/// Each column is as wide as its widest value. `-` means that a value is not known or not set. Incidents follow below.
 fn to_table(partitions: &[Shown]) -> String {
     let mut lines = vec![COLUMNS.map(str::to_owned)];
     lines.extend(partitions.iter().map(to_cells));
@@ -147,7 +146,7 @@ fn to_table(partitions: &[Shown]) -> String {
     for shown in partitions {
         if let Some(incident) = &shown.incident {
             table.push_str(&format!(
-                "partition {} waits since {}: {}: {}\n",
+                "partition {} has waited since {}: {}: {}\n",
                 shown.row.partition,
                 incident
                     .detected_at

@@ -1,6 +1,6 @@
-//! The headers of a refused message, as `dead_letters.headers` keeps them.
+//! The headers of a refused message, in the form in which `dead_letters.headers` keeps them.
 //!
-//! Whoever may produce decides over them: their number, their size and the bytes of their names.
+//! Producers control the number of headers, their size and the bytes of their names, so everything is bounded.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,27 +10,27 @@ use base64::prelude::BASE64_STANDARD;
 use rdkafka::message::{Header, Headers, Message};
 use serde_json::{Value, json};
 
-/// Most headers that are kept of a message; librdkafka reads up to 100,000.
+/// The most headers that are kept of a message. librdkafka accepts up to 100,000.
 pub const MAX_HEADERS: usize = 1_000;
-/// Most bytes of names and values that are kept of a message.
+/// The most bytes of names and values that are kept of a message.
 pub const MAX_HEADER_BYTES: usize = 256 * 1024;
 
-/// Stands among the headers in place of what could not be kept, with the reason as its value.
+/// The name of the header that replaces what could not be kept. Its value is the reason.
 const NOTE: &str = "ingestor.headers";
 
-/// Memory of one header beyond its bytes: a JSON object with two members.
+/// The memory of one header in addition to its bytes: a JSON object with two members.
 const HEADER_OVERHEAD_BYTES: usize = 512;
 
-/// Memory of one header of a copied message beyond its bytes.
+/// The memory of one header of a copied message in addition to its bytes.
 const COPY_OVERHEAD_BYTES: usize = 64;
 
 thread_local! {
-    /// Whether a panic on this thread is one that we catch and say in another way.
+    /// Whether this thread is about to catch a panic and report it in another way.
     static PANIC_IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has panics that are part of reading headers print nothing: a producer could fill the log with them.
-pub fn print_no_expected_panics() {
+/// Silences the panics that are expected while reading headers: a producer could fill the log with them.
+pub fn silence_expected_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !PANIC_IS_EXPECTED.get() {
@@ -39,7 +39,7 @@ pub fn print_no_expected_panics() {
     }));
 }
 
-/// The headers of a message: `[{"key", "value"}]`, values in base64.
+/// Returns the headers of a message as `[{"key", "value"}]`, with values in base64.
 pub fn to_json(message: &impl Message) -> Value {
     let Some(headers) = message.headers() else {
         return Value::Array(Vec::new());
@@ -61,7 +61,7 @@ pub fn to_json(message: &impl Message) -> Value {
     Value::Array(kept)
 }
 
-/// Memory that the headers of a message take in a copy of it, about.
+/// Estimates the memory that a message's headers take in a copy of the message.
 pub fn copied_bytes(message: &impl Message) -> usize {
     message.headers().map_or(0, |headers| {
         (0..headers.count())
@@ -73,7 +73,7 @@ pub fn copied_bytes(message: &impl Message) -> usize {
     })
 }
 
-/// Memory that headers take as JSON, about.
+/// Estimates the memory that headers take as JSON.
 pub fn size_bytes(headers: &Value) -> usize {
     let text = |value: &Value| value.as_str().map_or(0, str::len);
     headers.as_array().map_or(0, |headers| {
@@ -84,7 +84,7 @@ pub fn size_bytes(headers: &Value) -> usize {
     })
 }
 
-/// One header; rdkafka panics where its name is not UTF-8.
+/// Reads one header. rdkafka panics if the header's name is not UTF-8.
 fn read<H: Headers>(headers: &H, index: usize) -> Option<Header<'_, &[u8]>> {
     PANIC_IS_EXPECTED.set(true);
     let header = catch_unwind(AssertUnwindSafe(|| headers.try_get(index)));

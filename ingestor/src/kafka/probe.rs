@@ -1,10 +1,9 @@
-//! Asks the brokers about the topic, apart from the group: which partitions, which offsets, which record.
+//! Asks the brokers about the topic, outside the group: which partitions, offsets and records it holds.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rdkafka::Offset;
+use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -12,16 +11,16 @@ use rdkafka::message::Message;
 use rdkafka::metadata::Metadata;
 
 use super::{apply_overrides, partition_list, setting_refused};
-use crate::batch::Position;
-use crate::config::KafkaSettings;
+use crate::config::{APPLICATION_NAME, KafkaSettings};
+use crate::record::{Offset, Partition, Position};
 
-/// Most time for an answer of the brokers to a question about a partition.
+/// The most time that the brokers have to answer a question about a partition.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the brokers about the topic, from any thread.
 pub struct Probe {
     consumer: BaseConsumer,
-    /// Reads single records; one question at a time.
+    /// Reads single records, for one question at a time.
     reader: Mutex<BaseConsumer>,
     topic: String,
 }
@@ -29,26 +28,21 @@ pub struct Probe {
 /// The offsets that a partition holds: `low..high`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
-    /// Offset of the first record that is still there.
-    pub low: i64,
+    /// Offset of the oldest record that still exists.
+    pub low: Offset,
     /// Offset that the next record will get.
-    pub high: i64,
+    pub high: Offset,
 }
 
 impl Probe {
-    /// Makes the clients; nothing is connected yet.
+    /// Makes the clients. Nothing is connected yet.
     ///
     /// # Errors
-    /// Fails with one line where librdkafka refuses a setting.
+    /// Returns one line that names the setting if librdkafka rejects it.
     pub fn new(settings: &KafkaSettings) -> anyhow::Result<Self> {
-        let consumer = probe_config(settings)
-            .create()
-            .map_err(|error| setting_refused(&error))?;
-        let reader = reader_config(settings)
-            .create()
-            .map_err(|error| setting_refused(&error))?;
+        let reader = reader_config(settings).create().map_err(setting_refused)?;
         Ok(Self {
-            consumer,
+            consumer: probe_config(settings).create().map_err(setting_refused)?,
             reader: Mutex::new(reader),
             topic: settings.topic.clone(),
         })
@@ -57,19 +51,22 @@ impl Probe {
     /// The offsets that a partition holds now.
     ///
     /// # Errors
-    /// Fails where no broker answers in time.
-    pub fn watermarks(&self, partition: i32) -> KafkaResult<Watermarks> {
-        let (low, high) = self
-            .consumer
-            .fetch_watermarks(&self.topic, partition, BROKER_TIMEOUT)?;
-        Ok(Watermarks { low, high })
+    /// Returns an error if no broker answers in time.
+    pub fn watermarks(&self, partition: Partition) -> KafkaResult<Watermarks> {
+        let (low, high) =
+            self.consumer
+                .fetch_watermarks(&self.topic, partition.0, BROKER_TIMEOUT)?;
+        Ok(Watermarks {
+            low: Offset(low),
+            high: Offset(high),
+        })
     }
 
     /// The partitions of the topic.
     ///
     /// # Errors
-    /// Fails where no broker answers in time, or the topic is not there.
-    pub fn partitions(&self) -> anyhow::Result<Vec<i32>> {
+    /// Returns an error if no broker answers in time, or if the topic does not exist.
+    pub fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
         let metadata: Metadata = self
             .consumer
             .fetch_metadata(Some(&self.topic), BROKER_TIMEOUT)
@@ -84,29 +81,33 @@ impl Probe {
         Ok(topic
             .partitions()
             .iter()
-            .map(rdkafka::metadata::MetadataPartition::id)
+            .map(|partition| Partition(partition.id()))
             .collect())
     }
 
-    /// The first record at an offset or behind it, as a consumer of committed records sees it; `None` where there is
-    /// none up to the end of the partition, or where the partition does not reach from or to that offset.
+    /// Returns the first record at an offset or after it, as a consumer of committed records sees it; `None` if there is
+    /// none up to the end of the partition, or if the offset lies outside the partition's range.
     ///
     /// # Errors
-    /// Fails where no broker answers in time.
-    pub fn first_record_from(&self, partition: i32, offset: i64) -> KafkaResult<Option<Position>> {
-        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let assignment = partition_list(&self.topic, [(partition, Offset::Offset(offset))])?;
+    /// Returns an error if no broker answers in time.
+    pub fn first_record_from(
+        &self,
+        partition: Partition,
+        offset: Offset,
+    ) -> KafkaResult<Option<Position>> {
+        let reader = self.reader.lock();
+        let assignment = partition_list(&self.topic, [(partition, Some(offset))])?;
         reader.assign(&assignment)?;
         let answer = self.poll_record(&reader, partition, offset);
-        // Whatever came: nothing more is fetched.
+        // Whatever the answer is, nothing more is fetched.
         reader.unassign().and(answer)
     }
 
     fn poll_record(
         &self,
         reader: &BaseConsumer,
-        partition: i32,
-        offset: i64,
+        partition: Partition,
+        offset: Offset,
     ) -> KafkaResult<Option<Position>> {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         loop {
@@ -118,37 +119,34 @@ impl Probe {
             }
             match reader.poll(left) {
                 Some(Ok(message))
-                    if message.partition() == partition && message.offset() >= offset =>
+                    if message.partition() == partition.0 && message.offset() >= offset.0 =>
                 {
-                    return Ok(Some(Position {
-                        offset: message.offset(),
-                        timestamp_ms: message.timestamp().to_millis(),
-                    }));
+                    return Ok(Some(Position::of(&message)));
                 }
                 Some(
                     Err(KafkaError::PartitionEOF(_))
                     | Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)),
                 ) => return Ok(None),
-                // The client goes on by itself after trouble with a broker.
+                // After trouble with a broker the client continues by itself.
                 Some(_) | None => {}
             }
         }
     }
 }
 
-/// A consumer without a group can ask for watermarks only.
+/// A consumer without a group can only ask for watermarks.
 fn probe_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.brokers)
-        .set("client.id", crate::APPLICATION_NAME)
+        .set("client.id", APPLICATION_NAME)
         .set("log_level", "0");
     apply_overrides(&mut config, settings);
     config
 }
 
-/// librdkafka lets nobody read without the name of a group. This client only assigns: it never joins the group and
-/// commits nothing. It fetches little, so that it costs no memory.
+/// librdkafka requires a group's name for reading. This client only assigns partitions to itself: it never joins the
+/// group and commits nothing. It fetches little, to save memory.
 fn reader_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = probe_config(settings);
     config
@@ -162,10 +160,10 @@ fn reader_config(settings: &KafkaSettings) -> ClientConfig {
         .set("fetch.message.max.bytes", "65536")
         .set("queued.max.messages.kbytes", "1024")
         .set("queued.min.messages", "1")
-        // The queue is full with one record: the default would have the next question wait for a second.
+        // One record fills the queue. With the default the next question would wait for a second.
         .set("fetch.queue.backoff.ms", "1")
         .set("fetch.wait.max.ms", "100")
-        // Right after a topic was made anew the client's knowledge is old: the default waits half a second.
+        // Right after a topic was recreated the client's metadata is old. The default waits half a second.
         .set("fetch.error.backoff.ms", "100");
     config
 }

@@ -1,0 +1,646 @@
+//! The life of every assigned partition, in one place, and what the process knows about its own health.
+//!
+//! ```text
+//!  begin_claim            claimed, start
+//!  -----------> Claiming ----------------> Running
+//!                   ^                         |
+//!                   |      begin_claim        | pause, suspend
+//!                   '-------- Paused <--------'
+//! ```
+//! - The poll thread changes the states.
+//! - A partition's writer keeps the partition's claim here, and asks before every attempt whether it still counts. So a
+//!   writer that waits for a sick database notices that its partition was taken away or that the process stops.
+//! - Everybody else reads snapshots.
+
+mod health;
+mod lag;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use parking_lot::{Condvar, Mutex};
+
+use crate::offsets::{Claim, Witness};
+use crate::record::{Incarnation, Offset, Partition, Position, Reading};
+pub use health::Health;
+use lag::LagClock;
+
+/// What is done with an assigned partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its writer claims it. If an operator had to decide before, `stopped` keeps the reason until the claim succeeds.
+    Claiming {
+        /// Why it was not read.
+        stopped: Option<String>,
+    },
+    /// It is read.
+    Running,
+    /// It is not read, and will be claimed again.
+    Paused {
+        /// Why.
+        cause: Cause,
+        /// When it will be claimed again.
+        until: Instant,
+    },
+}
+
+/// Why a partition is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Fenced: another process has claimed it, or its offset was changed.
+    Lost,
+    /// The topic does not look like the one that was read.
+    Suspected,
+    /// The broker does not hold the offset.
+    OffsetOutOfRange,
+    /// The client cannot read a batch of the topic.
+    Unreadable,
+    /// An operator has to decide. The text says what and how.
+    Stopped(String),
+}
+
+impl State {
+    /// The state for people and for `/health`.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Claiming { stopped: None } => "claiming",
+            Self::Running => "running",
+            Self::Claiming {
+                stopped: Some(reason),
+            } => reason,
+            Self::Paused { cause, .. } => match cause {
+                Cause::Lost => "lost",
+                Cause::Suspected => "suspected",
+                Cause::OffsetOutOfRange => "offset out of range",
+                Cause::Unreadable => "a batch cannot be read",
+                Cause::Stopped(reason) => reason,
+            },
+        }
+    }
+
+    /// Returns whether nothing is wrong with the partition.
+    fn is_well(&self) -> bool {
+        matches!(self, Self::Running | Self::Claiming { stopped: None })
+    }
+
+    /// Why an operator has to decide, if so.
+    fn stopped(&self) -> Option<&String> {
+        match self {
+            Self::Claiming {
+                stopped: Some(reason),
+            }
+            | Self::Paused {
+                cause: Cause::Stopped(reason),
+                ..
+            } => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// An assigned partition.
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    /// The generation of the reading that counts; none while the partition is paused.
+    generation: Option<u64>,
+    /// Set by the writer once it has claimed the partition, until the reading ends or the claim is lost.
+    claim: Option<Claim>,
+    /// When the database last confirmed the claim.
+    confirmed_at: Instant,
+    incarnation: Incarnation,
+    next_offset: Option<Offset>,
+    last_record: Option<Position>,
+    lag: LagClock,
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self {
+            state: State::Claiming { stopped: None },
+            generation: None,
+            claim: None,
+            confirmed_at: Instant::now(),
+            incarnation: Incarnation(0),
+            next_offset: None,
+            last_record: None,
+            lag: LagClock::default(),
+        }
+    }
+
+    fn end_reading(&mut self) {
+        self.generation = None;
+        self.claim = None;
+    }
+}
+
+/// How far a partition is stored, according to the database.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredPosition {
+    /// Offset of the next record to store.
+    pub next_offset: Offset,
+    /// Time of the last stored record, in milliseconds since 1970; none if there is none.
+    pub last_timestamp_ms: Option<i64>,
+}
+
+/// A snapshot of a partition that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunningPartition {
+    /// Its reading.
+    pub reading: Reading,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Offset of the next record to store.
+    pub next_offset: Offset,
+    /// The last stored record.
+    pub last_record: Option<Position>,
+}
+
+/// Numbers of assigned partitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub assigned: usize,
+    /// Those that a writer claims.
+    pub claiming: usize,
+    /// Those that are read.
+    pub running: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Running,
+    Stopping,
+}
+
+/// The state of the process and of its partitions.
+#[derive(Debug)]
+pub struct Board {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    phase: Phase,
+    /// Whether the schema was found up to date.
+    is_database_seen: bool,
+    /// Writers whose last attempt failed. While one of them waits, another one may have nothing to do.
+    troubled_writers: BTreeSet<usize>,
+    last_generation: u64,
+    partitions: BTreeMap<Partition, Entry>,
+    /// Records by which a recreated topic is recognised. They are kept while a partition is not assigned.
+    witnesses: BTreeMap<Partition, Witness>,
+}
+
+impl Inner {
+    /// The partition's entry, if this reading of it counts.
+    fn current(&mut self, reading: Reading) -> Option<&mut Entry> {
+        self.partitions
+            .get_mut(&reading.partition)
+            .filter(|entry| entry.generation == Some(reading.generation))
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Board {
+    /// The process is starting.
+    pub fn new() -> Self {
+        let inner = Inner {
+            phase: Phase::Starting,
+            is_database_seen: false,
+            troubled_writers: BTreeSet::new(),
+            last_generation: 0,
+            partitions: BTreeMap::new(),
+            witnesses: BTreeMap::new(),
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Begins a new reading of a partition, which its writer must claim. All earlier readings cease to count.
+    pub fn begin_claim(&self, partition: Partition) -> Reading {
+        let mut inner = self.inner.lock();
+        inner.last_generation += 1;
+        let generation = inner.last_generation;
+        let entry = inner.partitions.entry(partition).or_insert_with(Entry::new);
+        entry.end_reading();
+        entry.generation = Some(generation);
+        let stopped = entry.state.stopped().cloned();
+        entry.state = State::Claiming { stopped };
+        self.changed.notify_all();
+        Reading {
+            partition,
+            generation,
+        }
+    }
+
+    /// A writer has claimed a partition.
+    pub fn claimed(&self, reading: Reading, claim: &Claim) {
+        let mut inner = self.inner.lock();
+        // A claim that was under way while its partition was taken away brings nothing back.
+        if let Some(entry) = inner.current(reading) {
+            entry.claim = Some(*claim);
+            entry.confirmed_at = Instant::now();
+            entry.incarnation = claim.incarnation;
+            entry.next_offset = Some(claim.next_offset);
+            entry.last_record = claim.last_record;
+        }
+        // The claim has checked both: the row's last record and the witness that was kept.
+        let of_row = claim
+            .last_record
+            .and_then(|record| Witness::new(claim.incarnation, record));
+        let kept = inner.witnesses.remove(&reading.partition);
+        let kept = kept.filter(|witness| witness.incarnation == claim.incarnation);
+        if let Some(witness) = of_row.or(kept) {
+            inner.witnesses.insert(reading.partition, witness);
+        }
+    }
+
+    /// A claimed partition is read from now on.
+    pub fn start(&self, reading: Reading) {
+        if let Some(entry) = self.inner.lock().current(reading) {
+            entry.state = State::Running;
+        }
+    }
+
+    /// Ends a reading: what was read and is not stored yet is dropped. The partition is claimed again after a while.
+    ///
+    /// Returns why an operator had to decide before, if so.
+    pub fn pause(&self, reading: Reading, cause: Cause, retry_after: Duration) -> Option<String> {
+        let mut inner = self.inner.lock();
+        let entry = inner.current(reading)?;
+        entry.end_reading();
+        let until = Instant::now() + retry_after;
+        let before = std::mem::replace(&mut entry.state, State::Paused { cause, until });
+        self.changed.notify_all();
+        before.stopped().cloned()
+    }
+
+    /// Stops reading, but lets the writer store what was read. The partition is claimed again after a while.
+    pub fn suspend(&self, reading: Reading, cause: Cause, retry_after: Duration) {
+        if let Some(entry) = self.inner.lock().current(reading) {
+            let until = Instant::now() + retry_after;
+            entry.state = State::Paused { cause, until };
+        }
+    }
+
+    /// The partition is no longer assigned.
+    pub fn release(&self, partition: Partition) {
+        self.inner.lock().partitions.remove(&partition);
+        self.changed.notify_all();
+    }
+
+    /// Returns whether this reading counts.
+    pub fn is_current(&self, reading: Reading) -> bool {
+        self.inner.lock().current(reading).is_some()
+    }
+
+    /// Returns the paused partitions that must be claimed again now.
+    pub fn due_claims(&self) -> Vec<Partition> {
+        let now = Instant::now();
+        (self.inner.lock().partitions.iter())
+            .filter(|(_, entry)| matches!(entry.state, State::Paused { until, .. } if until <= now))
+            .map(|(partition, _)| *partition)
+            .collect()
+    }
+
+    /// Counts the assigned partitions by their states.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for entry in self.inner.lock().partitions.values() {
+            counts.assigned += 1;
+            match entry.state {
+                State::Claiming { .. } => counts.claiming += 1,
+                State::Running => counts.running += 1,
+                State::Paused { .. } => {}
+            }
+        }
+        counts
+    }
+
+    /// Returns the claim of a reading that counts.
+    pub fn claim_of(&self, reading: Reading) -> Option<Claim> {
+        self.inner.lock().current(reading)?.claim
+    }
+
+    /// The database does not confirm the claim any more, or the partition has halted: nothing more is stored under it.
+    pub fn withdraw_claim(&self, reading: Reading) {
+        if let Some(entry) = self.inner.lock().current(reading) {
+            entry.claim = None;
+        }
+    }
+
+    /// Returns the claims of some partitions that the database has not confirmed for this long.
+    pub fn unconfirmed_claims(
+        &self,
+        age: Duration,
+        is_wanted: impl Fn(Partition) -> bool,
+    ) -> Vec<(Reading, Claim)> {
+        (self.inner.lock().partitions.iter())
+            .filter(|(partition, entry)| {
+                is_wanted(**partition) && entry.confirmed_at.elapsed() >= age
+            })
+            .filter_map(|(partition, entry)| {
+                let reading = Reading {
+                    partition: *partition,
+                    generation: entry.generation?,
+                };
+                Some((reading, entry.claim?))
+            })
+            .collect()
+    }
+
+    /// Returns whether there is a claim of one of these partitions.
+    pub fn has_claims(&self, is_wanted: impl Fn(Partition) -> bool) -> bool {
+        !self
+            .unconfirmed_claims(Duration::ZERO, is_wanted)
+            .is_empty()
+    }
+
+    /// The database has confirmed the claim.
+    pub fn confirm(&self, reading: Reading) {
+        if let Some(entry) = self.inner.lock().current(reading) {
+            entry.confirmed_at = Instant::now();
+        }
+    }
+
+    /// A batch is stored.
+    pub fn stored(
+        &self,
+        reading: Reading,
+        next_offset: Offset,
+        last_record: Option<Position>,
+        consecutive_bad: i64,
+    ) {
+        let mut inner = self.inner.lock();
+        // A batch that was under way while its partition was taken away brings nothing back.
+        let Some(entry) = inner.current(reading) else {
+            return;
+        };
+        if let Some(claim) = &mut entry.claim {
+            claim.next_offset = next_offset;
+            claim.consecutive_bad = consecutive_bad;
+        }
+        entry.confirmed_at = Instant::now();
+        entry.next_offset = Some(next_offset);
+        entry.last_record = last_record.or(entry.last_record);
+        entry.lag.set_last_timestamp(
+            last_record.and_then(|record| record.timestamp_ms),
+            Utc::now().timestamp_millis(),
+        );
+        let witness = last_record.and_then(|record| Witness::new(entry.incarnation, record));
+        // Only the first one: a later record may belong to a topic that was recreated meanwhile, see `watch::topic`.
+        if let Some(witness) = witness {
+            inner.witnesses.entry(reading.partition).or_insert(witness);
+        }
+    }
+
+    /// The record by which a recreated topic is recognised.
+    pub fn witness(&self, partition: Partition) -> Option<Witness> {
+        self.inner.lock().witnesses.get(&partition).copied()
+    }
+
+    /// Replaces the witness by a later record if the reading still counts.
+    pub fn set_witness(&self, reading: Reading, witness: Witness) {
+        let mut inner = self.inner.lock();
+        if inner.current(reading).is_some() {
+            inner.witnesses.insert(reading.partition, witness);
+        }
+    }
+
+    /// Returns the partitions that are assigned.
+    pub fn assigned_partitions(&self) -> Vec<Partition> {
+        self.inner.lock().partitions.keys().copied().collect()
+    }
+
+    /// Returns the partitions that are read.
+    pub fn running_partitions(&self) -> Vec<RunningPartition> {
+        (self.inner.lock().partitions.iter())
+            .filter(|(_, entry)| entry.state == State::Running)
+            .filter_map(|(partition, entry)| {
+                Some(RunningPartition {
+                    reading: Reading {
+                        partition: *partition,
+                        generation: entry.generation?,
+                    },
+                    incarnation: entry.incarnation,
+                    next_offset: entry.next_offset?,
+                    last_record: entry.last_record,
+                })
+            })
+            .collect()
+    }
+
+    /// Returns how many records of a partition are not stored yet, and the longest time in seconds that the oldest of them
+    /// may have waited; `None` if the partition's offset was never known. `end_offset` is none while no broker tells it.
+    pub fn lag(
+        &self,
+        partition: Partition,
+        end_offset: Option<Offset>,
+        now_ms: i64,
+    ) -> Option<(i64, f64)> {
+        let mut inner = self.inner.lock();
+        let entry = inner.partitions.get_mut(&partition)?;
+        entry.lag.measure(entry.next_offset?, end_offset, now_ms)
+    }
+
+    /// Adds what the writers have not reported. For a running partition this is the time of the last record, until a
+    /// record is stored. For any other it is the offset: the partition has no writer, and an operator may change the row.
+    pub fn fill_in_position(&self, partition: Partition, stored: StoredPosition, now_ms: i64) {
+        if let Some(entry) = self.inner.lock().partitions.get_mut(&partition) {
+            if entry.state != State::Running {
+                entry.next_offset = Some(stored.next_offset);
+            }
+            let timestamp_ms = stored.last_timestamp_ms;
+            entry
+                .lag
+                .set_last_timestamp_if_unknown(timestamp_ms, now_ms);
+        }
+    }
+
+    /// The database has answered for the first time.
+    pub fn set_database_seen(&self) {
+        self.inner.lock().is_database_seen = true;
+    }
+
+    /// A writer has reached the database, or has not.
+    pub fn set_database_ok(&self, writer: usize, is_ok: bool) {
+        let mut inner = self.inner.lock();
+        if is_ok {
+            inner.troubled_writers.remove(&writer);
+        } else {
+            inner.troubled_writers.insert(writer);
+        }
+    }
+
+    /// The consumer has subscribed.
+    pub fn set_running(&self) {
+        self.inner.lock().phase = Phase::Running;
+    }
+
+    /// The process stops: nobody waits any longer.
+    pub fn set_stopping(&self) {
+        self.inner.lock().phase = Phase::Stopping;
+        self.changed.notify_all();
+    }
+
+    /// Returns whether the process stops.
+    pub fn is_stopping(&self) -> bool {
+        self.inner.lock().phase == Phase::Stopping
+    }
+
+    /// Waits, but no longer than until a reading changes or the process stops.
+    pub fn wait(&self, duration: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.phase != Phase::Stopping {
+            // Whether time has passed or something has changed, the caller looks again.
+            self.changed.wait_for(&mut inner, duration);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Epoch;
+
+    const P1: Partition = Partition(1);
+    const P2: Partition = Partition(2);
+
+    fn claim(next_offset: i64) -> Claim {
+        Claim {
+            epoch: Epoch(1),
+            next_offset: Offset(next_offset),
+            incarnation: Incarnation(0),
+            consecutive_bad: 0,
+            replay_until: None,
+            last_record: None,
+        }
+    }
+
+    fn running(board: &Board, partition: Partition) -> Reading {
+        let reading = board.begin_claim(partition);
+        board.claimed(reading, &claim(0));
+        board.start(reading);
+        reading
+    }
+
+    fn state(board: &Board, partition: Partition) -> String {
+        board.inner.lock().partitions[&partition]
+            .state
+            .as_str()
+            .to_owned()
+    }
+
+    #[test]
+    fn only_the_newest_reading_of_a_partition_counts() {
+        let board = Board::new();
+        let first = board.begin_claim(P1);
+        let other = board.begin_claim(P2);
+        let second = board.begin_claim(P1);
+        let is = |reading| board.is_current(reading);
+        assert!(!is(first) && is(second) && is(other));
+        board.release(P1);
+        assert!(!is(second) && is(other));
+        board.pause(other, Cause::Lost, Duration::ZERO);
+        assert!(!is(other));
+        assert_eq!(board.due_claims(), [P2]);
+    }
+
+    #[test]
+    fn stopping_ends_every_wait() {
+        let board = Board::new();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                while !board.is_stopping() {
+                    board.wait(Duration::from_secs(3600));
+                }
+            });
+            board.set_stopping();
+            waiting.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_claim_counts_only_for_its_reading_and_until_it_is_withdrawn() {
+        let board = Board::new();
+        let old = board.begin_claim(P1);
+        let reading = board.begin_claim(P1);
+        board.claimed(old, &claim(3));
+        assert_eq!((board.claim_of(old), board.claim_of(reading)), (None, None));
+        board.claimed(reading, &claim(5));
+        board.stored(reading, Offset(9), None, 2);
+        let stored = board.claim_of(reading).unwrap();
+        assert_eq!((stored.next_offset, stored.consecutive_bad), (Offset(9), 2));
+        assert!(board.has_claims(|partition| partition == P1));
+        board.withdraw_claim(reading);
+        assert!(board.is_current(reading) && board.claim_of(reading).is_none());
+        assert!(!board.has_claims(|_| true));
+    }
+
+    #[test]
+    fn a_suspended_partition_may_store_what_was_read_and_a_paused_one_may_not() {
+        let board = Board::new();
+        let (suspended, paused) = (running(&board, P1), running(&board, P2));
+        board.suspend(suspended, Cause::Unreadable, Duration::from_secs(3600));
+        board.pause(paused, Cause::Suspected, Duration::from_secs(3600));
+        assert!(board.claim_of(suspended).is_some() && board.claim_of(paused).is_none());
+        assert_eq!(state(&board, P1), "a batch cannot be read");
+        assert_eq!(board.due_claims(), []);
+        let counts = Counts {
+            assigned: 2,
+            ..Counts::default()
+        };
+        assert_eq!(board.counts(), counts);
+    }
+
+    #[test]
+    fn a_stopped_partition_keeps_its_reason_until_its_claim_succeeds() {
+        let board = Board::new();
+        let stop = |reason: &str| {
+            let reading = board.begin_claim(P1);
+            let cause = Cause::Stopped(reason.to_owned());
+            board.pause(reading, cause, Duration::ZERO)
+        };
+        assert_eq!(stop("halted"), None);
+        assert_eq!(stop("an incident"), Some("halted".to_owned()));
+        let reading = board.begin_claim(P1);
+        assert_eq!(state(&board, P1), "an incident");
+        board.claimed(reading, &claim(0));
+        board.start(reading);
+        assert_eq!(state(&board, P1), "running");
+        board.pause(reading, Cause::Lost, Duration::ZERO);
+        board.begin_claim(P1);
+        assert_eq!(state(&board, P1), "claiming");
+    }
+
+    #[test]
+    fn the_database_tells_the_position_of_a_partition_that_is_not_read() {
+        let board = Board::new();
+        let stored = |next_offset| StoredPosition {
+            next_offset: Offset(next_offset),
+            last_timestamp_ms: Some(2_000),
+        };
+        let position = || board.inner.lock().partitions[&P1].next_offset;
+        // Not assigned.
+        board.fill_in_position(P1, stored(1), 9_000);
+        assert!(board.assigned_partitions().is_empty());
+        let reading = running(&board, P1);
+        board.stored(reading, Offset(7), None, 0);
+        board.fill_in_position(P1, stored(2), 9_000);
+        assert_eq!(position(), Some(Offset(7)), "a writer knows better");
+        board.pause(reading, Cause::Lost, Duration::ZERO);
+        board.fill_in_position(P1, stored(2), 9_000);
+        assert_eq!(position(), Some(Offset(2)));
+    }
+}

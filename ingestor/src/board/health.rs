@@ -1,0 +1,97 @@
+//! How well the process is, for `/readyz` and `/health`.
+
+use serde_json::{Value, json};
+
+use super::{Board, Phase};
+
+/// How well the process is, in the words of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Everything works.
+    Ok,
+    /// The process works, but a partition is not read.
+    Degraded,
+    /// The process does not work.
+    Down,
+}
+
+impl Health {
+    /// The word in the JSON document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl Board {
+    /// Returns how well the process is, and the checks that show it.
+    pub fn health(&self) -> (Health, Value) {
+        let inner = self.inner.lock();
+        let is_database_ok = inner.is_database_seen && inner.troubled_writers.is_empty();
+        let are_all_well = inner.partitions.values().all(|entry| entry.state.is_well());
+        let health = match (inner.phase, is_database_ok, are_all_well) {
+            (Phase::Running, true, true) => Health::Ok,
+            (Phase::Running, true, false) => Health::Degraded,
+            _ => Health::Down,
+        };
+        let phase = match inner.phase {
+            Phase::Starting => "starting",
+            Phase::Running => "running",
+            Phase::Stopping => "stopping",
+        };
+        let partitions: Vec<Value> = (inner.partitions.iter())
+            .map(|(partition, entry)| {
+                let next_offset = entry.next_offset.map(|offset| offset.0);
+                json!({"partition": partition.0, "state": entry.state.as_str(), "next_offset": next_offset})
+            })
+            .collect();
+        let checks = json!({
+            "process": {"phase": phase},
+            "database": {"ok": is_database_ok},
+            "partitions": partitions,
+        });
+        (health, checks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Cause;
+    use super::*;
+    use crate::record::Partition;
+
+    #[test]
+    fn health_follows_phase_database_and_partitions() {
+        let board = Board::new();
+        assert_eq!(board.health().0, Health::Down);
+        board.set_database_seen();
+        board.set_running();
+        let reading = board.begin_claim(Partition(0));
+        assert_eq!(board.health().0, Health::Ok);
+        board.start(reading);
+        assert_eq!(board.health().0, Health::Ok);
+        let other = board.begin_claim(Partition(1));
+        board.pause(other, Cause::OffsetOutOfRange, Duration::ZERO);
+        let (health, checks) = board.health();
+        assert_eq!(health, Health::Degraded);
+        let other = r#"{"next_offset":null,"partition":1,"state":"offset out of range"}"#;
+        assert_eq!(checks["partitions"][1].to_string(), other);
+        board.release(Partition(1));
+        board.set_database_ok(0, false);
+        board.set_database_ok(1, true);
+        assert_eq!(
+            board.health().0,
+            Health::Down,
+            "writer 0 is still in trouble"
+        );
+        board.set_database_ok(0, true);
+        assert_eq!(board.health().0, Health::Ok);
+        board.set_stopping();
+        assert_eq!(board.health().0, Health::Down);
+    }
+}

@@ -1,0 +1,140 @@
+//! The daemon: starts every thread and the operators' port, and stops them.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use anyhow::Context;
+use shared::db;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::board::Board;
+use crate::config::{APPLICATION_NAME, RunConfig};
+use crate::database;
+use crate::kafka::Clients;
+use crate::metrics::Metrics;
+use crate::ops_server;
+use crate::poller::Poller;
+use crate::record::headers;
+use crate::relay::Relay;
+use crate::watch::database::DatabaseWatch;
+use crate::watch::topic::TopicWatch;
+use crate::writer::WriterContext;
+
+/// Runs the daemon until `shutdown`. The operators' port is served from the beginning.
+///
+/// # Errors
+/// Returns one clear line if only a person can help: a wrong password, a wrong CA, an unknown setting of Kafka.
+pub async fn run(
+    config: RunConfig,
+    ops_listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    headers::silence_expected_panics();
+    let metrics = Arc::new(Metrics::new());
+    let board = Arc::new(Board::new());
+    // The port keeps answering while the work is finished, so that /readyz can say that the process is stopping.
+    let finished = CancellationToken::new();
+    let server = tokio::spawn(ops_server::serve(
+        ops_listener,
+        Arc::clone(&board),
+        Arc::clone(&metrics),
+        finished.clone(),
+    ));
+    // The threads end with this function, even if it returns an error.
+    let shutdown = shutdown.child_token();
+    let _end = shutdown.clone().drop_guard();
+
+    let outcome = run_until_shutdown(config, &board, &metrics, shutdown).await;
+    finished.cancel();
+    server.await.context("the operators' port panicked")?;
+    outcome
+}
+
+async fn run_until_shutdown(
+    config: RunConfig,
+    board: &Arc<Board>,
+    metrics: &Arc<Metrics>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    // Made before anything waits: a setting that Kafka's client rejects must end the process at once.
+    let clients = Clients::new(&config.kafka, config.memory)?;
+    if !db::wait_until_reachable(&config.database, APPLICATION_NAME, &shutdown).await? {
+        return Ok(());
+    }
+    let (settings, is_allowed) = (config.database.clone(), config.migrate);
+    tokio::task::spawn_blocking(move || database::bring_schema_up_to_date(&settings, is_allowed))
+        .await
+        .context("the migration panicked")??;
+    board.set_database_seen();
+
+    let timeout = config.shutdown.timeout();
+    let poller = start_threads(&config, clients, board, metrics, &shutdown)?;
+    let mut poll_thread = tokio::task::spawn_blocking(move || poller.run());
+    tokio::select! {
+        outcome = &mut poll_thread => return outcome.context("the poll thread panicked")?,
+        () = shutdown.cancelled() => board.set_stopping(),
+    }
+    match tokio::time::timeout(timeout, poll_thread).await {
+        Ok(outcome) => outcome.context("the poll thread panicked")??,
+        // What was under way is rolled back and read again at the next start: nothing is lost.
+        Err(_) => anyhow::bail!(
+            "not finished within {timeout:?} of the signal; what was under way is read again at the next start"
+        ),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn start_threads(
+    config: &RunConfig,
+    clients: Clients,
+    board: &Arc<Board>,
+    metrics: &Arc<Metrics>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Poller> {
+    let context = WriterContext {
+        consumer: config.kafka.new_consumer(),
+        database: config.database.clone(),
+        max_consecutive_bad: config.batch.max_consecutive_bad,
+        probe: Arc::clone(&clients.probe),
+        board: Arc::clone(board),
+        metrics: Arc::clone(metrics),
+    };
+    DatabaseWatch::new(
+        config.database.clone(),
+        context.consumer.clone(),
+        Arc::clone(board),
+        Arc::clone(metrics),
+    )
+    .start(shutdown.clone())?;
+    if let Some(topic) = config.kafka.dlq_topic.clone() {
+        Relay::new(
+            topic,
+            &config.kafka,
+            context.consumer.clone(),
+            config.database.clone(),
+            Arc::clone(metrics),
+            shutdown.clone(),
+        )?
+        .start()?;
+    }
+    // A channel of its own: the one of the writers must close when they have died.
+    let (suspicions_tx, suspicions_rx) = mpsc::channel();
+    let watch = TopicWatch {
+        board: Arc::clone(board),
+        probe: clients.probe,
+        metrics: Arc::clone(metrics),
+        topic: config.kafka.topic.clone(),
+        suspicions_tx,
+    };
+    watch.start(shutdown.clone())?;
+    Poller::start(
+        config,
+        clients.group,
+        &context,
+        suspicions_rx,
+        shutdown.clone(),
+    )
+}

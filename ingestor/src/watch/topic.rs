@@ -1,0 +1,124 @@
+//! Measures the lag, and checks whether the topic is still the one that was read.
+//!
+//! A topic that was deleted and recreated is otherwise read from its middle as soon as it is long enough. This thread
+//! decides nothing: a suspicion only triggers a new claim, which decides.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use rdkafka::error::KafkaResult;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::board::{Board, RunningPartition};
+use crate::kafka::Probe;
+use crate::metrics::{Metrics, PartitionLabels};
+use crate::offsets::Witness;
+use crate::periodic;
+use crate::record::Reading;
+
+/// How often the brokers are asked for the lag.
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a record that was read is looked up again.
+const RECORD_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the watching thread needs.
+pub struct TopicWatch {
+    /// Which partitions are read, and how far they are.
+    pub board: Arc<Board>,
+    /// Asks the brokers.
+    pub probe: Arc<Probe>,
+    /// Receives the lag.
+    pub metrics: Arc<Metrics>,
+    /// The topic's name.
+    pub topic: String,
+    /// Receives readings whose partitions should be claimed again.
+    pub suspicions_tx: Sender<Reading>,
+}
+
+impl TopicWatch {
+    /// Watches from now on until shutdown.
+    ///
+    /// # Errors
+    /// Returns an error if the thread cannot be started.
+    pub fn start(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut last_look_at = Instant::now();
+        periodic::start("topic-watch", shutdown, move || {
+            self.measure_lag();
+            if last_look_at.elapsed() >= RECORD_INTERVAL {
+                self.look_at_records();
+                last_look_at = Instant::now();
+            }
+            LAG_INTERVAL
+        })
+    }
+
+    fn measure_lag(&self) {
+        let partitions = self.board.assigned_partitions();
+        self.metrics.forget_lag_except(&self.topic, &partitions);
+        for partition in partitions {
+            let end_offset = match self.probe.watermarks(partition) {
+                Ok(watermarks) => Some(watermarks.high),
+                Err(error) => {
+                    debug!(
+                        kafka.partition = partition.0,
+                        "the brokers did not tell the watermarks: {error}"
+                    );
+                    None
+                }
+            };
+            let now_ms = Utc::now().timestamp_millis();
+            if let Some((records, seconds)) = self.board.lag(partition, end_offset, now_ms) {
+                let labels = PartitionLabels::new(&self.topic, partition);
+                let metrics = &self.metrics;
+                metrics.lag_records.get_or_create(&labels).set(records);
+                metrics.lag_seconds.get_or_create(&labels).set(seconds);
+            }
+        }
+    }
+
+    /// Checks for every running partition whether its offset and a record that was read still exist.
+    pub fn look_at_records(&self) {
+        // The snapshot is taken before the brokers are asked. If the witness still exists, everything that was read before
+        // the question belongs to the same topic, and its last record is the next witness.
+        for running in self.board.running_partitions() {
+            let partition = running.reading.partition;
+            match self.suspects(&running) {
+                Ok(true) => {
+                    warn!(
+                        kafka.partition = partition.0,
+                        "the topic does not look like the one that was read; claiming the partition again"
+                    );
+                    // The poll thread is gone only when the process ends.
+                    self.suspicions_tx.send(running.reading).ok();
+                }
+                Ok(false) => {
+                    let witness = (running.last_record)
+                        .and_then(|record| Witness::new(running.incarnation, record));
+                    if let Some(witness) = witness {
+                        self.board.set_witness(running.reading, witness);
+                    }
+                }
+                Err(error) => debug!(
+                    kafka.partition = partition.0,
+                    "the brokers did not tell what they hold: {error}"
+                ),
+            }
+        }
+    }
+
+    fn suspects(&self, running: &RunningPartition) -> KafkaResult<bool> {
+        let partition = running.reading.partition;
+        let watermarks = self.probe.watermarks(partition)?;
+        if !(watermarks.low..=watermarks.high).contains(&running.next_offset) {
+            return Ok(true);
+        }
+        let Some(witness) = self.board.witness(partition) else {
+            return Ok(false);
+        };
+        let replaced = witness.replaced_by(&self.probe, partition, watermarks)?;
+        Ok(replaced.is_some())
+    }
+}
