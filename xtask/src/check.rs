@@ -28,6 +28,10 @@ pub(crate) fn run() -> Result<()> {
     progress::step("cargo fmt");
     run_cargo(&["fmt", "--all", "--check"])?;
     run_cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])?;
+    progress::step("modules: no circles, and true tables");
+    let roots = gates::crate_roots(project::root())?;
+    let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+    run_cargo(&[&["run", "--quiet", "-p", "modules", "--"], &roots[..]].concat())?;
     progress::step("cargo clippy");
     for targets in [
         &["--workspace", "--all-targets", "--all-features"][..],

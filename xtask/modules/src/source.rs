@@ -1,6 +1,6 @@
 //! Reads the source of a crate: its tree of modules, and which module names what of which other module.
 //!
-//! Test code (`#[cfg(test)]`) is left out. Names inside macro calls are read as far as they are written out as paths.
+//! Test code (`#[cfg(test)]`) is left out, and so is a file of another crate (`#[path = ...]`). Names inside macro calls are read as far as they are written out as paths.
 //! A name that a module has itself imported is followed to where it comes from, so passing a name on hides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,7 +127,7 @@ impl Crate {
     ) -> Result<()> {
         let (children, items): (Vec<_>, Vec<_>) = items
             .into_iter()
-            .filter(|item| !is_for_tests(attributes(item)))
+            .filter(|item| !is_for_tests(attributes(item)) && !has_path(attributes(item)))
             .partition(|item| matches!(item, syn::Item::Mod(_)));
         let mut reader = Reader {
             path: path.clone(),
@@ -205,6 +205,12 @@ fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
         };
         condition.path.is_ident("cfg") && condition.tokens.to_string() == "test"
     })
+}
+
+fn has_path(attributes: &[syn::Attribute]) -> bool {
+    attributes
+        .iter()
+        .any(|attribute| attribute.path().is_ident("path"))
 }
 
 /// Collects the paths of one module.

@@ -52,6 +52,24 @@ pub(super) fn findings(root: &Path) -> Result<Vec<String>> {
     Ok(findings)
 }
 
+/// Returns the root files of all crates, relative to `root`.
+pub(super) fn crate_roots(root: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    collect(root, &mut files)?;
+    let mut roots: Vec<_> = files
+        .iter()
+        .filter(|file| file.ends_with("src/lib.rs") || file.ends_with("src/main.rs"))
+        .map(|file| {
+            file.strip_prefix(root)
+                .unwrap_or(file)
+                .display()
+                .to_string()
+        })
+        .collect();
+    roots.sort();
+    Ok(roots)
+}
+
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries =
         fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
