@@ -3,6 +3,12 @@
 //! The core's own files are compiled here against [`sync`], whose locks and atomics let shuttle decide which thread goes on.
 //! `tests/proof.rs` runs the threads of [`world`] through many schedules. The core must pass all of them. With a classic
 //! mistake planted it must fail.
+//!
+//! | module | what it is for | uses |
+//! |---|---|---|
+//! | [`sync`] | locks and atomics that shuttle controls, and the mistakes | |
+//! | [`cache`] | the core itself: the files of the api | |
+//! | [`world`] | writers, readers, loads and a listener around the core | [`cache`] |
 
 #![expect(
     clippy::unwrap_used,

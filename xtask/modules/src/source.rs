@@ -1,6 +1,7 @@
 //! Reads the source of a crate: its tree of modules, and which module names what of which other module.
 //!
-//! Test code (`#[cfg(test)]`) is left out, and so is a file of another crate (`#[path = ...]`). Names inside macro calls are read as far as they are written out as paths.
+//! Test code (`#[cfg(test)]`) is left out. A module with `#[path]` counts, but its files are not read: they are part of
+//! another crate. Names inside macro calls are read as far as they are written out as paths.
 //! A name that a module has itself imported is followed to where it comes from, so passing a name on hides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,7 +128,7 @@ impl Crate {
     ) -> Result<()> {
         let (children, items): (Vec<_>, Vec<_>) = items
             .into_iter()
-            .filter(|item| !is_for_tests(attributes(item)) && !has_path(attributes(item)))
+            .filter(|item| !is_for_tests(attributes(item)))
             .partition(|item| matches!(item, syn::Item::Mod(_)));
         let mut reader = Reader {
             path: path.clone(),
@@ -152,6 +153,10 @@ impl Crate {
             };
             let name = child.ident.to_string();
             let path = [path.as_slice(), std::slice::from_ref(&name)].concat();
+            if has_path(&child.attrs) {
+                self.modules.insert(path, Module::default());
+                continue;
+            }
             let children_folder = folder.join(&name);
             match child.content {
                 Some((_, items)) => self.add(path, file, &children_folder, items, read)?,
