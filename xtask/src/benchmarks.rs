@@ -3,11 +3,11 @@
 //! Figures are ratios to a rival in the same run. Nothing is asserted about time.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use servers::process::{Launch, find_program};
-use servers::{ports, progress};
+use servers::progress;
 
 use crate::cargo::{cargo, target_folder};
 use crate::packages::{self, Purpose};
@@ -54,16 +54,19 @@ pub(crate) fn run(which: &str, arguments: &[String]) -> Result<()> {
         load = load.arg(format!("--{service}")).arg(program(service));
     }
     let load = match which {
-        "read" => with_nginx(load, folder.path())?,
-        "freshness" => with_server_pids(load, &servers)
-            .args(["--api-ports".to_owned(), free_ports(2)?.join(",")]),
-        _ => {
+        "read" => {
+            let files = folder.path().join("nginx");
+            fs::create_dir_all(&files).context("cannot create a folder for nginx")?;
+            load.arg("--folder").arg(files)
+        }
+        "ingest" => {
             if let Some(postgres) = servers.postgres() {
                 // One database shows the counts of all databases.
                 postgres.psql_as_superuser("CREATE EXTENSION pg_stat_statements")?;
             }
             with_server_pids(load, &servers)
         }
+        _ => with_server_pids(load, &servers),
     };
     load.args(arguments).run()
 }
@@ -81,22 +84,6 @@ fn with_server_pids(mut load: Launch, servers: &Stack) -> Launch {
         }
     }
     load
-}
-
-fn with_nginx(load: Launch, folder: &Path) -> Result<Launch> {
-    let files = folder.join("nginx");
-    fs::create_dir_all(&files).context("cannot create a folder for nginx")?;
-    Ok(load
-        .arg("--folder")
-        .arg(files)
-        .arg("--ports")
-        .args(free_ports(4)?))
-}
-
-fn free_ports(count: usize) -> Result<Vec<String>> {
-    (0..count)
-        .map(|_| Ok(ports::free_port()?.to_string()))
-        .collect()
 }
 
 fn program(name: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use servers::{interrupt, ports, progress};
 
 use crate::arguments::{take_flag, take_number};
 use crate::cargo::cargo;
-use crate::stack::{self, Broker, Stack, StackFolder};
+use crate::stack::{self, Broker, Stack};
 use services::Services;
 
 /// The uid of the sample order, `shared/data/model.json`.
@@ -37,11 +37,7 @@ struct Options {
 /// Runs the demo until a signal comes, or until a process ends that must not end.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = Options::new(arguments)?;
-    let mut folder = StackFolder::take("demo")?;
-    stack::install_packages()?;
-    let outcome = run_in(folder.path(), options);
-    folder.remove_at_end_unless_failed(&outcome);
-    outcome
+    stack::run_in_folder("demo", |folder| run_in(folder, options))
 }
 
 impl Options {
@@ -74,23 +70,18 @@ fn run_services(options: Options, servers: &mut Stack) -> Result<()> {
         servers.create_topic()?;
         progress::step(&format!("topic {} has 4 partitions", stack::topic()));
     }
-    let environment = servers.env();
-    let env_file = stack::env_file("demo");
-    std::fs::write(&env_file, stack::render_exports(&environment))
-        .with_context(|| format!("cannot write {}", env_file.display()))?;
-
-    let mut services = Services::new(options, environment)?;
-    let outcome = services
-        .start()
-        .and_then(|()| services.send_sample())
-        .and_then(|()| services.stream())
-        .and_then(|()| {
-            guide::print(options, servers);
-            stay(&mut services, servers)
-        });
-    let stopped = services.stop();
-    std::fs::remove_file(&env_file).ok();
-    outcome.and(stopped)
+    servers.with_env_file("demo", |servers| {
+        let mut services = Services::new(options, servers.env())?;
+        let outcome = services
+            .start()
+            .and_then(|()| services.send_sample())
+            .and_then(|()| services.stream())
+            .and_then(|()| {
+                guide::print(options, servers);
+                stay(&mut services, servers)
+            });
+        outcome.and(services.stop())
+    })
 }
 
 fn build(is_release: bool) -> Result<()> {

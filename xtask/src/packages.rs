@@ -40,97 +40,77 @@ pub(crate) enum Purpose {
     ApiTests,
 }
 
-/// Something that must be installed.
-struct Need {
-    purpose: Purpose,
-    what: &'static str,
-    /// The package of Debian and Ubuntu.
-    package: &'static str,
-    is_present: fn() -> bool,
-}
-
-const fn need(
-    purpose: Purpose,
-    what: &'static str,
-    package: &'static str,
-    is_present: fn() -> bool,
-) -> Need {
-    Need {
-        purpose,
-        what,
-        package,
-        is_present,
-    }
-}
+/// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
+struct Need(Purpose, &'static str, &'static str, fn() -> bool);
 
 const NEEDS: [Need; 13] = [
-    need(
+    Need(
         Purpose::Build,
         "a C compiler, a C++ compiler and make (librdkafka is built from source)",
         "build-essential",
         || ["cc", "c++", "make"].into_iter().all(is_on_path),
     ),
-    need(Purpose::Build, "pkg-config", "pkg-config", || {
+    Need(Purpose::Build, "pkg-config", "pkg-config", || {
         is_on_path("pkg-config")
     }),
-    need(
+    Need(
         Purpose::Build,
         "the headers of OpenSSL (TLS and SCRAM for Kafka)",
         "libssl-dev",
         || has_library("openssl"),
     ),
-    need(
+    Need(
         Purpose::Build,
         "the headers of zlib (gzip for Kafka)",
         "zlib1g-dev",
         || has_library("zlib"),
     ),
-    need(
+    Need(
         Purpose::Build,
         "the headers of libpq (diesel)",
         "libpq-dev",
         || has_library("libpq"),
     ),
-    need(
+    Need(
         Purpose::Postgres,
         "the server programs of PostgreSQL",
         "postgresql",
         || find_binaries().is_ok(),
     ),
-    need(Purpose::Postgres, "psql", "postgresql-client", || {
+    Need(Purpose::Postgres, "psql", "postgresql-client", || {
         is_on_path("psql") || find_binaries().is_ok_and(|folder| folder.join("psql").is_file())
     }),
-    need(
+    Need(
         Purpose::Kafka,
         "Java 17 or later (Apache Kafka)",
         "default-jre-headless",
         java_is_new_enough,
     ),
-    need(
+    Need(
         Purpose::Kafka,
         "Maven (fetches Apache Kafka)",
         "maven",
         || is_on_path("mvn") || Jars::cached().is_some(),
     ),
-    need(
+    Need(
         Purpose::BenchRead,
         "wrk (a load generator for HTTP servers)",
         "wrk",
         || is_on_path("wrk"),
     ),
-    need(
+    Need(
         Purpose::Faults,
         "PgBouncer (a pooler; a test puts it between api and database)",
         "pgbouncer",
         || find_pgbouncer().is_some(),
     ),
-    need(
+    Need(
         Purpose::ApiTests,
         "Python 3.11 or later with venv and pip (schemathesis tests the api)",
         "python3-venv",
         python_makes_environments,
     ),
-    need(
+    Need(
         Purpose::ApiTests,
         "curl (runs the examples of docs/API.md)",
         "curl",
@@ -147,7 +127,10 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
     if lacking.is_empty() {
         return Ok(());
     }
-    let packages: Vec<&str> = lacking.iter().map(|need| need.package).collect();
+    let packages: Vec<&str> = lacking
+        .iter()
+        .map(|Need(_, _, package, _)| *package)
+        .collect();
     let Some(apt_get) = apt_get() else {
         bail!(instructions(&lacking));
     };
@@ -171,8 +154,10 @@ pub(crate) fn ensure_but_kafka_if_impossible(purposes: &[Purpose]) -> Result<()>
         return Ok(());
     };
     interrupt::check()?;
-    let is_for_kafka = |need: &&Need| need.purpose == Purpose::Kafka;
-    if !missing(purposes).iter().all(is_for_kafka) {
+    if missing(purposes)
+        .iter()
+        .any(|need| need.0 != Purpose::Kafka)
+    {
         return Err(error);
     }
     progress::say(&format!("{error:#}"));
@@ -182,7 +167,7 @@ pub(crate) fn ensure_but_kafka_if_impossible(purposes: &[Purpose]) -> Result<()>
 fn missing(purposes: &[Purpose]) -> Vec<&'static Need> {
     NEEDS
         .iter()
-        .filter(|need| purposes.contains(&need.purpose) && !(need.is_present)())
+        .filter(|Need(purpose, _, _, is_present)| purposes.contains(purpose) && !is_present())
         .collect()
 }
 
@@ -190,9 +175,9 @@ fn missing(purposes: &[Purpose]) -> Vec<&'static Need> {
 fn instructions(lacking: &[&Need]) -> String {
     let mut text = "this machine lacks:\n".to_owned();
     let mut command = "sudo apt-get install".to_owned();
-    for need in lacking {
-        text.push_str(&format!("  - {}\n", need.what));
-        command.push_str(&format!(" {}", need.package));
+    for Need(_, what, package, _) in lacking {
+        text.push_str(&format!("  - {what}\n"));
+        command.push_str(&format!(" {package}"));
     }
     format!(
         "{text}Install it and try again. On Debian and Ubuntu:\n  {command}\n\

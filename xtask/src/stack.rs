@@ -99,7 +99,7 @@ impl Stack {
         self.postgres.as_ref()
     }
 
-    /// Makes the topic of the orders; on a Kafka of the user's it has to be there already.
+    /// Creates the topic of the orders in a private Kafka. In the user's own Kafka it must exist already.
     pub(crate) fn create_topic(&self) -> Result<()> {
         match &self.broker {
             Broker::Private(kafka) => kafka.create_topic(&topic(), PARTITIONS),
@@ -107,7 +107,7 @@ impl Stack {
         }
     }
 
-    /// The variables that make the project's processes and tests use the private servers.
+    /// Returns the environment variables that make the project's processes and tests use the private servers.
     pub(crate) fn env(&self) -> Vec<(String, String)> {
         let mut variables = self
             .postgres
@@ -121,6 +121,20 @@ impl Stack {
         };
         variables.push(("KAFKA_BROKERS".to_owned(), bootstrap));
         variables
+    }
+
+    /// Writes the variables of the private servers to a file, for as long as `run` runs.
+    pub(crate) fn with_env_file(
+        &mut self,
+        name: &str,
+        run: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let file = env_file(name);
+        fs::write(&file, render_exports(&self.env()))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let outcome = run(self);
+        fs::remove_file(&file).ok();
+        outcome
     }
 
     /// Checks that the servers run.
@@ -236,7 +250,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 }
 
 /// Writes variables as lines that a shell can `source`.
-pub(crate) fn render_exports(variables: &[(String, String)]) -> String {
+fn render_exports(variables: &[(String, String)]) -> String {
     variables
         .iter()
         .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")))
@@ -256,43 +270,38 @@ pub(crate) fn parse_exports(text: &str) -> Vec<(String, String)> {
 
 /// `cargo xtask stack`: starts both servers, writes `.stack/dev.env`, and waits for a signal.
 pub(crate) fn run() -> Result<()> {
-    let mut folder = StackFolder::take("dev")?;
-    install_packages()?;
-    let outcome = run_in(folder.path());
-    folder.remove_at_end_unless_failed(&outcome);
-    outcome
+    run_in_folder("dev", |folder| {
+        let mut stack = Stack::start(folder, false, &[])?;
+        stack.create_topic()?;
+        let ended = stack.with_env_file("dev", |stack| {
+            progress::say(&format!(
+                "\n{}\nThese lines are also in {}:\n    source .stack/dev.env && cargo test -p shared\n\
+                 Ctrl-C stops both servers and removes their data.",
+                render_exports(&stack.env()),
+                env_file("dev").display()
+            ));
+            while interrupt::check().is_ok() {
+                stack.check_running()?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        ended.and(stack.stop())
+    })
 }
 
-fn run_in(folder: &Path) -> Result<()> {
-    let mut stack = Stack::start(folder, false, &[])?;
-    stack.create_topic()?;
-    let exports = render_exports(&stack.env());
-    let file = env_file("dev");
-    fs::write(&file, &exports).with_context(|| format!("cannot write {}", file.display()))?;
-    progress::say(&format!(
-        "\n{exports}\nThese lines are also in {}:\n    source .stack/dev.env && cargo test -p shared\n\
-         Ctrl-C stops both servers and removes their data.",
-        file.display()
-    ));
-    let ended = stay(&mut stack);
-    fs::remove_file(&file).ok();
-    stack.stop()?;
-    ended
+/// Installs what servers need, and runs them in the folder of that name. If the run has failed, the folder is kept.
+pub(crate) fn run_in_folder(name: &str, run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let mut folder = StackFolder::take(name)?;
+    install_packages()?;
+    let outcome = run(folder.path());
+    folder.remove_at_end_unless_failed(&outcome);
+    outcome
 }
 
 /// Returns the file with the variables of a running `demo` or `dev` stack.
 pub(crate) fn env_file(name: &str) -> PathBuf {
     project::stack_folder().join(format!("{name}.env"))
-}
-
-fn stay(stack: &mut Stack) -> Result<()> {
-    loop {
-        stack.check_running()?;
-        if interrupt::check().is_err() {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 #[cfg(test)]

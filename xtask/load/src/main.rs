@@ -15,7 +15,7 @@ mod producer;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::producer::Target;
 
@@ -32,12 +32,12 @@ enum Command {
     /// Sends the sample order
     Sample {
         #[command(flatten)]
-        target: TargetArgs,
+        target: Target,
     },
     /// Sends varied orders: new ones, updates of earlier ones, and invalid ones
     Produce {
         #[command(flatten)]
-        target: TargetArgs,
+        target: Target,
         #[command(flatten)]
         mix: orders::Mix,
         /// Messages per second; 0 sends as fast as Kafka takes them
@@ -89,20 +89,6 @@ enum Command {
     },
 }
 
-/// Where orders are sent to. The environment variables are those of the services.
-#[derive(Args, Debug)]
-struct TargetArgs {
-    /// Bootstrap servers
-    #[arg(long, env = "KAFKA_BROKERS", default_value = "localhost:9092")]
-    brokers: String,
-    /// The topic
-    #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
-    topic: String,
-    /// Settings of librdkafka: key=value, separated by commas
-    #[arg(long, env = "KAFKA_CONFIG", default_value = "", hide_env_values = true)]
-    kafka_config: String,
-}
-
 /// The allocator of the api. Its rival `bare-hyper` must have the same one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -119,28 +105,18 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Sample { target } => producer::send_sample(&target.into()),
+        Command::Sample { target } => producer::send_sample(&target),
         Command::Produce {
             target,
             mix,
             rate,
             count,
-        } => producer::produce(&target.into(), mix, rate, count),
+        } => producer::produce(&target, mix, rate, count),
         Command::BenchIngest(options) => benchmarks::ingest::run(&options),
         Command::BenchRead(options) => benchmarks::read::run(&options),
         Command::BenchFreshness(options) => benchmarks::freshness::run(&options),
         Command::BareHyper { answer, port } => benchmarks::read::serve_bare_hyper(&answer, port),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
-    }
-}
-
-impl From<TargetArgs> for Target {
-    fn from(args: TargetArgs) -> Self {
-        Self {
-            brokers: args.brokers,
-            topic: args.topic,
-            settings: args.kafka_config,
-        }
     }
 }
 

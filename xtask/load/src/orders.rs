@@ -50,6 +50,16 @@ pub(crate) struct Message {
     pub payload: Vec<u8>,
 }
 
+impl Message {
+    pub(crate) fn new(kind: Kind, order: &Order) -> anyhow::Result<Self> {
+        Ok(Self {
+            kind,
+            key: order.order_uid.to_string(),
+            payload: serde_json::to_vec(order)?,
+        })
+    }
+}
+
 /// Makes the messages of a stream.
 #[derive(Debug)]
 pub(crate) struct Messages {
@@ -108,11 +118,7 @@ impl Messages {
 fn message(kind: Kind, mut order: Order) -> anyhow::Result<Message> {
     order.date_created = Utc::now();
     order.payment.payment_dt = order.date_created.timestamp();
-    Ok(Message {
-        kind,
-        key: order.order_uid.to_string(),
-        payload: serde_json::to_vec(&order)?,
-    })
+    Message::new(kind, &order)
 }
 
 #[cfg(test)]

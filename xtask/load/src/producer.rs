@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use clap::Args;
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -18,13 +19,18 @@ use crate::orders::{Kind, Message, Messages, Mix};
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where messages are sent to.
-#[derive(Debug)]
+/// Where messages are sent to. The environment variables are those of the services.
+#[derive(Args, Debug)]
 pub(crate) struct Target {
+    /// Bootstrap servers
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "localhost:9092")]
     pub brokers: String,
+    /// The topic
+    #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
     pub topic: String,
-    /// Settings of librdkafka, `key=value`, separated by commas.
-    pub settings: String,
+    /// Settings of librdkafka: key=value, separated by commas
+    #[arg(long, env = "KAFKA_CONFIG", default_value = "", hide_env_values = true)]
+    pub kafka_config: String,
 }
 
 /// Counts the delivered and the failed messages.
@@ -60,9 +66,8 @@ pub(crate) fn send_sample(target: &Target) -> anyhow::Result<()> {
     let order = Order::decode(&payload)
         .map_err(|fault| anyhow::anyhow!("the sample order is invalid: {fault:?}"))?;
     let message = Message {
-        kind: Kind::New,
-        key: order.order_uid.to_string(),
         payload,
+        ..Message::new(Kind::New, &order)?
     };
     let producer = Producer::connect(target)?;
     producer.send(&message)?;
@@ -75,11 +80,7 @@ pub(crate) fn send_sample(target: &Target) -> anyhow::Result<()> {
 pub(crate) fn send_orders(target: &Target, orders: &[Order]) -> anyhow::Result<()> {
     let producer = Producer::connect(target)?;
     for order in orders {
-        producer.send(&Message {
-            kind: Kind::New,
-            key: order.order_uid.to_string(),
-            payload: serde_json::to_vec(order)?,
-        })?;
+        producer.send(&Message::new(Kind::New, order)?)?;
     }
     producer.finish()
 }
@@ -161,7 +162,11 @@ impl Producer {
             .set("compression.type", "lz4")
             // Like Java's producers, so that all messages of an order are in one partition, whoever sends them.
             .set("partitioner", "murmur2_random");
-        for setting in target.settings.split(',').filter(|text| !text.is_empty()) {
+        for setting in target
+            .kafka_config
+            .split(',')
+            .filter(|text| !text.is_empty())
+        {
             let (name, value) = setting.split_once('=').with_context(|| {
                 format!("KAFKA_CONFIG: `{setting}` does not have the form key=value")
             })?;

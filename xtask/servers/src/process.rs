@@ -91,7 +91,7 @@ impl Process {
     }
 
     /// Waits for its end for some time, even after an interrupt.
-    pub fn has_ended_within(&mut self, timeout: Duration) -> bool {
+    fn has_ended_within(&mut self, timeout: Duration) -> bool {
         let start = Instant::now();
         while matches!(self.try_wait(), Ok(None)) {
             if start.elapsed() >= timeout {

@@ -39,7 +39,7 @@ pub(crate) fn send_to_group(pid: u32, signal: Signal) {
 ///
 /// # Errors
 /// Fails if one of the processes still runs after 10 s.
-pub fn kill_tree(root: u32) -> Result<()> {
+pub(crate) fn kill_tree(root: u32) -> Result<()> {
     // It is stopped first, so that it cannot start another child between the look and the kill.
     send(root, Signal::STOP);
     let mut pids = vec![root];

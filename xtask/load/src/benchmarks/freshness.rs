@@ -38,6 +38,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use servers::ports::free_port;
 use servers::process::Process;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, integer};
@@ -55,6 +56,8 @@ use rival::Calls;
 use stream::{Plan, Sent};
 use watcher::{Lane, Sighting};
 
+/// How many api answer.
+const APIS: usize = 2;
 /// How many orders the benchmark itself changes.
 const OWN_ORDERS: usize = 200;
 /// How long nothing counts at the beginning: first batches, first loads, prepared statements.
@@ -78,9 +81,6 @@ pub(crate) struct Options {
     /// The program
     #[arg(long)]
     api: String,
-    /// Free ports; each gets an api
-    #[arg(long, value_delimiter = ',', required = true)]
-    api_ports: Vec<u16>,
     #[command(flatten)]
     servers: ServerOptions,
     /// How long samples are taken
@@ -111,7 +111,7 @@ impl Options {
         Target {
             brokers: self.servers.brokers.clone(),
             topic: topic.name.clone(),
-            settings: format!("linger.ms={}", self.linger_ms),
+            kafka_config: format!("linger.ms={}", self.linger_ms),
         }
     }
 
@@ -133,7 +133,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let clock = Clock::now();
     let floor = floor::measure(options, &database, &own_uids, clock)?;
     let topic = Topic::create(&options.servers.brokers, options.partitions)?;
-    let services = start_services(options, &database, &topic)?;
+    let ports = (0..APIS)
+        .map(|_| free_port())
+        .collect::<anyhow::Result<Vec<u16>>>()?;
+    let services = start_services(options, &database, &topic, &ports)?;
     println!(
         "{} messages a second, {} % updates, {} partitions, linger {} ms; {} s, {} samples a second of each kind",
         options.rate,
@@ -148,7 +151,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let cores = Cores::count(&options.servers, &services)?;
     let calls = Calls::default();
     let ((sent, seen), heard) = rival::listen_during(&database.settings(), &calls, || {
-        watch(options, &database, &target, &own_uids, &calls)
+        watch(options, &database, &target, &ports, &own_uids, &calls)
     })?;
     println!(
         "sent {:.0} messages a second",
@@ -178,6 +181,7 @@ fn watch(
     options: &Options,
     database: &TestDatabase,
     target: &Target,
+    ports: &[u16],
     own_uids: &[String],
     calls: &Calls,
 ) -> anyhow::Result<(Sent, [Seen; 3])> {
@@ -185,7 +189,7 @@ fn watch(
     let is_stopped = &is_stopped;
     thread::scope(|scope| {
         let pause = Duration::from_micros(options.pause_us);
-        let open = |calls, pause| Lane::open(scope, &options.api_ports, calls, pause);
+        let open = |calls, pause| Lane::open(scope, ports, calls, pause);
         let mut new_orders = open(Some(calls), pause)?;
         let mut updates = open(Some(calls), pause)?;
         // At first without a pause: it takes no longer than a load.
@@ -226,10 +230,11 @@ fn start_services(
     options: &Options,
     database: &TestDatabase,
     topic: &Topic,
+    ports: &[u16],
 ) -> anyhow::Result<Vec<Process>> {
     let settings = database.settings();
     let mut services = Vec::new();
-    for port in &options.api_ports {
+    for port in ports {
         let mut api = api(&options.api, &settings, *port).spawn()?;
         wait_for(&mut api, "the api is not ready", || Ok(is_ready(*port)))?;
         services.push(api);

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use servers::ports::free_port;
 use servers::proc;
 use shared::testing::TestDatabase;
 
@@ -47,9 +48,6 @@ pub(crate) struct Options {
     /// The folder for the files of the rivals
     #[arg(long)]
     folder: PathBuf,
-    /// Four free ports
-    #[arg(long, num_args = 4)]
-    ports: Vec<u16>,
     /// How often each side is measured
     #[arg(long, default_value_t = 5, value_name = "NUMBER")]
     rounds: usize,
@@ -68,9 +66,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         beside::fill(&database, options.beside)?;
     }
     store_orders(&database, 0..SMALL)?;
-    let small = options.start_api(&database, 0, SMALL, SMALL)?;
+    let small = options.start_api(&database, SMALL, SMALL)?;
     options.measure_hits(&small)?;
-    let cacheless = options.start_api(&database, 3, 1, 0)?;
+    let cacheless = options.start_api(&database, 1, 0)?;
     options.measure_misses(&database, &cacheless)?;
     if options.beside > 0 {
         lists::measure(cacheless.port, options.rounds)?;
@@ -83,27 +81,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 impl Options {
-    fn port(&self, index: usize) -> anyhow::Result<u16> {
-        self.ports
-            .get(index)
-            .copied()
-            .context("--ports needs four ports")
-    }
-
     fn start_api(
         &self,
         database: &TestDatabase,
-        port: usize,
         capacity: usize,
         warmup: usize,
     ) -> anyhow::Result<Api> {
-        Api::start(
-            &self.api,
-            &database.settings(),
-            self.port(port)?,
-            capacity,
-            warmup,
-        )
+        Api::start(&self.api, &database.settings(), capacity, warmup)
     }
 
     fn measure_hits(&self, api: &Api) -> anyhow::Result<()> {
@@ -114,7 +98,7 @@ impl Options {
             cache_status == Some("orders; hit"),
             "the answer is not from the cache: {cache_status:?}"
         );
-        let (nginx_port, hyper_port) = (self.port(1)?, self.port(2)?);
+        let (nginx_port, hyper_port) = (free_port()?, free_port()?);
         let mut nginx = rivals::start_nginx(&self.folder, nginx_port, &path, answer.as_bytes())?;
         let mut hyper = rivals::start_bare_hyper(&self.folder, hyper_port, &answer)?;
         for (rival, port) in [(&mut nginx, nginx_port), (&mut hyper, hyper_port)] {
@@ -184,7 +168,7 @@ impl Options {
 
     fn measure_large(&self, database: &TestDatabase, small: &Api) -> anyhow::Result<()> {
         let json_bytes = store_orders(database, SMALL..self.large)?;
-        let large = self.start_api(database, 3, self.large, 0)?;
+        let large = self.start_api(database, self.large, 0)?;
         self.measure_warmup(&large, json_bytes)?;
         println!("hits of orders at random, {CONNECTIONS} connections:");
         let (of_small, of_large) = (self.script(SMALL)?, self.script(self.large)?);

@@ -7,51 +7,36 @@ use servers::process::Process;
 
 use crate::benchmarks::ServerOptions;
 
-/// A process, or a server with all its children.
-enum Program {
-    Process(u32),
-    Family(u32),
-}
+/// Returns the CPU time in seconds of the process with this id.
+type CpuSeconds = fn(u32) -> anyhow::Result<f64>;
 
-impl Program {
-    fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        match self {
-            Self::Process(pid) => proc::cpu_seconds(*pid),
-            Self::Family(pid) => proc::family_cpu_seconds(*pid, 0),
-        }
-    }
-}
-
-/// What each program had used at the beginning.
+/// The programs, and what each had used at the beginning.
 pub(super) struct Cores {
-    programs: Vec<(String, Program, f64)>,
+    programs: Vec<(String, u32, CpuSeconds, f64)>,
     started_at: Instant,
 }
 
 impl Cores {
     /// Begins to count. Servers that are not private are left out.
     pub(super) fn count(options: &ServerOptions, services: &[Process]) -> anyhow::Result<Self> {
-        let broker = options.broker_pid.map(Program::Process);
-        let postgres = options.postgres_pid.map(Program::Family);
-        let servers = [("Kafka", broker), ("PostgreSQL", postgres)]
-            .into_iter()
-            .filter_map(|(name, program)| Some((name.to_owned(), program?)));
-        let ours = services.iter().map(|service| {
-            let program = Program::Process(service.pid());
-            (service.name().to_owned(), program)
+        let with_children: CpuSeconds = |pid| proc::family_cpu_seconds(pid, 0);
+        let alone: CpuSeconds = proc::cpu_seconds;
+        let mut all = vec![
+            ("Kafka", options.broker_pid, alone),
+            ("PostgreSQL", options.postgres_pid, with_children),
+        ];
+        all.extend(
+            services
+                .iter()
+                .map(|service| (service.name(), Some(service.pid()), alone)),
+        );
+        all.push(("benchmark", Some(std::process::id()), alone));
+        let programs = all.into_iter().filter_map(|(name, pid, cpu_seconds)| {
+            let pid = pid?;
+            Some(cpu_seconds(pid).map(|before| (name.to_owned(), pid, cpu_seconds, before)))
         });
-        let benchmark = Program::Process(std::process::id());
-        let all = servers
-            .chain(ours)
-            .chain([("benchmark".to_owned(), benchmark)]);
-        let programs: anyhow::Result<_> = all
-            .map(|(name, program)| {
-                let before = program.cpu_seconds()?;
-                Ok((name, program, before))
-            })
-            .collect();
         Ok(Self {
-            programs: programs?,
+            programs: programs.collect::<anyhow::Result<_>>()?,
             started_at: Instant::now(),
         })
     }
@@ -60,8 +45,8 @@ impl Cores {
     pub(super) fn print(&self) -> anyhow::Result<()> {
         let seconds = self.started_at.elapsed().as_secs_f64();
         print!("percent of a core:");
-        for (name, program, before) in &self.programs {
-            let percent = (program.cpu_seconds()? - before) / seconds * 100.0;
+        for (name, pid, cpu_seconds, before) in &self.programs {
+            let percent = (cpu_seconds(*pid)? - before) / seconds * 100.0;
             print!(" {name} {percent:.0}");
         }
         println!();

@@ -23,24 +23,9 @@ const DURATION: Duration = Duration::from_secs(8);
 /// How long nothing counts at the beginning: connections are opened, and Java has not compiled its code yet.
 const SETTLING: Duration = Duration::from_secs(3);
 
-/// The times of the stages that have a floor.
-pub(super) struct Floor {
-    appended: Times,
-    received: Times,
-    written: Times,
-    notified: Times,
-}
-
-impl Floor {
-    pub(super) fn stages(&self) -> [&Times; 4] {
-        [
-            &self.appended,
-            &self.received,
-            &self.written,
-            &self.notified,
-        ]
-    }
-}
+/// The times of the stages that have a floor: to Kafka's log, to the consumer, to the end of a transaction's last statement
+/// before COMMIT, and to the notification.
+pub(super) type Floor = [Times; 4];
 
 /// Measures it.
 pub(super) fn measure(
@@ -82,12 +67,12 @@ pub(super) fn measure(
     let written = changes
         .iter()
         .map(|(_, change)| change.written_at - change.begun_at);
-    Ok(Floor {
-        appended: Times::of_ms(appended),
-        received: Times::of_ms(fetched),
-        written: Times::new(written),
-        notified: Times::new(notified.context("a change was not notified")?.into_iter()),
-    })
+    Ok([
+        Times::of_ms(appended),
+        Times::of_ms(fetched),
+        Times::new(written),
+        Times::new(notified.context("a change was not notified")?.into_iter()),
+    ])
 }
 
 fn send(target: &Target, rate: u32, count: usize) -> anyhow::Result<HashMap<String, Instant>> {

@@ -81,7 +81,7 @@ pub(super) fn print(
     println!();
     println!("                                                milliseconds         bare");
     println!("new order, stage by stage    samples      p50      p99      max      p50      p99");
-    let floors = floor.stages().into_iter().map(Some).chain([None, None]);
+    let floors = floor.iter().map(Some).chain(std::iter::repeat(None));
     let names = [
         "  to Kafka's log",
         "  to BEGIN of its batch",
@@ -90,7 +90,7 @@ pub(super) fn print(
     ];
     let answers = (1..).map(|number| format!("  to the answer of api {number}"));
     let names = names.map(str::to_owned).into_iter().chain(answers);
-    for ((name, times), floor) in names.zip(stages).zip(floors.chain(std::iter::repeat(None))) {
+    for ((name, times), floor) in names.zip(stages).zip(floors) {
         table::print_stage(&name, &Times::of_ms(times), floor);
     }
     Ok(())

@@ -34,7 +34,7 @@ impl Backlog {
         let target = Target {
             brokers: brokers.to_owned(),
             topic: topic.name.clone(),
-            settings: String::new(),
+            kafka_config: String::new(),
         };
         let mut orders = make_orders(count, repeated_percent);
         producer::send_orders(&target, &orders)?;

@@ -1,6 +1,7 @@
 //! The api under measurement, and the orders that it reads.
 
 use anyhow::Context as _;
+use servers::ports::free_port;
 use servers::process::Process;
 use shared::config::DatabaseSettings;
 use shared::order::Order;
@@ -46,10 +47,10 @@ impl Api {
     pub(super) fn start(
         program: &str,
         database: &DatabaseSettings,
-        port: u16,
         capacity: usize,
         warmup: usize,
     ) -> anyhow::Result<Self> {
+        let port = free_port()?;
         let mut service = services::api(program, database, port)
             .env("CACHE_CAPACITY", capacity.to_string())
             .env("CACHE_WARMUP", warmup.to_string())
