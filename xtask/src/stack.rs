@@ -217,7 +217,7 @@ fn start_postgres(
     let start = Instant::now();
     let postgres = PrivatePostgres::start(&postgres::Options {
         folder: Some(folder.to_owned()),
-        durable: is_durable,
+        is_durable,
         settings: settings
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))

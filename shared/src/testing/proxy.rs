@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +23,7 @@ const READS_UNDER_WAY: usize = 4096;
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
-    link_tx: Arc<watch::Sender<Link>>,
+    link_tx: watch::Sender<Link>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,12 +71,12 @@ impl TcpProxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let target = (host.to_owned(), port);
-        let link_tx = Arc::new(watch::Sender::new(Link {
+        let link_tx = watch::Sender::new(Link {
             is_cut: false,
             cuts: 0,
             held: None,
             slow: None,
-        }));
+        });
         let link_rx = link_tx.subscribe();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {

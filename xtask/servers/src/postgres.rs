@@ -39,7 +39,7 @@ pub struct Options {
     /// The folder for everything of this cluster, which is emptied first; `None` is a temporary one, removed at the end.
     pub folder: Option<PathBuf>,
     /// Whether commits survive a crash of the machine. Even with `false` (fsync off) they survive `kill -9`.
-    pub durable: bool,
+    pub is_durable: bool,
     /// The server's certificate and key; without them TLS is off.
     pub tls: Option<TlsFiles>,
     /// More settings, which override ours: name and value as in `postgresql.conf`, without quotes.
@@ -61,7 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             folder: None,
-            durable: false,
+            is_durable: false,
             tls: None,
             settings: Vec::new(),
             password: "myapp_password".to_owned(),

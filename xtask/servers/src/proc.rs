@@ -1,7 +1,7 @@
 //! What the kernel tells about processes, read from `/proc`.
 //!
 //! Other systems than Linux have no `/proc`. There a process counts as running until it has been waited for, no process has
-//! children, and CPU time and memory are errors.
+//! children, and reading CPU time or memory fails.
 
 use std::fs;
 

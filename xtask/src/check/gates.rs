@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// What is in them is built or fetched, not written.
+/// Folders with files that are built or fetched.
 const SKIPPED_FOLDERS: [&str; 4] = [".git", ".stack", "target", "node_modules"];
 
 /// Sooner or later, text that is formatted into SQL contains somebody's input. Values must be bound; names are constants.

@@ -197,7 +197,7 @@ fn render_settings(options: &Options) -> String {
         ("log_line_prefix", "%m [%p] %a "),
         ("synchronous_commit", "on"),
     ];
-    if !options.durable {
+    if !options.is_durable {
         settings.push(("fsync", "off"));
         settings.push(("full_page_writes", "off"));
     }
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn settings_are_quoted_and_given_ones_come_last() {
         let options = Options {
-            durable: true,
+            is_durable: true,
             settings: vec![("max_connections".into(), "it's 5".into())],
             ..Options::default()
         };
