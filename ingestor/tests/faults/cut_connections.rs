@@ -1,11 +1,11 @@
-//! The connection to the database is cut after N bytes, N swept over the rows of a batch, its COMMIT and the answer.
+//! The connection to the database is cut after N bytes, for N over the rows of a batch, its COMMIT and the answer.
 
 use crate::support::cuts::CutScene;
 use crate::support::postgres_proxy::{End, Lengths, Strike};
 
 const CUTS_IN_ROWS: usize = 80;
 
-/// A cut after each of some numbers of bytes, by FIN and by RST.
+/// Cuts after each of some numbers of bytes, by FIN and by RST.
 fn sweep(positions: impl Iterator<Item = usize>, strike: impl Fn(usize, End) -> Strike) {
     let mut scene = CutScene::start();
     for after_bytes in positions {

@@ -1,4 +1,4 @@
-//! A database that is away for long: the ingestor stays in its group and costs nothing.
+//! The database is away for long: the ingestor stays in its group and takes hardly any processor time.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn ten_minutes_without_a_database_cost_no_membership() {
     let database = TestDatabase::create_on(settings_of(&server));
     let mut scene = Scene::with_database(4, database);
     scene.audit_writes();
-    // A member that did not poll for a minute would be evicted many times over.
+    // The group would evict a member that did not poll for a minute several times.
     let settings = [(
         "KAFKA_CONFIG",
         "session.timeout.ms=6000,heartbeat.interval.ms=1000,max.poll.interval.ms=60000",
@@ -40,7 +40,7 @@ fn ten_minutes_without_a_database_cost_no_membership() {
     let assignments_before = daemons.each_ref().map(|daemon| assignments(&daemon.log()));
 
     server.stop().unwrap();
-    // More than fits into the memory of both: reading is paused.
+    // More than fits into the memory of both, so reading is paused.
     orders.extend(scene.produce_orders(100_000));
     for daemon in &daemons {
         daemon.wait_until_logged("paused=true");
@@ -69,7 +69,7 @@ fn a_lock_that_outlasts_a_statement_is_waited_for() {
     let mut orders = scene.produce_orders(100);
     scene.wait_until_settled(100);
     let mut holder = scene.database.connect();
-    // Our sessions end themselves when they are idle in a transaction for 30 s.
+    // The server ends our sessions when they are idle in a transaction for 30 s.
     holder
         .batch_execute(
             "SET idle_in_transaction_session_timeout = 0;
@@ -78,7 +78,7 @@ fn a_lock_that_outlasts_a_statement_is_waited_for() {
         .unwrap();
     orders.extend(scene.produce_orders(20_000));
     let watch = Watch::start(&daemon);
-    // A statement of the writers' may take 60 s.
+    // A writer's statement may take 60 s.
     wait_until("a statement was given up", 2 * PATIENCE, || {
         std::thread::sleep(Duration::from_secs(1));
         daemon.log().contains("statement timeout")
@@ -92,7 +92,7 @@ fn a_lock_that_outlasts_a_statement_is_waited_for() {
     assert!(daemon.stop().success());
 }
 
-/// The group's members as the broker names them; one that is evicted comes back under another name.
+/// The group's members as the broker names them. An evicted member comes back under another name.
 fn members(scene: &Scene) -> Vec<String> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", scene.brokers())

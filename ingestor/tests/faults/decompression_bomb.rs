@@ -1,4 +1,4 @@
-//! Batches that unpack to a thousand times their size. librdkafka unpacks a batch whole before anybody can look at it.
+//! Batches that unpack to a thousand times their size. librdkafka unpacks a whole batch before anybody can look at it.
 
 use std::process::Command;
 
@@ -8,9 +8,9 @@ use shared::testing::wait_until;
 
 use crate::support::{Daemon, PATIENCE, Scene};
 
-/// Unpacked; beyond `receive.message.max.bytes`, which is 100 MB.
+/// The unpacked size, which exceeds `receive.message.max.bytes` (100 MB).
 const BOMB_BYTES: usize = 250_000_000;
-/// Memory that the daemon may map: enough for it, too little for the bomb.
+/// The memory that the daemon may map: enough for itself, but too little for the bomb.
 const LIMIT_BYTES: usize = 200_000_000;
 
 /// 100 orders, the bomb, 100 orders.

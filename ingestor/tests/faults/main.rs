@@ -11,7 +11,7 @@ mod rebalance_storm;
 mod recreated_topic;
 mod zombies;
 
-/// What the suite's tests use too; an inline module, so that files below it are found.
+/// What the suite's tests use, too. It is an inline module, so that the files below it are found.
 #[path = "../suite"]
 mod suite {
     #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]

@@ -1,4 +1,4 @@
-//! The ingestor's memory, client library and its buffers included, as the kernel counts it.
+//! The ingestor's memory as the kernel counts it, including the client library and its buffers.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use shared::testing::wait_until;
 
 use crate::support::{Daemon, Scene};
 
-/// What `INGEST_MEMORY_MB` asks for by default.
+/// The default of `INGEST_MEMORY_MB`.
 const BUDGET_MB: usize = 96;
-/// A drain in a debug build beside other tests.
+/// The time for a drain in a debug build beside other tests.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends messages in compressed batches, as producers of large messages do.
@@ -62,14 +62,14 @@ impl Sender {
     }
 }
 
-/// Orders as text, with another id each.
+/// Orders as text, each with a different id.
 struct Template {
     before: String,
     after: String,
 }
 
 impl Template {
-    /// `more` is JSON that goes behind the id, ended by a comma.
+    /// `more` is JSON that follows the id and ends with a comma.
     fn new(scene: &mut Scene, items: usize, more: &str) -> Self {
         let mut order = scene.later("TEMPLATE");
         let first = order.items[0].clone();
@@ -104,7 +104,7 @@ fn wait_until_settled(scene: &Scene, records: i64) {
     assert_eq!(scene.settled(), records);
 }
 
-/// Lets the daemon run into a database that does nothing for a while, so that everything that can fill is full.
+/// Lets the daemon work against a database that does nothing for a while, so that everything that can fill up is full.
 fn drain_behind_a_stall(scene: &Scene, records: i64) -> Daemon {
     let mut holder = scene.database.connect();
     holder
@@ -133,7 +133,7 @@ fn assert_within_budget(daemon: &Daemon) {
 fn a_million_small_orders() {
     const ORDERS: usize = 1_000_000;
     let mut scene = Scene::new(4);
-    // As different from each other as a shop's: equal ones would be packed to a hundredth.
+    // As different from each other as a shop's orders: equal ones would be compressed to a hundredth.
     let templates: Vec<Template> = (0..1_000)
         .map(|number| Template::new(&mut scene, 1 + number % 3, ""))
         .collect();
@@ -172,7 +172,7 @@ fn ten_thousand_orders_of_100_kb() {
     assert_within_budget(&daemon);
 }
 
-/// Kinds of messages that take more memory than their bytes, or bytes where nobody looks.
+/// Kinds of messages that take more memory than their bytes, or that have many bytes in unusual places.
 #[derive(Clone, Copy, Debug)]
 enum Greedy {
     LongKey,
@@ -208,7 +208,7 @@ fn drain_greedy(kind: Greedy) {
     const MESSAGES: usize = 300;
     let mut scene = Scene::new(4);
     let small = Template::new(&mut scene, 1, "");
-    // The most items that the least bytes can hold.
+    // As many items as possible in as few bytes as possible.
     let mut many_items = serde_json::to_value(scene.later("TEMPLATE")).unwrap();
     let item = json!({"chrt_id": 1, "name": "a", "brand": "b", "price": 1, "total_price": 1});
     many_items["items"] = json!(vec![item; 1_000]);
@@ -246,7 +246,7 @@ fn drain_greedy(kind: Greedy) {
     }
     sender.flush();
     let daemon = drain_behind_a_stall(&scene, sender.sent);
-    // librdkafka's queue is bounded by the bytes of the values: keys and headers come on top of the budget.
+    // librdkafka's queue is bounded by the bytes of the values: keys and headers add to the budget.
     if !matches!(
         kind,
         Greedy::LongKey | Greedy::LongKeyOfBad | Greedy::LongHeader

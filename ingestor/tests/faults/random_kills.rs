@@ -1,14 +1,14 @@
-//! `kill -9` at random for a minute, of two members that share the topic.
+//! `kill -9` at random times for a minute, of two members that share the topic.
 
 use std::time::{Duration, Instant};
 
 use crate::support::{Daemon, Load, Scene};
 
 const LENGTH: Duration = Duration::from_secs(60);
-/// Longer than a session: the other member takes over what the dead one had.
+/// Longer than a session, so that the other member takes over the dead one's partitions.
 const LONG_ABSENCE: Duration = Duration::from_secs(8);
 
-/// A member of the group under a name of its own, by which it takes its place again as soon as it is back.
+/// A member of the group with a name of its own, so that it takes its place again as soon as it is back.
 struct Member {
     kafka_config: String,
     daemon: Option<Daemon>,
@@ -36,7 +36,7 @@ impl Member {
         }
     }
 
-    /// Whether there was anybody to kill.
+    /// Returns whether there was a process to kill.
     fn kill(&mut self, absence: Duration) -> bool {
         self.back_at = Instant::now() + absence;
         self.daemon.take().map(Daemon::kill_nine).is_some()

@@ -1,4 +1,4 @@
-//! A member that comes and goes all the time, in good order and by SIGKILL.
+//! A member that comes and goes all the time, by SIGTERM and by SIGKILL.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ fn a_storm_of_rebalances_loses_nothing_and_does_not_stall() {
         let guest = scene.start_daemon_with(&small_batches);
         let settled_before = scene.settled();
         orders.extend(scene.produce_orders(1_500));
-        // Not later than that the group has to be asked to share again.
+        // By then the group has assigned partitions to it.
         guest.wait_until_logged("assigned");
         if rounds % 3 == 2 {
             guest.kill_nine();

@@ -1,10 +1,10 @@
-//! A topic deleted and made anew while it is read, and longer at once than the old one was.
+//! A topic is deleted and recreated while it is read, and is longer than the old one at once.
 
 use std::time::Duration;
 
 use crate::support::Scene;
 
-/// Gives the offset at which the partition was stopped.
+/// Returns the offset at which the partition was stopped.
 fn make_anew_while_running(away: Duration) -> i64 {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
@@ -12,7 +12,7 @@ fn make_anew_while_running(away: Duration) -> i64 {
     scene.wait_until_settled(10);
     scene.delete_topic();
     std::thread::sleep(away);
-    scene.create_topic_anew(1);
+    scene.create_topic_again(1);
     let orders = scene.produce_orders(30);
     scene.wait_for_incidents(1);
     let stopped_at = scene.settled();
@@ -29,12 +29,12 @@ fn make_anew_while_running(away: Duration) -> i64 {
 
 #[test]
 fn a_topic_made_anew_at_once_is_noticed_though_it_is_read_on_in_its_middle() {
-    // The record that was read is looked up every 30 seconds; until then the client goes on where it was.
+    // The record that was read is looked up every 30 seconds. Until then the client continues at its offset.
     assert!((10..=30).contains(&make_anew_while_running(Duration::ZERO)));
 }
 
 #[test]
 fn of_a_topic_that_comes_back_after_a_while_nothing_is_read() {
-    // Long enough for the group to see that the topic is gone: it takes the partition away.
+    // Long enough for the group to notice that the topic is gone and to revoke the partition.
     assert_eq!(make_anew_while_running(Duration::from_secs(45)), 10);
 }

@@ -1,4 +1,4 @@
-//! What is stored is announced to the caches: each order of a batch once.
+//! Every stored order of a batch is announced to the caches once.
 
 use shared::testing::{Notifications, wait_until};
 
@@ -46,7 +46,7 @@ fn a_batch_of_new_and_changed_orders_is_announced_once_and_so_is_a_replay() {
         written.len()
     );
 
-    // A dead letter that is replayed.
+    // A replayed dead letter is announced as well.
     scene
         .database
         .execute("ALTER TABLE orders ADD CONSTRAINT no_evil CHECK (entry <> 'EVIL')");

@@ -1,4 +1,5 @@
-//! A wrong setting ends the process with one line that names it, before it subscribes; what may heal is waited for.
+//! A wrong setting ends the process before it subscribes, with one line that names the setting. The process waits for
+//! servers that may come back.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use shared::testing::wait_until;
 
 use crate::support::{Scene, command};
 
-/// Runs the program to its end and gives what it wrote to standard error.
+/// Runs the program to its end and returns what it wrote to standard error.
 fn failure_of(scene: &Scene, arguments: &[&str], changes: &[(&str, &str)]) -> String {
     let mut environment = scene.environment();
     environment.extend(
@@ -95,7 +96,7 @@ fn check_config_shows_the_settings_without_the_secrets() {
 }
 
 #[test]
-fn no_migrate_refuses_where_migrations_are_pending() {
+fn no_migrate_refuses_to_start_if_migrations_are_pending() {
     let scene = Scene::with_database(1, shared::testing::TestDatabase::create_empty());
     assert!(failure_of(&scene, &["run", "--no-migrate"], &[]).contains("migrations are pending"));
     let output = command(&["migrate"], &scene.environment())

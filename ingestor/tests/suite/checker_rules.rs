@@ -1,4 +1,4 @@
-//! The checker itself: it passes a sound history and finds each kind of broken promise in an unsound one.
+//! Tests of the checker: it accepts a correct history and finds each kind of broken promise in a wrong one.
 
 use std::collections::HashMap;
 
@@ -84,7 +84,7 @@ fn assert_found(violation: &Violation, break_it: impl FnOnce(&mut History)) {
 }
 
 #[test]
-fn a_sound_history_passes() {
+fn a_correct_history_passes() {
     let History { messages, evidence } = sound();
     assert_eq!(violations(&messages, &evidence), []);
 }

@@ -1,4 +1,4 @@
-//! Damage in Kafka's log: what cannot be read is never jumped over.
+//! Damage in Kafka's log: a batch that cannot be read is never skipped.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use shared::testing::{TestDatabase, wait_until};
 use crate::support::{PATIENCE, Scene};
 
 #[test]
-fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_mended() {
+fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_repaired() {
     let kafka = PrivateKafka::start(None).unwrap();
     let mut scene = Scene::with_servers(1, TestDatabase::create(), kafka.bootstrap(), &[]);
     scene.audit_writes();
@@ -32,7 +32,7 @@ fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_mended() {
     file.write_all_at(b"!", at as u64).unwrap();
 
     let daemon = scene.start_daemon();
-    // The batch is 20 records, or less where the producer sent them in two.
+    // The batch has 20 records, or fewer if the producer has sent them in two batches.
     wait_until("what stands before the damage is stored", PATIENCE, || {
         scene.settled() >= 40
     });

@@ -1,4 +1,4 @@
-//! PostgreSQL killed under load: nothing is lost, nothing is blamed on the orders, both processes recover.
+//! PostgreSQL is killed under load: nothing is lost, no order is dead-lettered because of it, and both processes recover.
 
 use servers::postgres::{Options, PrivatePostgres};
 use shared::config::DatabaseSettings;
@@ -8,7 +8,7 @@ use crate::support::{Api, PATIENCE, Scene};
 
 #[test]
 fn a_killed_database_is_waited_for_and_nothing_is_lost() {
-    // Its own server: it is killed. Nothing of it is lost with `fsync` off, as the machine itself goes on.
+    // A server of its own, because it is killed. With `fsync` off nothing is lost, because the machine keeps running.
     let mut server = PrivatePostgres::start(&Options::default()).unwrap();
     let mut scene = Scene::with_database(4, TestDatabase::create_on(settings_of(&server)));
     scene.audit_writes();

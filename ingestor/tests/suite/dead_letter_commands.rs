@@ -1,4 +1,4 @@
-//! `ingestor dead-letters`: found, shown, replayed once and never over something newer, dropped.
+//! `ingestor dead-letters`: letters are found, shown, replayed once and never over a newer order, and dropped.
 
 use std::process::Output;
 
@@ -38,7 +38,7 @@ fn evil(scene: &mut Scene, uid: &str) -> Order {
     order
 }
 
-/// Has orders refused by the database that are valid in every other way, and then lets such orders in.
+/// Makes dead letters of valid orders that only a constraint rejects, and then drops the constraint.
 fn scene_with_refused(uids: &[&str]) -> (Scene, Vec<Order>) {
     let mut scene = Scene::new(1);
     scene.database.execute(CHECK);
@@ -190,14 +190,14 @@ fn a_letter_is_replayed_once_with_its_event() {
 }
 
 #[test]
-fn of_two_replays_at_once_one_raises() {
+fn of_two_replays_at_once_one_fails() {
     let (scene, _) = scene_with_refused(&["only"]);
     scene.audit_writes();
     let id = scene
         .database
         .texts("SELECT id::text AS value FROM dead_letters")
         .remove(0);
-    // Both wait for the letter, so that they meet.
+    // Both wait for the letter, so that they run at the same time.
     let mut gate = scene.database.connect();
     gate.batch_execute("BEGIN; SELECT FROM dead_letters FOR UPDATE")
         .unwrap();
@@ -230,10 +230,10 @@ fn of_two_replays_at_once_one_raises() {
 }
 
 #[test]
-fn a_replay_never_writes_over_something_newer() {
+fn a_replay_never_overwrites_a_newer_order() {
     let uids = ["later", "put", "deleted", "earlier"];
     let (mut scene, orders) = scene_with_refused(&uids);
-    // A later message, a PUT, nothing, and an earlier message.
+    // The orders were last written by a later message, by a PUT, not at all, and by an earlier message.
     let later = scene.later("later");
     scene.produce(std::slice::from_ref(&later));
     let daemon = scene.start_daemon();
@@ -267,7 +267,7 @@ fn a_replay_never_writes_over_something_newer() {
 fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     let mut scene = Scene::new(1);
     scene.database.execute(CHECK);
-    // Apart, so that they are not folded into one message.
+    // They are sent separately, so that they are not folded.
     let older = scene.later("older");
     scene.produce(&[older]);
     let daemon = scene.start_daemon();
@@ -281,7 +281,7 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     scene.database.execute(NO_CHECK);
     assert!(daemon.stop().success());
 
-    // The letters' offsets are higher than those of the new topic, which says nothing.
+    // The letters' offsets are higher than those of the new topic, but that does not make them newer.
     scene.recreate_topic(1);
     let rewritten = [scene.later("rewritten"), scene.later("put")];
     scene.produce(&rewritten);
@@ -290,7 +290,7 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     scene.run_well(&["offsets", "accept-gap", "--partition", "0", "--yes"]);
     scene.wait_until_at(2, 1);
     assert!(daemon.stop().success());
-    // As a PUT does.
+    // This is what a PUT does.
     scene.database.execute(
         "UPDATE orders SET source_partition = NULL, source_offset = NULL, source_incarnation = NULL WHERE order_uid = 'put'",
     );
@@ -319,7 +319,7 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
 fn letters_that_cannot_be_replayed_are_kept_and_can_be_dropped() {
     let scene = Scene::new(1);
     scene.send(None, Some(b"{}"));
-    // Valid at its beginning, were the rest not cut off.
+    // Its beginning would be a valid order.
     scene.send(None, Some(&vec![b' '; 900 * 1024]));
     scene.flush();
     let daemon = scene.start_daemon();

@@ -1,4 +1,4 @@
-//! Dead letters in `KAFKA_DLQ_TOPIC`: at least once each, with the bytes they came with, and never in the way.
+//! Dead letters in `KAFKA_DLQ_TOPIC`: each is published at least once, with its original bytes, and holds nothing up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn dlq(scene: &Scene) -> String {
     topic
 }
 
-/// Reads `count` messages of a topic, and any that follow at once.
+/// Reads `count` messages of a topic, and those that follow immediately.
 fn read(scene: &Scene, topic: &str, count: usize) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", scene.brokers())
@@ -110,7 +110,7 @@ fn a_letter_that_commits_late_is_published_though_its_number_is_lower() {
     late.batch_execute("BEGIN").unwrap();
     late.batch_execute(&insert(1)).unwrap();
     scene.database.execute(&insert(2));
-    // Two that relay at once share them out.
+    // Two processes relay at once, each some of the letters.
     let daemons = [(); 2].map(|()| scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]));
     assert_eq!(read(&scene, &topic, 1).len(), 1);
     late.batch_execute("COMMIT").unwrap();
@@ -135,11 +135,11 @@ fn a_letter_that_commits_late_is_published_though_its_number_is_lower() {
 }
 
 #[test]
-fn a_topic_that_takes_nothing_stops_neither_the_orders_nor_the_process() {
+fn a_topic_that_accepts_nothing_stops_neither_the_orders_nor_the_process() {
     let mut scene = Scene::new(1);
     scene.send(None, Some(b"not json"));
     scene.flush();
-    // Kafka refuses such a name.
+    // Kafka rejects such a name.
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", "no such/topic")]);
     let orders = scene.produce_orders(50);
     scene.wait_until_settled(51);
@@ -163,7 +163,7 @@ fn a_letter_too_large_for_the_topic_is_published_cut() {
         1,
         &[("max.message.bytes", "100000")],
     );
-    // Nothing that compresses well.
+    // Bytes that cannot be compressed.
     let mut random = fastrand::Rng::with_seed(1);
     let noise: Vec<u8> = (0..200_000).map(|_| random.u8(..)).collect();
     scene.send(None, Some(&noise));

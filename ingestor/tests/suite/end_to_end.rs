@@ -1,4 +1,4 @@
-//! The main job: an order that was sent to Kafka is answered over HTTP.
+//! The main task: an order that was sent to Kafka is returned over HTTP.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ fn a_new_order_is_readable_within_a_second_and_an_update_is_never_answered_old()
     let mut scene = Scene::new(4);
     let daemon = scene.start_daemon();
     let api = Api::start(scene.database.settings());
-    // The group has settled once a first order has come through.
+    // The group is stable once a first order is stored.
     let first = scene.produce_orders(1).remove(0);
     wait_until("the first order is answered", PATIENCE, || {
         api.order(first.order_uid.as_str()).status == 200

@@ -1,4 +1,4 @@
-//! Each order once, whatever ends the process or repeats the message.
+//! Each order is stored once, whatever ends the process or repeats the message.
 
 use rdkafka::ClientConfig;
 use rdkafka::Offset;
@@ -14,7 +14,7 @@ fn kill_nine_in_the_middle_neither_loses_nor_repeats_an_order() {
     let mut scene = Scene::new(4);
     scene.audit_writes();
     let orders = scene.produce_orders(ORDERS);
-    // Small batches, so that every kill finds several of them under way.
+    // With small batches, every kill hits several of them under way.
     for threshold in [1_000, 6_000, 12_000] {
         let daemon = scene.start_daemon_with(&[("BATCH_MAX_RECORDS", "100")]);
         wait_until("some orders are stored", PATIENCE, || {

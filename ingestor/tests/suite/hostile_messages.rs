@@ -1,4 +1,5 @@
-//! Messages that are made to break a consumer: each is stored whole or becomes a dead letter, and the daemon lives on.
+//! Messages that are meant to break a consumer: each is stored whole or becomes a dead letter, and the daemon keeps
+//! running.
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -9,12 +10,12 @@ use shared::testing::{TestDatabase, wait_until};
 
 use crate::support::{Api, PATIENCE, RawHeader, RawRecord, Scene};
 
-/// Largest message that can be an order.
+/// The size of the largest message that can be an order.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// What must become of a message.
+/// The expected result of a message.
 enum Expected {
-    /// The api answers this.
+    /// The api returns this order.
     Stored(Value),
     /// `dead_letters` has this reason, and a detail with this part.
     Refused(&'static str, &'static str),
@@ -26,7 +27,7 @@ struct Case {
     expected: Expected,
 }
 
-/// Messages, made from one order each that is valid but for what makes the case.
+/// Messages. Each is made from an order that is valid except for the case's own change.
 struct Cases<'a> {
     scene: &'a mut Scene,
     cases: Vec<Case>,
@@ -47,7 +48,7 @@ impl Cases<'_> {
         });
     }
 
-    /// An order that is sent with this value in a field, and comes back so.
+    /// Adds an order with this value in a field. The order must come back with it.
     fn good(&mut self, pointer: &str, value: Value) {
         let name = format!("{pointer} = {value:.60}");
         let mut order = self.order();
@@ -55,13 +56,13 @@ impl Cases<'_> {
         self.push(&name, order.to_string(), Expected::Stored(order));
     }
 
-    /// An order whose text is changed in a way that must not change its meaning.
+    /// Adds an order whose text is edited without a change of its meaning.
     fn good_text(&mut self, name: &str, edit: impl Fn(&str) -> String) {
         let order = self.order();
         self.push(name, edit(&order.to_string()), Expected::Stored(order));
     }
 
-    /// An order that is refused for this value in a field.
+    /// Adds an order that is refused because of this value in a field.
     fn bad(&mut self, pointer: &'static str, value: Value) {
         let name = format!("{pointer} = {value:.60}");
         let mut order = self.order();
@@ -70,7 +71,7 @@ impl Cases<'_> {
         self.push(&name, order.to_string(), expected);
     }
 
-    /// An order whose text is changed in a way that makes it none.
+    /// Adds an order whose text is edited so that it is no valid order any more.
     fn bad_text(
         &mut self,
         name: &str,
@@ -82,7 +83,7 @@ impl Cases<'_> {
         self.push(name, edit(&order), Expected::Refused(reason, detail));
     }
 
-    /// An order with something else, written as JSON, in place of its payment's amount.
+    /// Adds an order whose payment's amount is replaced by this JSON.
     fn amount(&mut self, literal: &str, reason: &'static str, detail: &'static str) {
         let mut order = self.order();
         order["payment"]["amount"] = json!("THE AMOUNT");
@@ -92,7 +93,7 @@ impl Cases<'_> {
     }
 }
 
-/// The text with something behind its opening brace.
+/// Inserts a member after the text's opening brace.
 fn with_member(order: &str, member: &str) -> String {
     order.replacen('{', &format!("{{{member},"), 1)
 }
@@ -182,7 +183,7 @@ fn numbers_and_times(cases: &mut Cases<'_>) {
     ] {
         cases.amount(literal, "invalid_order", "/payment/amount");
     }
-    // No number that a parser can hold, or none at all.
+    // Numbers that no parser can hold, and texts that are no numbers.
     cases.amount("1e400", "not_json", "");
     cases.amount("NaN", "not_json", "");
     cases.amount("Infinity", "not_json", "");
@@ -223,7 +224,7 @@ fn structures(cases: &mut Cases<'_>) {
     let mut order = cases.order();
     let item = order["items"][0].clone();
     order["items"] = json!(vec![item.clone(); 1_000]);
-    // The optional fields are left out in the message, or 1,000 items would be too many bytes.
+    // The message omits the optional fields. Otherwise 1,000 items would be too many bytes.
     let mut message = order.clone();
     for item in message["items"].as_array_mut().unwrap() {
         item.as_object_mut().unwrap().remove("size");
@@ -409,7 +410,7 @@ fn keys_and_headers_are_no_reason_to_refuse_or_to_fail() {
 fn gaps_that_compaction_leaves_are_passed() {
     const KEYS: usize = 20;
     const ROUNDS: usize = 10;
-    // Its own broker: the cleaner of the shared one comes by every 15 s.
+    // A broker of its own, because the cleaner of the shared one runs only every 15 s.
     let kafka = PrivateKafka::start_with(None, &[("log.cleaner.backoff.ms", "100")]).unwrap();
     let settings = [
         ("cleanup.policy", "compact"),

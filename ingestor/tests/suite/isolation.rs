@@ -1,14 +1,14 @@
-//! Orders that only the database refuses, and the breaker.
+//! Orders that only the database rejects, and the breaker.
 
 use shared::order::Order;
 use shared::testing::{InvalidKind, wait_until};
 
 use crate::support::{Daemon, PATIENCE, Scene};
 
-/// Names the row in its detail, as every CHECK does.
+/// A constraint whose error names the row in its detail, as every CHECK does.
 const CHECK: &str =
     "ALTER TABLE orders ADD CONSTRAINT orders_no_evil CHECK (track_number <> 'EVIL')";
-/// Tells nothing of the row.
+/// A constraint whose error does not name the row.
 const SILENT_TRIGGER: &str = "
     CREATE FUNCTION refuse_evil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF NEW.track_number = 'EVIL' THEN
@@ -20,7 +20,8 @@ const AT_ONCE: &str = "CREATE TRIGGER refuse_evil BEFORE INSERT OR UPDATE ON ord
 const AT_COMMIT: &str = "CREATE CONSTRAINT TRIGGER refuse_evil AFTER INSERT OR UPDATE ON orders
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse_evil()";
 
-/// Sends `count` orders, of which those that `is_evil` picks will be refused; answers good and evil ones.
+/// Sends `count` orders, of which the database will reject those that `is_evil` selects. Returns the good and the evil
+/// ones.
 fn send(
     scene: &mut Scene,
     count: usize,
@@ -52,7 +53,8 @@ fn drain(scene: &Scene, records: usize, more: &[(&str, &str)]) -> Daemon {
     daemon
 }
 
-/// Good ones are stored once and whole, refused ones are dead letters, once each, with the bytes they came with.
+/// Asserts that every good order is stored once and whole, and that every other one is one dead letter with its original
+/// bytes.
 fn assert_split(scene: &Scene, good: &[Order], evil: &[Order]) {
     let stored = scene
         .database
@@ -81,7 +83,7 @@ fn assert_split(scene: &Scene, good: &[Order], evil: &[Order]) {
 }
 
 #[test]
-fn one_refused_order_in_each_batch_leaves_the_rest_of_it_stored() {
+fn one_rejected_order_in_each_batch_leaves_the_rest_of_the_batch_stored() {
     let mut scene = Scene::new(1);
     scene.database.execute(CHECK);
     scene.audit_writes();
@@ -107,7 +109,7 @@ fn one_refused_order_in_each_batch_leaves_the_rest_of_it_stored() {
 }
 
 #[test]
-fn any_share_of_refused_orders_is_split_from_the_good_ones() {
+fn any_share_of_rejected_orders_is_separated_from_the_good_ones() {
     for one_in in [100, 2, 1] {
         let mut scene = Scene::new(1);
         scene.database.execute(CHECK);
@@ -118,7 +120,7 @@ fn any_share_of_refused_orders_is_split_from_the_good_ones() {
 }
 
 #[test]
-fn a_refused_order_that_the_server_does_not_name_is_found_by_search() {
+fn a_rejected_order_that_the_server_does_not_name_is_found_by_bisection() {
     for trigger in [AT_ONCE, AT_COMMIT] {
         let mut scene = Scene::new(1);
         scene.database.execute(SILENT_TRIGGER);
@@ -130,7 +132,7 @@ fn a_refused_order_that_the_server_does_not_name_is_found_by_search() {
 }
 
 #[test]
-fn an_order_is_refused_for_its_items_too() {
+fn an_order_can_be_rejected_because_of_its_items() {
     let mut scene = Scene::new(1);
     scene
         .database
@@ -146,7 +148,7 @@ fn an_order_is_refused_for_its_items_too() {
 }
 
 #[test]
-fn a_good_message_that_was_folded_into_a_refused_one_is_stored() {
+fn a_good_message_that_was_folded_into_a_rejected_one_is_stored() {
     let mut scene = Scene::new(1);
     scene.database.execute(CHECK);
     let good = scene.later("folded");
@@ -163,7 +165,7 @@ fn a_good_message_that_was_folded_into_a_refused_one_is_stored() {
 }
 
 #[test]
-fn a_constraint_that_blames_no_order_is_a_sick_database() {
+fn a_constraint_that_no_single_order_violates_is_a_sick_database() {
     let mut scene = Scene::new(1);
     scene
         .database
@@ -180,7 +182,7 @@ fn a_constraint_that_blames_no_order_is_a_sick_database() {
 }
 
 #[test]
-fn the_breaker_halts_a_partition_beyond_its_bound_and_not_at_it() {
+fn the_breaker_halts_a_partition_above_its_bound_but_not_at_it() {
     let mut scene = Scene::new(1);
     let bad = |scene: &mut Scene, count: usize| {
         for _ in 0..count {
@@ -198,7 +200,7 @@ fn the_breaker_halts_a_partition_beyond_its_bound_and_not_at_it() {
     bad(&mut scene, 1);
     scene.wait_until_settled(41);
     assert_eq!(halted(&scene), 0, "20 in a row are allowed");
-    // The count goes on over a restart.
+    // The count continues after a restart.
     assert!(daemon.stop().success());
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
     bad(&mut scene, 1);
@@ -212,7 +214,7 @@ fn the_breaker_halts_a_partition_beyond_its_bound_and_not_at_it() {
     });
     assert!(daemon.metric("orders_ingestor_fences_total").abs() < f64::EPSILON);
     scene.produce_orders(5);
-    // And so does the halt.
+    // The partition stays halted after a restart, too.
     assert!(daemon.stop().success());
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
     daemon.wait_until_logged("halted");

@@ -1,4 +1,4 @@
-//! The real `ingestor` program against a real PostgreSQL and a real Kafka. One file a behaviour.
+//! The real `ingestor` program against a real PostgreSQL and a real Kafka. One file per behaviour.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 

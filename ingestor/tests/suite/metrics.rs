@@ -1,4 +1,4 @@
-//! What `/metrics` tells, and that `docs/OPERATIONS.md` tells the same.
+//! What `/metrics` reports, and that `docs/OPERATIONS.md` lists the same metrics.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ fn the_exported_metrics_are_those_of_the_documentation() {
         .map(|name| format!("orders_ingestor_{name}"))
         .collect();
     assert_eq!(exported_metrics(&text), documented);
-    // Their alarms must see the step from 0 to 1, so every label is there from the start.
+    // Alerts must see the step from 0 to 1, so every label is there from the start.
     let reasons = label_values(&text, "orders_ingestor_dead_letters_total", "reason");
     assert_eq!(reasons, first_column("## Dead letters"));
     let classes = label_values(&text, "orders_ingestor_retries_total", "class");
@@ -41,7 +41,7 @@ fn the_exported_metrics_are_those_of_the_documentation() {
 }
 
 #[test]
-fn a_halted_partition_has_a_lag_that_grows_though_nothing_moves() {
+fn the_lag_of_a_halted_partition_grows_although_nothing_moves() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -52,7 +52,7 @@ fn a_halted_partition_has_a_lag_that_grows_though_nothing_moves() {
         .execute("UPDATE consumer_offsets SET halted = true");
     scene.produce_orders(5);
 
-    // A process that has stored nothing itself.
+    // This process has stored nothing itself.
     let daemon = scene.start_daemon();
     let mut seconds = 0.0;
     wait_until("the lag is measured", PATIENCE, || {
@@ -73,11 +73,11 @@ fn a_halted_partition_has_a_lag_that_grows_though_nothing_moves() {
 fn a_listener_that_holds_a_transaction_open_shows_in_the_queue_of_notifications() {
     let scene = Scene::new(1);
     let mut listener = scene.database.connect();
-    // Apart: statements sent together are one transaction, and LISTEN counts from its commit on.
+    // Sent separately: statements sent together are one transaction, and LISTEN takes effect at its commit.
     for statement in ["LISTEN metrics_test", "BEGIN", "SELECT 1"] {
         listener.batch_execute(statement).unwrap();
     }
-    // Some pages of the queue; the rows make the payloads differ, as equal ones are sent once.
+    // Fills some pages of the queue. The payloads differ, because equal ones are sent only once.
     scene.database.execute(
         "SELECT pg_notify('metrics_test', repeat('x', 7000) || row) FROM generate_series(1, 100) AS row",
     );
@@ -89,7 +89,7 @@ fn a_listener_that_holds_a_transaction_open_shows_in_the_queue_of_notifications(
 }
 
 #[test]
-fn while_the_database_is_away_the_retries_and_the_lag_are_told() {
+fn while_the_database_is_away_the_retries_and_the_lag_are_reported() {
     let mut scene = Scene::new(1);
     let DatabaseSettings { host, port, .. } = scene.database.settings();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -118,7 +118,7 @@ fn while_the_database_is_away_the_retries_and_the_lag_are_told() {
     });
 }
 
-/// The value of a metric that has one series.
+/// Returns the value of a metric that has one series.
 fn sample(daemon: &Daemon, name: &str) -> Option<f64> {
     let (_, text) = daemon.get("/metrics")?;
     let line = text
@@ -127,7 +127,8 @@ fn sample(daemon: &Daemon, name: &str) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-/// Names as in queries, with their labels: `name{label,label}`. A histogram goes by the name of all its series.
+/// Returns the metrics' names as in queries, with their labels: `name{label,label}`. A histogram has the name of all its
+/// series.
 fn exported_metrics(text: &str) -> BTreeSet<String> {
     let described = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     described
@@ -162,7 +163,7 @@ fn label_values(text: &str, name: &str, label: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What stands as code in the first column of a section's tables.
+/// Returns what is marked as code in the first column of a section's tables.
 fn first_column(heading: &str) -> BTreeSet<String> {
     let section = OPERATIONS.split(heading).nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();

@@ -10,7 +10,7 @@ use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene, command};
 
-/// A scene whose one partition has been read up to `records`, without a daemon.
+/// A scene without a daemon, whose only partition has been read up to `records`.
 fn scene_at(records: usize) -> Scene {
     let mut scene = Scene::new(1);
     scene.produce_orders(records);
@@ -95,7 +95,7 @@ fn show_tells_where_each_partition_stands() {
 }
 
 #[test]
-fn show_works_without_a_broker_and_fails_where_nothing_is_known() {
+fn show_works_without_a_broker_and_fails_if_nothing_is_known() {
     let scene = scene_at(3);
     let answer = scene.run_with(&["offsets", "show"], &[("KAFKA_BROKERS", "localhost:1")]);
     assert!(answer.success, "{answer:?}");
@@ -128,7 +128,7 @@ fn show_works_without_a_broker_and_fails_where_nothing_is_known() {
 }
 
 #[test]
-fn init_says_where_a_new_group_starts_and_the_daemon_goes_on_by_itself() {
+fn init_sets_where_a_new_group_starts_and_the_daemon_continues_by_itself() {
     let mut scene = scene_at(10);
     scene.group = format!("other-{}", scene.group);
     let daemon = scene.start_daemon();
@@ -185,7 +185,7 @@ fn init_knows_both_ends() {
 }
 
 #[test]
-fn what_would_skip_or_cannot_be_is_refused_and_nothing_changes() {
+fn a_command_that_would_skip_records_or_is_impossible_is_refused_and_changes_nothing() {
     let scene = scene_at(10);
     scene.delete_records_of(0, 4);
     let before = (row(&scene), epoch(&scene));
@@ -214,7 +214,7 @@ fn what_would_skip_or_cannot_be_is_refused_and_nothing_changes() {
             &["resume", "--partition", "1", "--yes"],
             "partition 1 has not been read yet",
         ),
-        // Nobody sits at a terminal, and nobody said --yes.
+        // There is no terminal, and --yes is not given.
         (
             &["rewind", "--all", "--to", "earliest"],
             "repeat it with --yes",
@@ -241,7 +241,7 @@ fn a_rewind_is_refused_while_the_topic_is_not_the_one_that_was_read() {
 
     let _daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
-    // The row alone must be reason enough, should the topic look right again.
+    // The open incident alone must be reason enough, even if the topic looks right again.
     scene
         .database
         .execute("UPDATE consumer_offsets SET last_timestamp = NULL");
@@ -254,7 +254,7 @@ fn a_rewind_is_refused_while_the_topic_is_not_the_one_that_was_read() {
 }
 
 #[test]
-fn a_terminal_is_asked_and_only_yes_is_consent() {
+fn the_user_is_asked_at_a_terminal_and_only_yes_is_consent() {
     let scene = scene_at(10);
     for (typed, changed) in [("y\n", false), ("no\n", false), ("yes\n", true)] {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -298,7 +298,7 @@ fn a_terminal_is_asked_and_only_yes_is_consent() {
 }
 
 #[test]
-fn a_rewind_is_read_again_by_a_running_daemon_and_keeps_its_mark() {
+fn a_running_daemon_reads_rewound_records_again_and_the_replay_mark_stays() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -324,21 +324,21 @@ fn a_rewind_is_read_again_by_a_running_daemon_and_keeps_its_mark() {
         "fenced by the command, then claimed"
     );
     assert!(daemon.stop().success());
-    // A second rewind, from further back, must not lower the mark.
+    // A second rewind, from an earlier offset, must not lower the mark.
     scene.run_well(&["offsets", "rewind", "--all", "--to", "6", "--yes"]);
     scene.run_well(&["offsets", "rewind", "--all", "--to", "earliest", "--yes"]);
     assert_eq!(row(&scene), ["0 until 10 last - free"]);
 }
 
 #[test]
-fn a_rewind_keeps_newer_state_and_brings_deleted_orders_back() {
+fn a_rewind_keeps_newer_orders_and_stores_deleted_ones_again() {
     let mut scene = Scene::new(1);
     let orders = scene.produce_orders(10);
     let later = scene.later(orders[3].order_uid.as_str());
     scene.produce(std::slice::from_ref(&later));
     let _daemon = scene.start_daemon();
     scene.wait_until_settled(11);
-    // As PUT and DELETE do.
+    // This is what PUT and DELETE do.
     let (put, deleted) = (orders[1].order_uid.as_str(), orders[2].order_uid.as_str());
     scene.database.execute(&format!(
         "UPDATE orders SET customer_id = 'put', source_partition = NULL, source_offset = NULL, source_incarnation = NULL,
@@ -348,7 +348,7 @@ fn a_rewind_keeps_newer_state_and_brings_deleted_orders_back() {
     scene.audit_writes();
 
     scene.run_well(&["offsets", "rewind", "--all", "--to", "earliest", "--yes"]);
-    // New records behind the rewound ones are stored as ever.
+    // New records after the rewound ones are stored as usual.
     let newest = scene.later(orders[0].order_uid.as_str());
     scene.produce(std::slice::from_ref(&newest));
     scene.wait_until_settled(12);

@@ -19,7 +19,7 @@ fn invalid_messages_become_dead_letters_and_good_ones_are_stored() {
     let too_large = vec![b' '; 300 * 1024];
     scene.send(None, Some(&too_large));
     expected.push("too_large".to_owned());
-    // Last of all, so that no later good message can hide that its offset does not advance.
+    // It is the last one, so that no later good message can hide that its offset does not advance.
     scene.send(Some("gone"), None);
     scene.flush();
     expected.push("tombstone".to_owned());

@@ -1,4 +1,4 @@
-//! Partitions change hands: by a process that comes and goes, and by one that was frozen while another took over.
+//! Partitions move between processes: one that comes and goes, and one that was frozen while another took over.
 
 use diesel::connection::SimpleConnection;
 use rustix::process::Signal;
@@ -20,7 +20,7 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         scene.database.integer(OWNERS) == 2
     });
 
-    // Nothing is stored before all are there: the frozen one must leave work behind.
+    // Nothing is stored before all orders are in Kafka, so that the frozen one leaves work behind.
     let mut gate = scene.database.connect();
     gate.batch_execute("BEGIN; LOCK TABLE orders IN EXCLUSIVE MODE")
         .unwrap();
@@ -72,9 +72,9 @@ fn members_that_come_and_go_lose_nothing_and_stall_nothing() {
     assert!(steady.stop().success());
 }
 
-/// A static member: one with a name, which keeps its partitions over a restart.
+/// Settings of a static member: it has a name and keeps its partitions over a restart.
 ///
-/// The session outlives every restart here, however slow the machine: when it ends, the group moves the partitions.
+/// The session is longer than any restart on a slow machine. When a session ends, the group moves the partitions.
 fn named(name: &str) -> (&'static str, String) {
     let settings =
         format!("session.timeout.ms=120000,heartbeat.interval.ms=1000,group.instance.id={name}");
@@ -83,7 +83,7 @@ fn named(name: &str) -> (&'static str, String) {
 
 #[test]
 fn a_named_member_that_restarts_moves_no_partition() {
-    /// The log line of a claim; there is one for each partition.
+    /// The beginning of the log line of a claim. There is one line per partition.
     const CLAIMED: &str = "claimed kafka.partition";
     const OWNERS_OF_TWO: &str = "SELECT count(*) AS value FROM (SELECT FROM consumer_offsets \
         WHERE owner IS NOT NULL GROUP BY owner HAVING count(*) = 2) AS owners";
@@ -95,7 +95,7 @@ fn a_named_member_that_restarts_moves_no_partition() {
         let (variable, settings) = named(name);
         scene.start_daemon_with(&[(variable, &settings)])
     };
-    // One after the other: the second member then gets its two partitions at once, and claims no others before.
+    // They start one after the other, so that the second member claims its own two partitions and no others before.
     let first = start("first");
     wait_until("the first owns everything", PATIENCE, || {
         first.log().matches(CLAIMED).count() == 4
@@ -122,7 +122,7 @@ fn a_named_member_that_restarts_moves_no_partition() {
         .filter(|place| places.contains(place))
         .count();
     assert_eq!(kept, 2, "the second one's partitions were claimed again");
-    // The rest of its log is left alone: a slow machine adds warnings, and a rebalance that moves nothing adds a line.
+    // Only claims count: a slow machine adds warnings to the log, and a rebalance that moves nothing adds a line.
     assert_eq!(
         second.log().matches(CLAIMED).count(),
         2,
@@ -132,7 +132,7 @@ fn a_named_member_that_restarts_moves_no_partition() {
 }
 
 #[test]
-fn two_members_of_one_name_do_not_both_run() {
+fn of_two_members_with_one_name_only_the_younger_runs() {
     let scene = Scene::new(1);
     let (variable, settings) = named("twin");
     let mut elder = scene.start_daemon_with(&[(variable, &settings)]);

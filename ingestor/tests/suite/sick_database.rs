@@ -1,5 +1,5 @@
-//! PostgreSQL as it is on bad days. However it is sick: no good order becomes a dead letter, each is stored once, the
-//! ingestor gets well by itself, and while it waits it costs next to nothing.
+//! A sick PostgreSQL. Whatever is wrong with it, no good order becomes a dead letter, and each is stored once. The ingestor
+//! recovers by itself, and while it waits it takes hardly any processor time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,7 +40,7 @@ impl Patient {
         self.orders.extend(self.scene.produce_orders(count));
     }
 
-    /// Waits until the daemon says that it is in trouble, and sees that it waits in peace.
+    /// Waits until the daemon reports trouble, and asserts that it waits calmly.
     fn assert_waits_calmly(&self) {
         wait_until("the daemon is in trouble", PATIENCE, || {
             self.daemon
@@ -53,7 +53,7 @@ impl Patient {
         assert!(self.daemon.metric("orders_ingestor_retries_total") > 0.0);
     }
 
-    /// Sees that everything is stored, once, and that the daemon is well and was never out of its group.
+    /// Asserts that everything is stored once, that the daemon is well, and that it never left its group.
     fn assert_recovers(self) {
         let records = i64::try_from(self.orders.len()).unwrap();
         self.scene.wait_until_settled(records);
@@ -187,7 +187,7 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
         let mut other = patient.scene.database.connect();
         other.batch_execute("BEGIN").unwrap();
         other.batch_execute(&lock(&uids[1])).unwrap();
-        // Both in one partition and one batch: the ingestor locks the first and waits for the second.
+        // Both are in one partition and one batch: the ingestor locks the first and waits for the second.
         let later: Vec<Order> = uids.iter().map(|uid| patient.scene.later(uid)).collect();
         for order in &later {
             let message = serde_json::to_vec(order).unwrap();
@@ -196,8 +196,8 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
         sent += 2;
         patient.scene.flush();
         patient.scene.wait_until_a_lock_is_awaited();
-        // Who has waited for a second looks once for a deadlock, and is its victim. That is the ingestor, which waits for
-        // longer, unless the machine was so busy that its second was over before.
+        // A session that has waited for a second looks once for a deadlock, and becomes its victim. That is the ingestor,
+        // which has waited longer, unless the machine was so busy that its second was over before.
         if other.batch_execute(&lock(&uids[0])).is_ok() {
             victims += 1;
             wait_until("the ingestor is the victim", PATIENCE, || {
@@ -220,7 +220,7 @@ fn a_deadlock_of_which_the_ingestor_is_the_victim() {
 }
 
 #[test]
-fn a_server_that_takes_no_more_connections() {
+fn a_server_that_accepts_no_more_connections() {
     let outside = TestDatabase::create();
     let mut patient = Patient::new(TestDatabase::create());
     let name = patient.scene.database.settings().name;
@@ -230,7 +230,7 @@ fn a_server_that_takes_no_more_connections() {
     outside.execute(&end_sessions(&patient.scene));
     patient.send(1_000);
     patient.assert_waits_calmly();
-    // One that starts now waits too.
+    // A process that starts now waits, too.
     let late = patient.scene.start_daemon();
     late.wait_until_logged("too many connections");
     drop(late);
@@ -269,13 +269,13 @@ fn a_schema_that_does_not_fit() {
     patient.assert_recovers();
 }
 
-/// A disk in memory that can be filled up.
+/// A file system in memory that can be filled up.
 struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
-    /// One that PostgreSQL may use. The size is as `mount` takes it.
+    /// Mounts one that PostgreSQL may use. `mount` interprets the size.
     fn mount(size: &str) -> Self {
         let account = Account::for_postgres()
             .unwrap()
@@ -315,7 +315,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a server that has not ended yet holds files on it.
+        // Unmounted lazily, because a server that has not ended yet holds files on it.
         Command::new("umount")
             .arg("-l")
             .arg(&self.path)

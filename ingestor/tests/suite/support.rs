@@ -30,7 +30,7 @@ pub use load::Load;
 pub use raw_record::{RawHeader, RawRecord};
 pub use watch::Watch;
 
-/// Long enough for a loaded machine; what is waited for usually takes a second.
+/// Long enough for a loaded machine. What tests wait for usually takes a second.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A topic and a database of a test's own.
@@ -54,7 +54,7 @@ impl Scene {
         Self::with_servers(partitions, database, brokers, &[])
     }
 
-    /// On brokers of the test's own, with settings of the topic.
+    /// Uses the test's own brokers, and these settings of the topic.
     pub fn with_servers(
         partitions: i32,
         database: TestDatabase,
@@ -97,7 +97,7 @@ impl Scene {
             ("KAFKA_BROKERS", self.brokers.clone()),
             ("KAFKA_TOPIC", self.topic.clone()),
             ("KAFKA_GROUP_ID", self.group.clone()),
-            // A member that is gone is noticed in seconds.
+            // The group notices in seconds that a member is gone.
             (
                 "KAFKA_CONFIG",
                 "session.timeout.ms=6000,heartbeat.interval.ms=1000".to_owned(),
@@ -154,7 +154,7 @@ impl Scene {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return,
-                // The producer's queue is full: it empties while it is polled.
+                // The producer's queue is full. Polling empties it.
                 Err((_, back)) => {
                     record = back;
                     self.producer.poll(Duration::from_millis(50));
@@ -167,7 +167,7 @@ impl Scene {
         self.producer.flush(PATIENCE).unwrap();
     }
 
-    /// Grows the topic, and makes a producer that knows of it.
+    /// Adds partitions to the topic, and makes a producer that knows them.
     pub fn add_partitions(&mut self, total: usize) {
         let (admin, runtime) = admin(&self.brokers);
         let grown = runtime.block_on(admin.create_partitions(
@@ -184,7 +184,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// Has the broker delete the older records of partition 0, as retention does.
+    /// Makes the broker delete the older records of partition 0, as retention does.
     pub fn delete_records_below(&self, offset: i64) {
         let (admin, runtime) = admin(&self.brokers);
         let mut list = TopicPartitionList::new();
@@ -199,7 +199,7 @@ impl Scene {
         &self.brokers
     }
 
-    /// Records settled over all partitions, as the database says.
+    /// The number of settled records of all partitions, according to the database.
     pub fn settled(&self) -> i64 {
         self.database
             .integer("SELECT coalesce(sum(next_offset), 0)::bigint AS value FROM consumer_offsets")
@@ -218,7 +218,7 @@ impl Scene {
         assert_eq!(self.settled(), records);
     }
 
-    /// Where each partition stands, for the message of a failure.
+    /// The offset of each partition, for the message of a failure.
     fn progress(&self) -> Vec<String> {
         self.database.texts(
             "SELECT concat_ws(' ', partition, next_offset, epoch, owner) AS value FROM consumer_offsets ORDER BY partition",
@@ -235,12 +235,12 @@ impl Scene {
             .integer("SELECT count(*) AS value FROM dead_letters")
     }
 
-    /// Has the database write down every write of an order, in the transaction that writes it.
+    /// Makes the database record every write of an order, in the transaction that writes it.
     pub fn audit_writes(&self) {
         self.database.execute(checker::INSTALL);
     }
 
-    /// Has each COMMIT that moves an offset wait until the connection is closed that is answered.
+    /// Makes each COMMIT that moves an offset wait until the returned connection is closed.
     pub fn hold_commits(&self) -> PgConnection {
         let mut holder = self.database.connect();
         // A deferred trigger runs within the COMMIT.
@@ -275,7 +275,7 @@ impl Scene {
         });
     }
 
-    /// Every order is there, whole, and was written once.
+    /// Asserts that every order is stored whole and was written once.
     pub fn assert_each_stored_once(&self, orders: &[Order]) {
         let count = i64::try_from(orders.len()).unwrap();
         assert_eq!(self.stored(), count);

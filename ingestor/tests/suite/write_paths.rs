@@ -1,4 +1,4 @@
-//! New orders are copied, those that exist are replaced: both ways must end in the same rows, however the messages fall
+//! New orders are copied, and existing ones are replaced. Both ways must end in the same rows, however the messages fall
 //! into batches and whoever else writes.
 
 use std::collections::BTreeMap;
@@ -12,12 +12,12 @@ use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
 use crate::support::{Api, PATIENCE, Scene};
 
-/// Everything of every order but what the database itself draws.
+/// Everything of every order except what the database itself draws.
 const CONTENT: &str =
     "SELECT (to_jsonb(orders) - 'version' - 'created_at' - 'updated_at')::text AS value
     FROM orders ORDER BY order_uid";
 
-/// Rows of `orders` that were replaced.
+/// The number of rows of `orders` that were replaced.
 const REPLACED: &str =
     "SELECT n_tup_upd AS value FROM pg_stat_user_tables WHERE relname = 'orders'";
 
@@ -37,7 +37,7 @@ fn compare_batch_sizes(seed: u64, messages: usize) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut scene = Scene::new(1);
     let mut latest: BTreeMap<String, Order> = BTreeMap::new();
-    // Few keys repeat within a batch, many over batches.
+    // Few keys repeat within a batch, and many across batches.
     let keys = random.usize(20..200);
     for _ in 0..messages {
         let order = scene.later(&format!("order-{}", random.usize(..keys)));
@@ -53,7 +53,7 @@ fn compare_batch_sizes(seed: u64, messages: usize) {
         scene.database = TestDatabase::create();
         let daemon = scene.start_daemon_with(&[
             ("BATCH_MAX_RECORDS", batch),
-            // The one batch of all messages must not close before they are there.
+            // The batch that holds all messages must not close before they have arrived.
             ("INGEST_MEMORY_MB", "512"),
             (
                 "BATCH_MAX_AGE_MS",
@@ -83,7 +83,7 @@ fn compare_batch_sizes(seed: u64, messages: usize) {
     assert!(contents[1] == contents[2], "seed {seed}");
 }
 
-/// Rows that were read by walking through a table.
+/// The number of rows that were read by sequential scans.
 const WALKED: &str =
     "SELECT seq_tup_read AS value FROM pg_stat_user_tables WHERE relname = 'orders'";
 
@@ -109,7 +109,7 @@ fn orders_are_found_by_their_keys_in_a_database_that_nobody_has_analysed() {
     assert_eq!(scene.database.integer(WALKED), 0);
 }
 
-/// Writes down each statement that replaces orders: its session, its transaction, and what its session has prepared for it.
+/// Records each statement that replaces orders: its session, its transaction, and what its session has prepared for it.
 const AUDIT_UPSERTS: &str = "
     CREATE TABLE upserts (id bigserial, pid int, txid bigint, prepared bigint, executions bigint);
     CREATE FUNCTION audit_upsert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -127,7 +127,7 @@ fn repeated_orders_are_replaced_whole_by_one_statement_that_is_prepared_once() {
     scene.database.execute(AUDIT_UPSERTS);
     let mut latest: BTreeMap<String, Order> = BTreeMap::new();
     for number in 0..MESSAGES {
-        // A tenth repeats orders of long before.
+        // A tenth of them repeat much earlier orders.
         let uid = format!(
             "order-{}",
             if number % 10 == 9 {
@@ -159,7 +159,7 @@ fn repeated_orders_are_replaced_whole_by_one_statement_that_is_prepared_once() {
         "SELECT concat_ws(' ', dense_rank() OVER (ORDER BY pid), dense_rank() OVER (ORDER BY txid), prepared, executions) AS value
            FROM upserts ORDER BY id",
     );
-    // One in each transaction, and always the same prepared statement of the same session.
+    // There is one in each transaction, always the same prepared statement of the same session.
     assert!(upserts.len() >= 5, "{upserts:?}");
     let expected: Vec<String> = (1..=upserts.len())
         .map(|number| format!("1 {number} 1 {number}"))
@@ -168,7 +168,7 @@ fn repeated_orders_are_replaced_whole_by_one_statement_that_is_prepared_once() {
 }
 
 #[test]
-fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
+fn an_order_that_another_writer_inserts_meanwhile_is_replaced_without_trouble() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
     let (theirs, ours) = (scene.later("contended"), scene.later("contended"));
@@ -177,7 +177,7 @@ fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
         diesel::insert_into(orders::table)
             .values(NewOrder::new(&theirs, None))
             .execute(other)?;
-        // The daemon sees no row that it could lock, and then cannot insert one.
+        // The daemon sees no row to lock, and then cannot insert one.
         scene.produce(std::slice::from_ref(&ours));
         scene.wait_until_a_lock_is_awaited();
         QueryResult::Ok(())
@@ -194,7 +194,7 @@ fn an_order_that_another_writer_inserts_meanwhile_is_replaced_and_no_trouble() {
     assert_eq!(daemon.metric("orders_ingestor_orders_stored_total"), 1.0);
 }
 
-/// An order whose items and other columns tell that they belong together.
+/// An order with a mark in its items and in another column, which shows that they belong together.
 fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
     let mut order = generator.order_with_uid(uid);
     let mark = i64::try_from(mark).unwrap();
@@ -205,7 +205,7 @@ fn marked_order(generator: &mut OrderGenerator, uid: &str, mark: u64) -> Order {
     order
 }
 
-/// Refuses an order whose items and other columns do not belong together.
+/// A trigger that rejects an order whose items and other columns do not belong together.
 const MIXES_NOTHING: &str = "ALTER TABLE orders ADD CONSTRAINT mixes_nothing CHECK (
     jsonb_array_length(items) = 1 + payment_amount % 3
     AND NOT jsonb_path_exists(items, '$[*] ? (@.chrt_id != $mark)', jsonb_build_object('mark', payment_amount)))";
@@ -219,7 +219,7 @@ fn writers_of_the_same_orders_neither_mix_two_nor_deadlock() {
     let mut generator = OrderGenerator::new(1, "2026-01-01T00:00:00Z".parse().unwrap());
     let mark = AtomicU64::new(0);
     let uid = |number: usize| format!("order-{number}");
-    // The keys spread each order over all partitions, as no producer should: both writers of both daemons want it.
+    // The keys spread each order over all partitions, as no producer should. So all writers of both daemons write it.
     for number in 0..MESSAGES {
         let mark = mark.fetch_add(1, Ordering::Relaxed);
         let order = marked_order(&mut generator, &uid(fastrand::usize(..UIDS)), mark);
@@ -271,7 +271,7 @@ fn writers_of_the_same_orders_neither_mix_two_nor_deadlock() {
     for daemon in daemons {
         assert!(daemon.stop().success());
     }
-    // The sessions have ended, so the server has their counts.
+    // The sessions have ended, so the server has counted them.
     let deadlocks =
         "SELECT deadlocks AS value FROM pg_stat_database WHERE datname = current_database()";
     assert_eq!(scene.database.integer(deadlocks), 0);

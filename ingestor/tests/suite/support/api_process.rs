@@ -1,4 +1,4 @@
-//! An api in this process, asked over TCP.
+//! An api in this process, with a client that speaks TCP.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-/// A running api; it ends with the test.
+/// A running api, which ends with the test.
 pub struct Api {
     port: u16,
     _runtime: Runtime,
 }
 
-/// What it answered.
+/// The api's answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -1,8 +1,7 @@
-//! Exactly once, held against the database: what Kafka acknowledged beside what triggers wrote down of every
-//! transaction.
+//! Checks the promise of exactly once: compares what Kafka acknowledged with what triggers recorded of every transaction.
 //!
-//! Every move of a partition's offset tells which messages its transaction has settled, and so exactly which rows it
-//! must have written: the last message of each order in that range, and every bad one.
+//! Every move of a partition's offset tells which messages its transaction has settled. So it also tells which rows the
+//! transaction must have written: the last message of each order in that range, and every bad one.
 
 mod evidence;
 
@@ -19,7 +18,7 @@ pub type Place = (i32, i64);
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// The offset of a partition went back or jumped; the ranges of its moves must join.
+    /// A partition's offset went back or jumped. The ranges of its moves must join.
     OffsetMoved {
         partition: i32,
         expected: i64,
@@ -31,13 +30,13 @@ pub enum Violation {
         end: i64,
         next_offset: i64,
     },
-    /// An order that was passed over.
+    /// An order was skipped.
     Lost(Place),
-    /// A message that was applied in more than one transaction, or more than once in one.
+    /// A message was applied in more than one transaction, or more than once in one.
     AppliedTwice(Place),
-    /// Rows and offset of a message were committed apart.
+    /// The rows and the offset of a message were committed separately.
     CommittedApart(Place),
-    /// An order that nobody has sent, or not with this content.
+    /// Nobody has sent this order, or not with this content.
     NeverSent(Place),
     /// An earlier message of an order was applied after a later one.
     Reordered {
@@ -45,17 +44,17 @@ pub enum Violation {
         earlier: u64,
         later: u64,
     },
-    /// An order is not the last message of it, field by field and item by item.
+    /// A stored order differs from its last message in a field or an item.
     NotTheLastMessage { uid: String },
-    /// A bad message without a dead letter, or with other bytes in it.
+    /// A bad message has no dead letter, or one with other bytes.
     NoDeadLetter(Place),
-    /// A bad message with several dead letters.
+    /// A bad message has several dead letters.
     DeadLetterTwice(Place),
-    /// A dead letter of a message that was not bad.
+    /// A dead letter belongs to a message that was not bad.
     GoodDeadLetter(Place),
 }
 
-/// Everything that is wrong, when all of `messages` should be settled and nobody else has written.
+/// Returns everything that is wrong, if all of `messages` should be settled and nobody else has written.
 pub fn violations(messages: &[Message], evidence: &Evidence) -> Vec<Violation> {
     let mut found = Vec::new();
     check_offsets(messages, evidence, &mut found);
@@ -67,7 +66,7 @@ pub fn violations(messages: &[Message], evidence: &Evidence) -> Vec<Violation> {
     found
 }
 
-/// Which move of the offset has passed a message.
+/// The move of the offset that has passed a message.
 struct Settled<'a> {
     advances: BTreeMap<i32, Vec<&'a Advance>>,
 }
@@ -81,7 +80,7 @@ impl<'a> Settled<'a> {
         Self { advances }
     }
 
-    /// Where several have, which is a violation of its own, the last one.
+    /// The last one if there are several, which is a violation of its own.
     fn by(&self, (partition, offset): Place) -> Option<&'a Advance> {
         let advances = self.advances.get(&partition)?;
         let mut passing = advances
@@ -131,7 +130,7 @@ fn check_writes(
     for write in &evidence.writes {
         writes.entry(write.place).or_default().push(write);
     }
-    // The last message of an order in the range of a transaction is the one that it must have written.
+    // A transaction must have written the last message of each order in its range.
     let mut last: HashMap<(i32, i64, &str), i64> = HashMap::new();
     for (place, order) in orders(messages) {
         if let Some(advance) = settled.by(place) {

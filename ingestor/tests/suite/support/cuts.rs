@@ -1,4 +1,4 @@
-//! Connections to the database cut at given bytes, one batch after another.
+//! Cuts connections to the database at given bytes, in one batch after another.
 
 use shared::config::DatabaseSettings;
 use shared::testing::wait_until;
@@ -37,7 +37,7 @@ impl CutScene {
         self.proxy.lengths()
     }
 
-    /// Cuts once in the next batch; nothing of it may be lost or doubled.
+    /// Cuts once in the next batch, of which nothing may be lost or stored twice.
     pub fn cut(&mut self, strike: Strike) {
         self.proxy.arm(strike);
         self.store_a_batch();

@@ -10,7 +10,7 @@ use shared::testing::wait_until;
 
 use super::PATIENCE;
 
-/// A running daemon; dropping it kills it.
+/// A running daemon, which is killed when it is dropped.
 pub struct Daemon {
     child: Child,
     port: u16,
@@ -37,13 +37,13 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// SIGKILL, and its end.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill_nine(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM, and its end within the time it promises.
+    /// Sends SIGTERM and waits for the end, within the time that the daemon promises.
     pub fn stop(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait(Duration::from_secs(15))
@@ -68,14 +68,14 @@ impl Daemon {
         });
     }
 
-    /// Status and body of a path of the operators' port; `None` while nobody listens.
+    /// Returns status and body of a path of the operators' port; `None` while nobody listens.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let request = minreq::get(format!("http://127.0.0.1:{}{path}", self.port));
         let response = request.with_timeout(5).send().ok()?;
         Some((response.status_code, response.as_str().ok()?.to_owned()))
     }
 
-    /// The value of a metric, or the sum over its labels.
+    /// Returns the value of a metric, or the sum over its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let Some((200, text)) = self.get("/metrics") else {
             return 0.0;
@@ -108,7 +108,7 @@ pub fn command(arguments: &[&str], environment: &[(String, String)]) -> Command 
         .args(arguments)
         .env_clear()
         .envs(environment.iter().cloned());
-    // No `.env` of a developer's is found here.
+    // There is no developer's `.env` here.
     command
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null())

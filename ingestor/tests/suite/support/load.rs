@@ -1,5 +1,5 @@
-//! Messages as a shop sends them: mostly new orders, updates of a few hot ones, now and then a bad message. Remembers
-//! what Kafka acknowledged, which is what [`check`](super::checker) holds the database against.
+//! Messages as a shop sends them: mostly new orders, updates of a few hot ones, and some bad messages. It remembers what
+//! Kafka acknowledged, and [`check`](super::checker) compares the database with that.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -15,12 +15,12 @@ use shared::testing::{InvalidKind, OrderGenerator};
 use super::checker::{Evidence, Violation, violations};
 use super::{PATIENCE, Scene};
 
-/// Of a hundred messages so many are updates of hot orders, and so many are bad.
+/// How many of a hundred messages are updates of hot orders, and how many are bad.
 const UPDATES_PERCENT: u8 = 30;
 const BAD_PERCENT: u8 = 1;
 const HOT_ORDERS: usize = 20;
 
-/// How often the database is looked at while it is waited for.
+/// How often the database is read while a test waits for it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A message that Kafka has acknowledged.
@@ -58,19 +58,19 @@ pub struct Load {
     producer: BaseProducer<Receipts>,
     generator: OrderGenerator,
     random: fastrand::Rng,
-    /// Messages of each order so far.
+    /// The number of messages of each order so far.
     sequences: HashMap<String, u64>,
     hot: Vec<String>,
     messages: Vec<Message>,
 }
 
 impl Load {
-    /// Prepares the scene's database and topic for [`Self::check`]; nothing else may write to either.
+    /// Prepares the scene's database and topic for [`Self::check`]. Nothing else may write to them.
     pub fn new(scene: &Scene) -> Self {
         scene.audit_writes();
         let producer = ClientConfig::new()
             .set("bootstrap.servers", scene.brokers())
-            // A repeated send would be a second message.
+            // Without this, a repeated send would be a second message.
             .set("enable.idempotence", "true")
             .create_with_context(Receipts::default())
             .unwrap();
@@ -95,7 +95,7 @@ impl Load {
         self.send(contents);
     }
 
-    /// Sends a batch that has everything: a new order, a hot one, a bad message.
+    /// Sends a batch that has all kinds: a new order, a hot one, a bad message.
     pub fn produce_one_of_each(&mut self) {
         let contents = vec![self.new_order(), self.update(), self.bad()];
         self.send(contents);
@@ -134,7 +134,7 @@ impl Load {
         self.numbered(order)
     }
 
-    /// Writes its number among the order's messages into a free text.
+    /// Writes the message's number among the order's messages into a text field.
     fn numbered(&mut self, mut order: Order) -> (String, Content) {
         let uid = order.order_uid.to_string();
         let sequence = self.sequences.entry(uid.clone()).or_default();
@@ -152,7 +152,7 @@ impl Load {
             let mut record = BaseRecord::with_opaque_to(&self.topic, Box::new(number))
                 .key(key)
                 .payload(&payload);
-            // The producer's queue may be full: it empties while it is polled.
+            // The producer's queue may be full. Polling empties it.
             while let Err((_, back)) = self.producer.send(record) {
                 record = back;
                 self.producer.poll(Duration::from_millis(50));
@@ -176,7 +176,7 @@ impl Load {
         );
     }
 
-    /// Waits until the ingestors have taken everything.
+    /// Waits until the ingestors have settled everything.
     pub fn wait_until_settled(&self, scene: &Scene) {
         let expected = i64::try_from(self.messages.len()).unwrap();
         let start = Instant::now();
@@ -190,12 +190,12 @@ impl Load {
         }
     }
 
-    /// What is wrong with the database, when everything is settled.
+    /// Returns what is wrong with the database when everything is settled.
     pub fn check(&self, scene: &Scene) -> Vec<Violation> {
         violations(&self.messages, &Evidence::collect(&scene.database))
     }
 
-    /// Waits until everything is settled, and finds nothing wrong.
+    /// Waits until everything is settled, and asserts that nothing is wrong.
     pub fn assert_exactly_once(&self, scene: &Scene) {
         self.wait_until_settled(scene);
         let found = self.check(scene);

@@ -12,7 +12,7 @@ use rustix::net::sockopt::set_socket_linger;
 
 use super::PATIENCE;
 
-/// Codes in the place of a protocol version, with which a client asks for encryption and goes on after the answer.
+/// Codes in place of a protocol version, by which a client asks for encryption. It continues after the answer.
 const ENCRYPTION_REQUESTS: [u32; 2] = [80_877_103, 80_877_104];
 
 /// What the proxy does, once, to the next transaction that copies rows.
@@ -54,7 +54,7 @@ struct State {
     armed: Option<Strike>,
     /// The strike has begun.
     struck: bool,
-    /// Held answers may go on.
+    /// Held answers may be delivered.
     released: bool,
 }
 
@@ -77,7 +77,7 @@ impl Shared {
     }
 }
 
-/// A running proxy; it ends with the test's process.
+/// A running proxy, which ends with the test's process.
 #[derive(Debug)]
 pub struct PostgresProxy {
     port: u16,
@@ -85,7 +85,7 @@ pub struct PostgresProxy {
 }
 
 impl PostgresProxy {
-    /// Passes connections on to a server without TLS.
+    /// Forwards connections to a server without TLS.
     pub fn start(host: &str, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let own_port = listener.local_addr().unwrap().port();
@@ -135,7 +135,7 @@ impl PostgresProxy {
         assert!(state.struck, "no transaction came by: {state:?}");
     }
 
-    /// Lets a held answer go on.
+    /// Lets a held answer be delivered.
     pub fn release(&self) {
         self.shared.lock().released = true;
         self.shared.changed.notify_all();
@@ -149,7 +149,7 @@ struct Link {
     shared: Arc<Shared>,
     /// The next bytes of the server are the answer to the COMMIT of rows.
     awaits_answer: AtomicBool,
-    /// How it ends; the first who says so decides.
+    /// How it ends. The first to set it decides.
     end: OnceLock<End>,
 }
 
@@ -175,8 +175,8 @@ impl Link {
         });
     }
 
-    /// Ends both connections. A reset is sent when the last thread lets go of the sockets, in place of what a
-    /// shutdown would send.
+    /// Ends both connections. A reset is sent when the last thread drops the sockets, instead of what a shutdown would
+    /// send.
     fn end(&self, end: End) {
         if self.end.set(end).is_err() {
             return;
@@ -228,7 +228,7 @@ impl Link {
                 let mut state = self.shared.lock();
                 (state.lengths.rows, state.lengths.commit) = (rows, message.len());
                 drop(state);
-                // Said before the COMMIT goes on: nothing but its answer can come now.
+                // Set before the COMMIT is forwarded: only its answer can come now.
                 self.awaits_answer.store(true, Ordering::SeqCst);
             }
             rows_bytes = (!is_commit).then_some(rows + message.len());
@@ -287,7 +287,7 @@ impl Link {
     }
 }
 
-/// A message as it stands on the wire: a type, except at the start, and a length that counts itself.
+/// A message on the wire: a type (not in the first message), and a length that includes itself.
 fn read_message(mut stream: &TcpStream, is_startup: bool) -> Option<Vec<u8>> {
     let type_length = usize::from(!is_startup);
     let mut message = vec![0; type_length + 4];

@@ -1,4 +1,4 @@
-//! A record as no client library would send it: a produce request by hand.
+//! A record that no client library would send: a produce request made by hand.
 //!
 //! librdkafka's wrapper takes header names as text only. <https://kafka.apache.org/protocol.html>
 
@@ -46,12 +46,12 @@ impl RawRecord<'_> {
         stream.read_exact(&mut length).unwrap();
         let mut answer = vec![0; usize::try_from(i32::from_be_bytes(length)).unwrap()];
         stream.read_exact(&mut answer).unwrap();
-        // Behind correlation id, count of topics, the topic's name, count of partitions and the partition's number.
+        // After the correlation id, the number of topics, the topic's name, the number of partitions and the partition.
         let error = 4 + 4 + 2 + topic.len() + 4 + 4;
         assert_eq!(answer[error..error + 2], [0, 0], "Kafka refused the record");
     }
 
-    /// A batch of format 2 with this record alone.
+    /// A batch of format 2 that holds only this record.
     fn batch(&self) -> Vec<u8> {
         let mut record = vec![0]; // Attributes.
         put_varint(&mut record, 0); // Time since the batch's.
@@ -102,7 +102,7 @@ fn put_bytes(bytes: &mut Vec<u8>, value: Option<&[u8]>) {
     bytes.extend(value.unwrap_or_default());
 }
 
-/// Seven bits a byte, the sign in the lowest one.
+/// Seven bits per byte, with the sign in the lowest bit.
 fn put_varint(bytes: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
     while rest >= 0x80 {

@@ -1,4 +1,4 @@
-//! What may befall a topic, and the commands by which operators go on.
+//! What can happen to a topic, and the commands by which operators respond.
 
 use std::process::Output;
 
@@ -28,10 +28,10 @@ impl From<Output> for Answer {
 }
 
 impl Scene {
-    /// Deletes the topic and makes it anew under its name.
+    /// Deletes the topic and creates it again under its name.
     pub fn recreate_topic(&mut self, partitions: i32) {
         self.delete_topic();
-        self.create_topic_anew(partitions);
+        self.create_topic_again(partitions);
     }
 
     /// Deletes the topic, and waits until its name is free.
@@ -52,8 +52,8 @@ impl Scene {
         });
     }
 
-    /// Makes a topic of this name, and a producer that knows nothing of the one before.
-    pub fn create_topic_anew(&mut self, partitions: i32) {
+    /// Creates a topic of this name, and a producer that does not know the previous one.
+    pub fn create_topic_again(&mut self, partitions: i32) {
         create_topic(&self.brokers, &self.topic, partitions, &[]);
         self.producer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
@@ -61,7 +61,7 @@ impl Scene {
             .unwrap();
     }
 
-    /// Has the broker delete the older records of a partition, as retention does.
+    /// Makes the broker delete the older records of a partition, as retention does.
     pub fn delete_records_of(&self, partition: i32, below: i64) {
         let (admin, runtime) = admin(&self.brokers);
         let mut list = TopicPartitionList::new();
@@ -78,7 +78,7 @@ impl Scene {
         );
     }
 
-    /// Runs a command of the program to its end; nobody sits at a terminal.
+    /// Runs a command of the program to its end, without a terminal.
     pub fn run(&self, arguments: &[&str]) -> Answer {
         self.run_with(arguments, &[])
     }
@@ -92,21 +92,21 @@ impl Scene {
         command(arguments, &environment).output().unwrap().into()
     }
 
-    /// Runs a command that must succeed, and gives what it printed.
+    /// Runs a command that must succeed, and returns what it printed.
     pub fn run_well(&self, arguments: &[&str]) -> String {
         let answer = self.run(arguments);
         assert!(answer.success, "{arguments:?}: {answer:?}");
         answer.stdout
     }
 
-    /// Runs a command that must refuse, and gives its last line.
+    /// Runs a command that must fail, and returns its last line.
     pub fn run_badly(&self, arguments: &[&str]) -> String {
         let answer = self.run(arguments);
         assert!(!answer.success, "{arguments:?}: {answer:?}");
         answer.stderr.trim_end().lines().last().unwrap().to_owned()
     }
 
-    /// Of these orders, the number that is stored.
+    /// Returns how many of these orders are stored.
     pub fn stored_of(&self, orders: &[Order]) -> usize {
         let uids = self.database.texts("SELECT order_uid AS value FROM orders");
         orders
@@ -115,7 +115,7 @@ impl Scene {
             .count()
     }
 
-    /// Every incident, oldest first: kind, where we stood, what the broker held, where it goes on, and whether it is open.
+    /// Every incident, oldest first: its kind, our offset, what the broker held, where reading continues, whether it is open.
     pub fn incidents(&self) -> Vec<String> {
         self.database.texts(
             "SELECT concat_ws(' ', kind, 'p' || partition, next_offset, low_watermark || '..' || high_watermark, '->',
@@ -131,7 +131,7 @@ impl Scene {
         });
     }
 
-    /// Waits until partition 0 stands here under this incarnation.
+    /// Waits until partition 0 is at this offset under this incarnation.
     pub fn wait_until_at(&self, next_offset: i64, incarnation: i32) {
         let expected = format!("{next_offset} {incarnation}");
         wait_until(&format!("partition 0 is at {expected}"), PATIENCE, || {

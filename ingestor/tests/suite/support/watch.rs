@@ -1,10 +1,10 @@
-//! What a daemon costs while it waits for something.
+//! The processor time and the log lines of a daemon that waits for something.
 
 use std::time::Instant;
 
 use super::Daemon;
 
-/// The daemon's processor time and log from a moment on.
+/// The daemon's processor time and log since some moment.
 pub struct Watch<'a> {
     daemon: &'a Daemon,
     started_at: Instant,
@@ -22,7 +22,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// It took less than a fifth of a core and wrote less than 50 lines a second.
+    /// Asserts that it took less than a fifth of a core and wrote fewer than 50 lines per second.
     pub fn assert_calm(&self) {
         let elapsed = self.started_at.elapsed().as_secs_f64();
         let cpu = (cpu_seconds(self.daemon) - self.cpu_seconds) / elapsed;
