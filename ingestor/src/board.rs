@@ -103,8 +103,8 @@ impl State {
 #[derive(Debug)]
 struct Entry {
     state: State,
-    /// The generation of the reading that counts; none while the partition is paused.
-    generation: Option<u64>,
+    /// The reading that counts; none while the partition is paused.
+    reading: Option<Reading>,
     /// Set by the writer once it has claimed the partition, until the reading ends or the claim is lost.
     claim: Option<Claim>,
     /// When the database last confirmed the claim.
@@ -119,7 +119,7 @@ impl Entry {
     fn new() -> Self {
         Self {
             state: State::Claiming { stopped: None },
-            generation: None,
+            reading: None,
             claim: None,
             confirmed_at: Instant::now(),
             incarnation: Incarnation(0),
@@ -130,7 +130,7 @@ impl Entry {
     }
 
     fn end_reading(&mut self) {
-        self.generation = None;
+        self.reading = None;
         self.claim = None;
     }
 }
@@ -168,21 +168,23 @@ pub struct Counts {
     pub running: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 enum Phase {
+    #[default]
     Starting,
     Running,
     Stopping,
 }
 
-/// The state of the process and of its partitions.
-#[derive(Debug)]
+/// The state of the process and of its partitions. It begins with a process that starts.
+#[derive(Debug, Default)]
 pub struct Board {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     phase: Phase,
     /// Whether the schema was found up to date.
@@ -200,48 +202,26 @@ impl Inner {
     fn current(&mut self, reading: Reading) -> Option<&mut Entry> {
         self.partitions
             .get_mut(&reading.partition)
-            .filter(|entry| entry.generation == Some(reading.generation))
-    }
-}
-
-impl Default for Board {
-    fn default() -> Self {
-        Self::new()
+            .filter(|entry| entry.reading == Some(reading))
     }
 }
 
 impl Board {
-    /// The process is starting.
-    pub fn new() -> Self {
-        let inner = Inner {
-            phase: Phase::Starting,
-            is_database_seen: false,
-            troubled_writers: BTreeSet::new(),
-            last_generation: 0,
-            partitions: BTreeMap::new(),
-            witnesses: BTreeMap::new(),
-        };
-        Self {
-            inner: Mutex::new(inner),
-            changed: Condvar::new(),
-        }
-    }
-
     /// Begins a new reading of a partition, which its writer must claim. All earlier readings cease to count.
     pub fn begin_claim(&self, partition: Partition) -> Reading {
         let mut inner = self.inner.lock();
         inner.last_generation += 1;
-        let generation = inner.last_generation;
+        let reading = Reading {
+            partition,
+            generation: inner.last_generation,
+        };
         let entry = inner.partitions.entry(partition).or_insert_with(Entry::new);
         entry.end_reading();
-        entry.generation = Some(generation);
+        entry.reading = Some(reading);
         let stopped = entry.state.stopped().cloned();
         entry.state = State::Claiming { stopped };
         self.changed.notify_all();
-        Reading {
-            partition,
-            generation,
-        }
+        reading
     }
 
     /// A writer has claimed a partition.
@@ -350,13 +330,7 @@ impl Board {
             .filter(|(partition, entry)| {
                 is_wanted(**partition) && entry.confirmed_at.elapsed() >= age
             })
-            .filter_map(|(partition, entry)| {
-                let reading = Reading {
-                    partition: *partition,
-                    generation: entry.generation?,
-                };
-                Some((reading, entry.claim?))
-            })
+            .filter_map(|(_, entry)| Some((entry.reading?, entry.claim?)))
             .collect()
     }
 
@@ -425,14 +399,11 @@ impl Board {
 
     /// Returns the partitions that are read.
     pub fn running_partitions(&self) -> Vec<RunningPartition> {
-        (self.inner.lock().partitions.iter())
-            .filter(|(_, entry)| entry.state == State::Running)
-            .filter_map(|(partition, entry)| {
+        (self.inner.lock().partitions.values())
+            .filter(|entry| entry.state == State::Running)
+            .filter_map(|entry| {
                 Some(RunningPartition {
-                    reading: Reading {
-                        partition: *partition,
-                        generation: entry.generation?,
-                    },
+                    reading: entry.reading?,
                     incarnation: entry.incarnation,
                     next_offset: entry.next_offset?,
                     last_record: entry.last_record,
@@ -525,6 +496,7 @@ mod tests {
             consecutive_bad: 0,
             replay_until: None,
             last_record: None,
+            end_offset: Offset(next_offset),
         }
     }
 
@@ -544,7 +516,7 @@ mod tests {
 
     #[test]
     fn only_the_newest_reading_of_a_partition_counts() {
-        let board = Board::new();
+        let board = Board::default();
         let first = board.begin_claim(P1);
         let other = board.begin_claim(P2);
         let second = board.begin_claim(P1);
@@ -559,7 +531,7 @@ mod tests {
 
     #[test]
     fn stopping_ends_every_wait() {
-        let board = Board::new();
+        let board = Board::default();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 while !board.is_stopping() {
@@ -573,7 +545,7 @@ mod tests {
 
     #[test]
     fn a_claim_counts_only_for_its_reading_and_until_it_is_withdrawn() {
-        let board = Board::new();
+        let board = Board::default();
         let old = board.begin_claim(P1);
         let reading = board.begin_claim(P1);
         board.claimed(old, &claim(3));
@@ -590,7 +562,7 @@ mod tests {
 
     #[test]
     fn a_suspended_partition_may_store_what_was_read_and_a_paused_one_may_not() {
-        let board = Board::new();
+        let board = Board::default();
         let (suspended, paused) = (running(&board, P1), running(&board, P2));
         board.suspend(suspended, Cause::Unreadable, Duration::from_secs(3600));
         board.pause(paused, Cause::Suspected, Duration::from_secs(3600));
@@ -606,7 +578,7 @@ mod tests {
 
     #[test]
     fn a_stopped_partition_keeps_its_reason_until_its_claim_succeeds() {
-        let board = Board::new();
+        let board = Board::default();
         let stop = |reason: &str| {
             let reading = board.begin_claim(P1);
             let cause = Cause::Stopped(reason.to_owned());
@@ -626,7 +598,7 @@ mod tests {
 
     #[test]
     fn the_database_tells_the_position_of_a_partition_that_is_not_read() {
-        let board = Board::new();
+        let board = Board::default();
         let stored = |next_offset| StoredPosition {
             next_offset: Offset(next_offset),
             last_timestamp_ms: Some(2_000),

@@ -12,7 +12,7 @@ use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, ShownSettings, ShutdownSettings,
 };
 
-pub use dead_letters::{DeadLettersCommand, DecideArgs, FilterArgs};
+pub use dead_letters::{DeadLettersCommand, DecideArgs};
 use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
 pub use offsets::{OffsetsCommand, Start, Which};
@@ -117,16 +117,8 @@ pub struct Settings {
 /// What the daemon needs.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
-    /// How to reach PostgreSQL.
-    pub database: DatabaseSettings,
-    /// How to reach Kafka.
-    pub kafka: KafkaSettings,
-    /// When a batch closes.
-    pub batch: BatchSettings,
-    /// Memory to stay within.
-    pub memory: MemorySettings,
-    /// How to stop.
-    pub shutdown: ShutdownSettings,
+    /// The settings.
+    pub settings: Settings,
     /// Whether pending migrations are run. If not, the daemon refuses to start.
     pub migrate: bool,
 }
@@ -221,14 +213,10 @@ impl Settings {
         shown
     }
 
-    /// The settings that the daemon needs.
+    /// What the daemon needs.
     pub fn into_run_config(self, migrate: bool) -> RunConfig {
         RunConfig {
-            database: self.database,
-            kafka: self.kafka,
-            batch: self.batch,
-            memory: self.memory,
-            shutdown: self.shutdown,
+            settings: self,
             migrate,
         }
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::board::Board;
-use crate::config::{APPLICATION_NAME, RunConfig};
+use crate::config::{APPLICATION_NAME, RunConfig, Settings};
 use crate::database;
 use crate::kafka::Clients;
 use crate::metrics::Metrics;
@@ -33,7 +33,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     headers::silence_expected_panics();
     let metrics = Arc::new(Metrics::new());
-    let board = Arc::new(Board::new());
+    let board = Arc::new(Board::default());
     // The port keeps answering while the work is finished, so that /readyz can say that the process is stopping.
     let finished = CancellationToken::new();
     let server = tokio::spawn(ops_server::serve(
@@ -53,24 +53,24 @@ pub async fn run(
 }
 
 async fn run_until_shutdown(
-    config: RunConfig,
+    RunConfig { settings, migrate }: RunConfig,
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     // Made before anything waits: a setting that Kafka's client rejects must end the process at once.
-    let clients = Clients::new(&config.kafka, config.memory)?;
-    if !db::wait_until_reachable(&config.database, APPLICATION_NAME, &shutdown).await? {
+    let clients = Clients::new(&settings.kafka, settings.memory)?;
+    if !db::wait_until_reachable(&settings.database, APPLICATION_NAME, &shutdown).await? {
         return Ok(());
     }
-    let (settings, is_allowed) = (config.database.clone(), config.migrate);
-    tokio::task::spawn_blocking(move || database::bring_schema_up_to_date(&settings, is_allowed))
+    let database = settings.database.clone();
+    tokio::task::spawn_blocking(move || database::bring_schema_up_to_date(&database, migrate))
         .await
         .context("the migration panicked")??;
     board.set_database_seen();
 
-    let timeout = config.shutdown.timeout();
-    let poller = start_threads(&config, clients, board, metrics, &shutdown)?;
+    let timeout = settings.shutdown.timeout();
+    let poller = start_threads(&settings, clients, board, metrics, &shutdown)?;
     let mut poll_thread = tokio::task::spawn_blocking(move || poller.run());
     tokio::select! {
         outcome = &mut poll_thread => return outcome.context("the poll thread panicked")?,
@@ -88,33 +88,33 @@ async fn run_until_shutdown(
 }
 
 fn start_threads(
-    config: &RunConfig,
+    settings: &Settings,
     clients: Clients,
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Poller> {
     let context = WriterContext {
-        consumer: config.kafka.new_consumer(),
-        database: config.database.clone(),
-        max_consecutive_bad: config.batch.max_consecutive_bad,
+        consumer: settings.kafka.new_consumer(),
+        database: settings.database.clone(),
+        max_consecutive_bad: settings.batch.max_consecutive_bad,
         probe: Arc::clone(&clients.probe),
         board: Arc::clone(board),
         metrics: Arc::clone(metrics),
     };
     DatabaseWatch::new(
-        config.database.clone(),
+        settings.database.clone(),
         context.consumer.clone(),
         Arc::clone(board),
         Arc::clone(metrics),
     )
     .start(shutdown.clone())?;
-    if let Some(topic) = config.kafka.dlq_topic.clone() {
+    if let Some(topic) = settings.kafka.dlq_topic.clone() {
         Relay::new(
             topic,
-            &config.kafka,
+            &settings.kafka,
             context.consumer.clone(),
-            config.database.clone(),
+            settings.database.clone(),
             Arc::clone(metrics),
             shutdown.clone(),
         )?
@@ -126,12 +126,12 @@ fn start_threads(
         board: Arc::clone(board),
         probe: clients.probe,
         metrics: Arc::clone(metrics),
-        topic: config.kafka.topic.clone(),
+        topic: settings.kafka.topic.clone(),
         suspicions_tx,
     };
     watch.start(shutdown.clone())?;
     Poller::start(
-        config,
+        settings,
         clients.group,
         &context,
         suspicions_rx,

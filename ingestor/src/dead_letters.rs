@@ -101,7 +101,7 @@ pub fn insert(
             payload_size: letter.payload_size,
             headers: &letter.headers,
             message_timestamp: letter.position.timestamp_ms.and_then(storable_time),
-            reason: letter.refusal.reason.as_str(),
+            reason: letter.refusal.reason.into(),
             // PostgreSQL's text cannot hold NUL, and a parser's message may quote one.
             detail: (letter.refusal.detail.chars())
                 .filter(|&c| c != '\0')

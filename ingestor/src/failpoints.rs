@@ -15,7 +15,8 @@ pub use absent::*;
 pub use armed::*;
 
 /// A place in the program. There is none between sending `COMMIT` and reading its answer: tests hold the answer back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
     /// A partition is claimed, and none of its records was fetched yet.
     Start,
@@ -31,32 +32,9 @@ pub enum Phase {
     Drain,
 }
 
-impl Phase {
-    /// Every phase.
-    pub const ALL: [Self; 6] = [
-        Self::Start,
-        Self::Steady,
-        Self::BeforeCommit,
-        Self::Committed,
-        Self::Rebalance,
-        Self::Drain,
-    ];
-
-    /// Its name in `FAILPOINTS`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Steady => "steady",
-            Self::BeforeCommit => "before_commit",
-            Self::Committed => "committed",
-            Self::Rebalance => "rebalance",
-            Self::Drain => "drain",
-        }
-    }
-}
-
 /// A bug that loses or repeats orders. `FAILPOINTS` plants it by `name=return`. The tests' checker must find each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Plant {
     /// The offset is committed before the rows.
     OffsetFirst,
@@ -68,17 +46,4 @@ pub enum Plant {
     SwallowDeadLetters,
     /// A stored batch is stored again.
     ReapplyBatch,
-}
-
-impl Plant {
-    /// Its name in `FAILPOINTS`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OffsetFirst => "offset_first",
-            Self::SkipOnError => "skip_on_error",
-            Self::NoFence => "no_fence",
-            Self::SwallowDeadLetters => "swallow_dead_letters",
-            Self::ReapplyBatch => "reapply_batch",
-        }
-    }
 }

@@ -21,7 +21,7 @@
 //! | [`offsets`] | the table of offsets: claims, the fence, incidents, what operators may change | [`record`], [`batch`], [`kafka`] |
 //! | [`board`] | the life of every assigned partition, and the health of the process | [`record`], [`offsets`] |
 //! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
-//! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`board`], [`writer`] |
+//! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`], [`writer`] |
 //! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`] |
 //! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`writer`] |
 //! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`database`], [`metrics`], [`kafka`], [`offsets`], [`board`] |

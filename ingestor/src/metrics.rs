@@ -11,40 +11,56 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::batch::Batch;
 use crate::record::{Partition, Reason};
 
-/// Every metric. The counters of records move when the records' transaction has committed.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
-    records: Counter,
-    orders_stored: Counter,
-    superseded: Counter,
-    dead_letters: Family<ReasonLabels, Counter>,
-    /// Dead letters published to the DLQ topic.
-    pub dead_letters_relayed: Counter,
-    batch_records: Histogram,
-    /// Duration of a batch's transaction, including the COMMIT.
-    pub commit_seconds: Histogram,
-    retries: Family<RetryLabels, Counter>,
-    /// Records of a partition that are not stored yet.
-    pub lag_records: Family<PartitionLabels, Gauge>,
-    /// The longest time that the oldest record not stored yet may have waited; 0 at the partition's end.
-    pub lag_seconds: Family<PartitionLabels, Gauge<f64, AtomicU64>>,
-    lag_shown: Mutex<Vec<PartitionLabels>>,
-    /// Partitions stopped because the broker's offsets do not continue ours.
-    pub offset_incidents: Counter,
-    /// Batches rejected because another process has claimed the partition or its offset was changed.
-    pub fences: Counter,
-    /// Partitions that the group has assigned to this process.
-    pub assigned_partitions: Gauge,
-    /// Assigned partitions that are not read now.
-    pub paused_partitions: Gauge,
-    /// How full the database server's queue of notifications is, 0..=1.
-    pub notify_queue_usage_ratio: Gauge<f64, AtomicU64>,
+macro_rules! metrics {
+    ($($visibility:vis $name:ident: $type:ty = $metric:expr, $help:literal;)*) => {
+        /// Every metric. The counters of records move when the records' transaction has committed.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            lag_shown: Mutex<Vec<PartitionLabels>>,
+            $(#[doc = $help] $visibility $name: $type,)*
+        }
+
+        impl Metrics {
+            fn registered() -> Self {
+                let mut registry = Registry::with_prefix("orders_ingestor");
+                $(
+                    let $name: $type = $metric;
+                    registry.register(stringify!($name), $help, $name.clone());
+                )*
+                Self { registry, lag_shown: Mutex::default(), $($name,)* }
+            }
+        }
+    };
 }
+
+metrics! {
+    records: Counter = Counter::default(), "Records read and settled";
+    orders_stored: Counter = Counter::default(), "Orders inserted or replaced";
+    superseded: Counter = Counter::default(), "Valid messages replaced by a later one of their batch";
+    dead_letters: Family<ReasonLabels, Counter> = Family::default(), "Messages refused for ever";
+    pub dead_letters_relayed: Counter = Counter::default(), "Dead letters published to the DLQ topic";
+    batch_records: Histogram = Histogram::new(exponential_buckets(1.0, 4.0, 8)), "Records of a batch";
+    pub commit_seconds: Histogram = Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+        "Duration of a batch's transaction, including the COMMIT";
+    retries: Family<RetryLabels, Counter> = Family::default(), "Failed attempts that are repeated";
+    pub lag_records: Family<PartitionLabels, Gauge> = Family::default(), "Records not stored yet";
+    pub lag_seconds: Family<PartitionLabels, Fraction> = Family::default(),
+        "Longest time that the oldest record not stored yet may have waited";
+    pub offset_incidents: Counter = Counter::default(), "Partitions stopped until an operator decides";
+    pub fences: Counter = Counter::default(),
+        "Batches rejected because another process has claimed the partition, or its offset was changed";
+    pub assigned_partitions: Gauge = Gauge::default(), "Partitions assigned by the group";
+    pub paused_partitions: Gauge = Gauge::default(), "Assigned partitions that are not read now";
+    pub notify_queue_usage_ratio: Fraction = Fraction::default(), "How full PostgreSQL's queue of notifications is";
+}
+
+type Fraction = Gauge<f64, AtomicU64>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabels {
@@ -57,7 +73,8 @@ struct RetryLabels {
 }
 
 /// Why something is retried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum RetryClass {
     /// The database could not be reached.
     Connect,
@@ -67,24 +84,6 @@ pub enum RetryClass {
     Query,
     /// The brokers did not answer.
     Kafka,
-}
-
-impl RetryClass {
-    const ALL: [Self; 4] = [
-        Self::Connect,
-        Self::LostConnection,
-        Self::Query,
-        Self::Kafka,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::LostConnection => "lost_connection",
-            Self::Query => "query",
-            Self::Kafka => "kafka",
-        }
-    }
 }
 
 /// The labels of a partition's metrics.
@@ -114,60 +113,16 @@ impl Metrics {
     /// Registers every metric at 0. Every label that is known is there from the start: an alert cannot see the step from
     /// no value to the first one.
     pub fn new() -> Self {
-        let metrics = Self {
-            registry: Registry::with_prefix("orders_ingestor"),
-            records: Counter::default(),
-            orders_stored: Counter::default(),
-            superseded: Counter::default(),
-            dead_letters: Family::default(),
-            dead_letters_relayed: Counter::default(),
-            batch_records: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
-            commit_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
-            retries: Family::default(),
-            lag_records: Family::default(),
-            lag_seconds: Family::default(),
-            lag_shown: Mutex::default(),
-            offset_incidents: Counter::default(),
-            fences: Counter::default(),
-            assigned_partitions: Gauge::default(),
-            paused_partitions: Gauge::default(),
-            notify_queue_usage_ratio: Gauge::default(),
-        };
-        for reason in Reason::ALL.map(Reason::as_str) {
+        let mut metrics = Self::registered();
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        metrics.registry.register("build", "The program", version);
+        for reason in Reason::VARIANTS.iter().map(<&str>::from) {
             drop(metrics.dead_letters.get_or_create(&ReasonLabels { reason }));
         }
-        for class in RetryClass::ALL.map(RetryClass::as_str) {
+        for class in RetryClass::VARIANTS.iter().map(<&str>::from) {
             drop(metrics.retries.get_or_create(&RetryLabels { class }));
         }
-        metrics.registered()
-    }
-
-    fn registered(mut self) -> Self {
-        macro_rules! register {
-            ($($metric:ident: $help:literal,)*) => {
-                $(self.registry.register(stringify!($metric), $help, self.$metric.clone());)*
-            };
-        }
-        register! {
-            records: "Records read and settled",
-            orders_stored: "Orders inserted or replaced",
-            superseded: "Valid messages replaced by a later one of their batch",
-            dead_letters: "Messages refused for ever",
-            dead_letters_relayed: "Dead letters published to the DLQ topic",
-            batch_records: "Records of a batch",
-            commit_seconds: "Duration of a batch's transaction",
-            retries: "Failed attempts that are repeated",
-            lag_records: "Records not stored yet",
-            lag_seconds: "Longest time that the oldest record not stored yet may have waited",
-            offset_incidents: "Partitions stopped until an operator decides",
-            fences: "Batches rejected because the partition belongs to another process",
-            assigned_partitions: "Partitions assigned by the group",
-            paused_partitions: "Assigned partitions that are not read now",
-            notify_queue_usage_ratio: "How full PostgreSQL's queue of notifications is",
-        }
-        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        self.registry.register("build", "The program", version);
-        self
+        metrics
     }
 
     /// Counts a committed batch, which wrote `stored` orders.
@@ -179,7 +134,7 @@ impl Metrics {
             self.batch_records.observe(batch.records() as f64);
         }
         for letter in &batch.dead_letters {
-            let reason = letter.refusal.reason.as_str();
+            let reason = <&str>::from(letter.refusal.reason);
             self.dead_letters
                 .get_or_create(&ReasonLabels { reason })
                 .inc();
@@ -188,7 +143,7 @@ impl Metrics {
 
     /// Counts a failed attempt.
     pub fn retried(&self, class: RetryClass) {
-        let class = class.as_str();
+        let class = <&str>::from(class);
         self.retries.get_or_create(&RetryLabels { class }).inc();
     }
 

@@ -67,6 +67,8 @@ pub struct Claim {
     pub replay_until: Option<Offset>,
     /// The last record that was read.
     pub last_record: Option<Position>,
+    /// The partition's end when it was claimed.
+    pub end_offset: Offset,
 }
 
 /// The outcome of an attempt to claim.
@@ -150,11 +152,13 @@ pub fn initialise(
             .bind::<BigInt, _>(INITIALISE_LOCK)
             .execute(connection)?;
         let known = known_rows(connection, consumer)?;
-        if known.only_others() {
+        if known == Known::OnlyOthers {
             return Ok(Some(another_group_has_read(consumer)));
         }
-        let start = |low| if known.ours { Offset(0) } else { low };
-        let starts = (lows.iter()).map(|(partition, low)| (*partition, start(*low)));
+        let starts = lows.iter().map(|&(partition, low)| match known {
+            Known::Ours => (partition, Offset(0)),
+            Known::Nobody | Known::OnlyOthers => (partition, low),
+        });
         diesel::insert_into(consumer_offsets::table)
             .values(new_rows(consumer, starts))
             .on_conflict_do_nothing()
@@ -186,30 +190,23 @@ fn new_rows(
 }
 
 /// Which groups have rows for the topic.
-struct KnownRows {
-    ours: bool,
-    others: bool,
-}
-
-impl KnownRows {
-    fn only_others(&self) -> bool {
-        self.others && !self.ours
-    }
+#[derive(PartialEq)]
+enum Known {
+    Nobody,
+    OnlyOthers,
+    Ours,
 }
 
 /// Reads them in one statement: between two statements another member of our group may create the rows, which would then
 /// look like those of another group.
-fn known_rows(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<KnownRows> {
-    let groups: Vec<String> = consumer_offsets::table
-        .filter(consumer_offsets::topic.eq(&consumer.topic))
-        .select(consumer_offsets::group_id)
-        .distinct()
-        .load(connection)?;
-    let (ours, others): (Vec<String>, Vec<String>) =
-        (groups.into_iter()).partition(|group_id| *group_id == consumer.group_id);
-    Ok(KnownRows {
-        ours: !ours.is_empty(),
-        others: !others.is_empty(),
+fn known_rows(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<Known> {
+    let groups = operators::groups_of_topic(connection, &consumer.topic)?;
+    Ok(if groups.contains(&consumer.group_id) {
+        Known::Ours
+    } else if groups.is_empty() {
+        Known::Nobody
+    } else {
+        Known::OnlyOthers
     })
 }
 
@@ -235,10 +232,9 @@ pub fn standing(
         .first(connection)
         .optional()?;
     let Some(row) = row else {
-        return Ok(if known_rows(connection, consumer)?.only_others() {
-            Standing::Stopped(another_group_has_read(consumer))
-        } else {
-            Standing::Missing
+        return Ok(match known_rows(connection, consumer)? {
+            Known::OnlyOthers => Standing::Stopped(another_group_has_read(consumer)),
+            Known::Nobody | Known::Ours => Standing::Missing,
         });
     };
     if let Some(reason) = stopped(connection, consumer, partition, &row)? {
@@ -307,6 +303,7 @@ pub fn claim(
             consecutive_bad: row.consecutive_bad,
             replay_until: row.replay_until,
             last_record: row.last_record(),
+            end_offset: sighting.watermarks.high,
         }))
     })
 }

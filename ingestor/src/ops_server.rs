@@ -49,7 +49,7 @@ fn health_response(board: &Board) -> Response<String> {
         StatusCode::OK
     };
     let version = env!("CARGO_PKG_VERSION");
-    let body = json!({"status": health.as_str(), "checks": checks, "version": version});
+    let body = json!({"status": <&str>::from(health), "checks": checks, "version": version});
     json_response(code, &body)
 }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::board::{Board, Cause};
-use crate::config::{BatchSettings, RunConfig};
+use crate::config::{BatchSettings, Settings};
 use crate::dead_letters::DeadLetter;
 use crate::failpoints::{self, Phase};
 use crate::kafka::{GroupConsumer, RebalanceEvent, partition_list};
@@ -68,24 +68,24 @@ impl Poller {
     /// # Errors
     /// Returns an error if a thread cannot be started, or if the client rejects the topic's name.
     pub fn start(
-        config: &RunConfig,
+        settings: &Settings,
         consumer: GroupConsumer,
         context: &WriterContext,
         suspicions_rx: Receiver<Reading>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let (writers, reports_rx) = Writers::start(context)?;
-        let topic = config.kafka.topic.clone();
+        let topic = settings.kafka.topic.clone();
         consumer.subscribe(&[&topic]).context("cannot subscribe")?;
         context.board.set_running();
-        info!(kafka.topic = topic, kafka.group = config.kafka.group_id, owner = %context.consumer.owner, "subscribed");
+        info!(kafka.topic = topic, kafka.group = settings.kafka.group_id, owner = %context.consumer.owner, "subscribed");
         Ok(Self {
             consumer,
             topic,
-            settings: config.batch,
+            settings: settings.batch,
             partitions: BTreeMap::new(),
             board: Arc::clone(&context.board),
-            budget: MemoryBudget::new(config.memory),
+            budget: MemoryBudget::new(settings.memory),
             writers,
             reports_rx,
             suspicions_rx,
@@ -215,10 +215,9 @@ impl Poller {
 
     fn follow_writer(&mut self, report: Report) -> anyhow::Result<()> {
         match report {
-            Report::Claimed {
-                reading,
-                next_offset,
-            } if self.board.is_current(reading) => self.start_reading(reading, next_offset)?,
+            Report::Claimed(reading, claim) if self.board.is_current(reading) => {
+                self.start_reading(reading, &claim)?;
+            }
             Report::Stored {
                 reading,
                 next_offset,
@@ -228,11 +227,11 @@ impl Poller {
                 self.budget.free(size_bytes);
                 self.note_stored(reading, next_offset, at);
             }
-            Report::Dropped { size_bytes } => self.budget.free(size_bytes),
-            Report::Lost { reading } if self.board.is_current(reading) => {
+            Report::Dropped(size_bytes) => self.budget.free(size_bytes),
+            Report::Lost(reading) if self.board.is_current(reading) => {
                 self.stop_reading(reading, Cause::Lost, LOST_RETRY_INTERVAL)?;
             }
-            Report::Stopped { reading, reason } if self.board.is_current(reading) => {
+            Report::Stopped(reading, reason) if self.board.is_current(reading) => {
                 let cause = Cause::Stopped(reason.clone());
                 let before = self.stop_reading(reading, cause, STOPPED_RETRY_INTERVAL)?;
                 if before.as_ref() != Some(&reason) {
@@ -243,7 +242,7 @@ impl Poller {
                 }
             }
             // The reading does not count any more.
-            Report::Claimed { .. } | Report::Lost { .. } | Report::Stopped { .. } => {}
+            Report::Claimed(..) | Report::Lost(_) | Report::Stopped(..) => {}
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod numbers;
 pub use numbers::{Epoch, Incarnation, Offset, Partition};
 use rdkafka::message::Message;
 use shared::order::{Order, OrderError};
+use strum::{IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 /// This process as a reader of its topic.
@@ -74,7 +75,8 @@ pub struct Refusal {
 }
 
 /// The stable codes in `dead_letters.reason` and in the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Reason {
     /// The value is not one JSON document.
     NotJson,
@@ -86,28 +88,6 @@ pub enum Reason {
     Tombstone,
     /// The order is valid, but a constraint of the database rejects it.
     RefusedByDatabase,
-}
-
-impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 5] = [
-        Self::NotJson,
-        Self::InvalidOrder,
-        Self::TooLarge,
-        Self::Tombstone,
-        Self::RefusedByDatabase,
-    ];
-
-    /// The code.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotJson => "not_json",
-            Self::InvalidOrder => "invalid_order",
-            Self::TooLarge => "too_large",
-            Self::Tombstone => "tombstone",
-            Self::RefusedByDatabase => "refused_by_database",
-        }
-    }
 }
 
 impl From<OrderError> for Refusal {
@@ -138,7 +118,7 @@ mod tests {
         for bytes in [&b"{"[..], b"{}", &vec![b' '; 300_000]] {
             let error = Order::decode(bytes).unwrap_err();
             let code = error.reason();
-            assert_eq!(Refusal::from(error).reason.as_str(), code);
+            assert_eq!(<&str>::from(Refusal::from(error).reason), code);
         }
     }
 }

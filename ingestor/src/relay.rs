@@ -259,7 +259,7 @@ fn headers(letter: &StoredLetter, consumer: &Consumer, is_whole: bool) -> OwnedH
         });
     }
     // A constraint rejects the order when its row is written. Every other fault is found when the value is read.
-    let stage = if summary.reason == Reason::RefusedByDatabase.as_str() {
+    let stage = if summary.reason == <&str>::from(Reason::RefusedByDatabase) {
         "TASK_PUT"
     } else {
         "VALUE_CONVERTER"

@@ -75,8 +75,13 @@ pub fn replay(
                 letter.summary.payload_size
             )));
         }
-        let order = record::decode(letter.payload.as_deref())
-            .map_err(|refusal| kept(format!("{}: {}", refusal.reason.as_str(), refusal.detail)))?;
+        let order = record::decode(letter.payload.as_deref()).map_err(|refusal| {
+            kept(format!(
+                "{}: {}",
+                <&str>::from(refusal.reason),
+                refusal.detail
+            ))
+        })?;
         let source = Source {
             partition: letter.summary.partition.0,
             incarnation: letter.summary.incarnation.0,

@@ -61,19 +61,9 @@ impl Task {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The partition is ours.
-    Claimed {
-        /// Its reading.
-        reading: Reading,
-        /// The offset to continue from.
-        next_offset: Offset,
-    },
-    /// The partition must not be read.
-    Stopped {
-        /// Its reading.
-        reading: Reading,
-        /// Why, for people.
-        reason: String,
-    },
+    Claimed(Reading, Claim),
+    /// The partition must not be read, for this reason.
+    Stopped(Reading, String),
     /// A batch is stored.
     Stored {
         /// Its reading.
@@ -85,17 +75,11 @@ pub enum Report {
         /// The memory that is free again.
         size_bytes: usize,
     },
-    /// A batch was dropped and will be read again.
-    Dropped {
-        /// The memory that is free again.
-        size_bytes: usize,
-    },
+    /// A batch was dropped and will be read again. So many bytes of memory are free again.
+    Dropped(usize),
     /// The partition belongs to another process, or its offset was changed. It must be claimed again if it is still
     /// assigned.
-    Lost {
-        /// Its reading.
-        reading: Reading,
-    },
+    Lost(Reading),
 }
 
 /// How often an idle owner reads its rows again, so that a rewind or a failover reaches it.
@@ -209,9 +193,7 @@ impl Writer {
                 Ok(Task::Claim(reading)) => self.claim(reading),
                 Ok(Task::Store(mut batch)) => {
                     if !self.store_until_settled(&mut batch) {
-                        self.report(Report::Dropped {
-                            size_bytes: batch.size_bytes,
-                        });
+                        self.report(Report::Dropped(batch.size_bytes));
                     }
                 }
                 Ok(Task::Release(_)) => {
@@ -356,7 +338,7 @@ impl Writer {
         if bad_run.longest > self.context.max_consecutive_bad {
             board.withdraw_claim(reading);
             let reason = offsets::halted_reason(reading.partition);
-            self.report(Report::Stopped { reading, reason });
+            self.report(Report::Stopped(reading, reason));
         }
     }
 
@@ -367,7 +349,7 @@ impl Writer {
             "fenced: another process has claimed the partition, or its offset was changed; what was read is dropped"
         );
         self.context.board.withdraw_claim(reading);
-        self.report(Report::Lost { reading });
+        self.report(Report::Lost(reading));
     }
 
     fn reread_idle(&mut self, is_ours: impl Fn(Partition) -> bool) {

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::{Board, Phase};
 
 /// How well the process is, in the words of the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Health {
     /// Everything works.
     Ok,
@@ -13,17 +14,6 @@ pub enum Health {
     Degraded,
     /// The process does not work.
     Down,
-}
-
-impl Health {
-    /// The word in the JSON document.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Degraded => "degraded",
-            Self::Down => "down",
-        }
-    }
 }
 
 impl Board {
@@ -37,11 +27,6 @@ impl Board {
             (Phase::Running, true, false) => Health::Degraded,
             _ => Health::Down,
         };
-        let phase = match inner.phase {
-            Phase::Starting => "starting",
-            Phase::Running => "running",
-            Phase::Stopping => "stopping",
-        };
         let partitions: Vec<Value> = (inner.partitions.iter())
             .map(|(partition, entry)| {
                 let next_offset = entry.next_offset.map(|offset| offset.0);
@@ -49,7 +34,7 @@ impl Board {
             })
             .collect();
         let checks = json!({
-            "process": {"phase": phase},
+            "process": {"phase": <&str>::from(inner.phase)},
             "database": {"ok": is_database_ok},
             "partitions": partitions,
         });
@@ -67,7 +52,7 @@ mod tests {
 
     #[test]
     fn health_follows_phase_database_and_partitions() {
-        let board = Board::new();
+        let board = Board::default();
         assert_eq!(board.health().0, Health::Down);
         board.set_database_seen();
         board.set_running();

@@ -12,7 +12,7 @@ use diesel::PgConnection;
 use super::confirm::confirm;
 use super::operator_connection;
 use crate::config::{DeadLettersCommand, DecideArgs, Settings};
-use crate::dead_letters::stored::{self, LetterState, StoredLetter};
+use crate::dead_letters::stored::{self, Filter, LetterState, StoredLetter};
 use crate::record::Consumer;
 use crate::replay::{self, DecideError, Outcome};
 
@@ -36,7 +36,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
             before,
             json,
         } => {
-            let filter = filter.into_filter(state);
+            let filter = Filter { state, ..filter };
             let connection = &mut operator.connection;
             let letters = stored::list(connection, &operator.consumer, &filter, before, limit)?;
             print::list(&letters, limit, json)
@@ -104,13 +104,16 @@ impl Operator {
             dry_run,
             yes,
         } = arguments;
-        if !all && !filter.is_empty() {
+        if !all && filter != Filter::default() {
             bail!(
                 "filters need --all: they do not apply to letters that are given by their numbers"
             );
         }
         let ids = if all {
-            let filter = filter.into_filter(Some(LetterState::New));
+            let filter = Filter {
+                state: Some(LetterState::New),
+                ..filter
+            };
             stored::ids(&mut self.connection, &self.consumer, &filter)?
         } else {
             ids
@@ -135,8 +138,8 @@ impl Operator {
             match (decision.decide)(&mut self.connection, &self.consumer, id, dry_run) {
                 Ok(outcome) => counts.add(id, &outcome),
                 Err(error @ DecideError::NotNew(_)) => {
-                    counts.failed += 1;
                     eprintln!("{id}: {error}");
+                    counts.not_new += 1;
                 }
                 Err(error) => {
                     println!("{}", counts.summary(dry_run));
@@ -145,7 +148,7 @@ impl Operator {
             }
         }
         println!("{}", counts.summary(dry_run));
-        if counts.failed + counts.kept > 0 {
+        if counts.not_new + counts.kept > 0 {
             bail!("not all letters could be decided on");
         }
         Ok(())
@@ -158,48 +161,36 @@ struct Counts {
     superseded: usize,
     dropped: usize,
     kept: usize,
-    failed: usize,
+    not_new: usize,
 }
 
 impl Counts {
     fn add(&mut self, id: i64, outcome: &Outcome) {
-        let word = match outcome {
-            Outcome::Replayed => {
-                self.replayed += 1;
-                "replayed"
-            }
-            Outcome::Superseded => {
-                self.superseded += 1;
-                "superseded: the stored order is newer"
-            }
-            Outcome::Dropped => {
-                self.dropped += 1;
-                "dropped"
-            }
+        let (count, text) = match outcome {
+            Outcome::Replayed => (&mut self.replayed, "replayed"),
+            Outcome::Superseded => (
+                &mut self.superseded,
+                "superseded: the stored order is newer",
+            ),
+            Outcome::Dropped => (&mut self.dropped, "dropped"),
             Outcome::Kept(why) => {
                 self.kept += 1;
-                eprintln!("{id}: kept: {why}");
-                return;
+                return eprintln!("{id}: kept: {why}");
             }
         };
-        println!("{id}: {word}");
+        *count += 1;
+        println!("{id}: {text}");
     }
 
     fn summary(&self, dry_run: bool) -> String {
-        let Self {
-            replayed,
-            superseded,
-            dropped,
-            kept,
-            failed,
-        } = self;
         let note = if dry_run {
             " (nothing was changed)"
         } else {
             ""
         };
         format!(
-            "{replayed} replayed, {superseded} superseded, {dropped} dropped, {kept} kept, {failed} not new{note}"
+            "{} replayed, {} superseded, {} dropped, {} kept, {} not new{note}",
+            self.replayed, self.superseded, self.dropped, self.kept, self.not_new
         )
     }
 }

@@ -31,10 +31,8 @@ fn execute(settings: &Settings, command: OffsetsCommand) -> anyhow::Result<()> {
             from,
             partition,
             yes,
-        } => operator.init(from, partition.map(Partition), yes),
-        OffsetsCommand::AcceptGap { partition, yes } => {
-            operator.accept_gap(Partition(partition), yes)
-        }
+        } => operator.init(from, partition, yes),
+        OffsetsCommand::AcceptGap { partition, yes } => operator.accept_gap(partition, yes),
         OffsetsCommand::Rewind { which, to, yes } => operator.rewind(&which, to, yes),
         OffsetsCommand::Resume { which, yes } => operator.resume(&which, yes),
     }
@@ -70,7 +68,7 @@ impl Operator {
     fn rows_of(&mut self, which: &Which) -> anyhow::Result<Vec<OffsetRow>> {
         let mut rows = self.rows()?;
         if let Some(partition) = which.partition {
-            rows.retain(|row| row.partition.0 == partition);
+            rows.retain(|row| row.partition == partition);
             if rows.is_empty() {
                 bail!("partition {partition} has not been read yet; see `ingestor offsets show`");
             }
@@ -101,7 +99,7 @@ impl Operator {
             let start = match from {
                 Start::Earliest => low,
                 Start::Latest => high,
-                Start::Offset(offset) if (low.0..=high.0).contains(&offset) => Offset(offset),
+                Start::Offset(offset) if (low..=high).contains(&offset) => offset,
                 Start::Offset(offset) => bail!(
                     "partition {partition} holds offsets {low}..{high}, and {offset} is not one of them"
                 ),
@@ -163,10 +161,10 @@ impl Operator {
             let (partition, next_offset) = (row.partition, row.next_offset);
             let low = self.check_is_the_same_topic(&row)?;
             let target = match to {
-                Start::Offset(offset) if offset < low.0 => bail!(
+                Start::Offset(offset) if offset < low => bail!(
                     "the records of partition {partition} below offset {low} no longer exist; give `--to earliest`"
                 ),
-                Start::Offset(offset) => Offset(offset),
+                Start::Offset(offset) => offset,
                 Start::Earliest | Start::Latest => low,
             };
             operators::check_rewind(&mut self.connection, &self.consumer, &row, target)?;

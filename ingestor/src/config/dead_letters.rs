@@ -1,10 +1,8 @@
 //! `ingestor dead-letters ...` on the command line.
 
-use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
 use crate::dead_letters::stored::{Filter, LetterState};
-use crate::record::{Offset, Partition};
 
 /// What can be done with dead letters.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
@@ -13,7 +11,7 @@ pub enum DeadLettersCommand {
     List {
         /// Which ones
         #[command(flatten)]
-        filter: FilterArgs,
+        filter: Filter,
         /// Only those in this state
         #[arg(long, value_enum)]
         state: Option<LetterState>,
@@ -55,54 +53,11 @@ pub struct DecideArgs {
     pub all: bool,
     /// Which letters `--all` selects
     #[command(flatten)]
-    pub filter: FilterArgs,
+    pub filter: Filter,
     /// Print what would happen, and change nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
-}
-
-/// Which letters match.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct FilterArgs {
-    /// Only those with this reason, as the list shows it
-    #[arg(long)]
-    reason: Option<String>,
-    /// Only those of this partition
-    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
-    partition: Option<i32>,
-    /// Only those at this offset or after it
-    #[arg(long, value_name = "OFFSET")]
-    from_offset: Option<i64>,
-    /// Only those at this offset or before it
-    #[arg(long, value_name = "OFFSET")]
-    to_offset: Option<i64>,
-    /// Only those created at this time or later, RFC 3339
-    #[arg(long, value_name = "TIME")]
-    since: Option<DateTime<Utc>>,
-    /// Only those created before this time, RFC 3339
-    #[arg(long, value_name = "TIME")]
-    until: Option<DateTime<Utc>>,
-}
-
-impl FilterArgs {
-    /// The filter with this state. Commands that decide on letters accept no other state than `new`.
-    pub fn into_filter(self, state: Option<LetterState>) -> Filter {
-        Filter {
-            reason: self.reason,
-            state,
-            partition: self.partition.map(Partition),
-            from_offset: self.from_offset.map(Offset),
-            to_offset: self.to_offset.map(Offset),
-            since: self.since,
-            until: self.until,
-        }
-    }
-
-    /// Returns whether no filter is given.
-    pub fn is_empty(&self) -> bool {
-        self.clone().into_filter(None) == Filter::default()
-    }
 }

@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand};
 
+use crate::record::{Offset, Partition};
+
 /// What can be done with offsets.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum OffsetsCommand {
@@ -17,8 +19,8 @@ pub enum OffsetsCommand {
         #[arg(long, value_name = "earliest|latest|OFFSET")]
         from: Start,
         /// Only this partition; the others are read from offset 0 later
-        #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
-        partition: Option<i32>,
+        #[arg(long, value_parser = Partition::parser())]
+        partition: Option<Partition>,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -26,8 +28,8 @@ pub enum OffsetsCommand {
     /// Accept the open incident of a partition exactly as it is recorded, and continue
     AcceptGap {
         /// Which partition
-        #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
-        partition: i32,
+        #[arg(long, value_parser = Partition::parser())]
+        partition: Partition,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -60,8 +62,8 @@ pub enum OffsetsCommand {
 #[group(required = true, multiple = false)]
 pub struct Which {
     /// One partition
-    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
-    pub partition: Option<i32>,
+    #[arg(long, value_parser = Partition::parser())]
+    pub partition: Option<Partition>,
     /// Every partition of the group and topic
     #[arg(long)]
     pub all: bool,
@@ -75,7 +77,7 @@ pub enum Start {
     /// After the last record.
     Latest,
     /// This one.
-    Offset(i64),
+    Offset(Offset),
 }
 
 impl std::str::FromStr for Start {
@@ -86,7 +88,7 @@ impl std::str::FromStr for Start {
             "earliest" => Ok(Self::Earliest),
             "latest" => Ok(Self::Latest),
             _ => match text.parse() {
-                Ok(offset) if offset >= 0 => Ok(Self::Offset(offset)),
+                Ok(offset) if offset >= Offset(0) => Ok(Self::Offset(offset)),
                 _ => Err("give earliest, latest, or an offset of 0 or more".to_owned()),
             },
         }

@@ -10,8 +10,9 @@ use shared::db::schema::dead_letters;
 use super::MAX_PAYLOAD_BYTES;
 use crate::record::{Consumer, Incarnation, Offset, Partition};
 
-/// The states of a letter. Only a new letter changes its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+/// The states of a letter, in the table in lower case. Only a new letter changes its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum LetterState {
     /// Nobody has decided on it yet.
     New,
@@ -23,34 +24,29 @@ pub enum LetterState {
     Dropped,
 }
 
-impl LetterState {
-    /// The state as the table has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Replayed => "replayed",
-            Self::Superseded => "superseded",
-            Self::Dropped => "dropped",
-        }
-    }
-}
-
 /// Selects letters of a group and topic. A field that is `None` selects nothing away.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// The reason's stable code.
+    /// Only those with this reason, as the list shows it
+    #[arg(long)]
     pub reason: Option<String>,
-    /// The state.
+    /// The state, which commands that decide on letters do not let the user choose.
+    #[arg(skip)]
     pub state: Option<LetterState>,
-    /// The partition.
+    /// Only those of this partition
+    #[arg(long, value_parser = Partition::parser())]
     pub partition: Option<Partition>,
-    /// The lowest offset.
+    /// Only those at this offset or after it
+    #[arg(long, value_name = "OFFSET")]
     pub from_offset: Option<Offset>,
-    /// The highest offset.
+    /// Only those at this offset or before it
+    #[arg(long, value_name = "OFFSET")]
     pub to_offset: Option<Offset>,
-    /// Created at this time or later.
+    /// Only those created at this time or later, RFC 3339
+    #[arg(long, value_name = "TIME")]
     pub since: Option<DateTime<Utc>>,
-    /// Created before this time.
+    /// Only those created before this time, RFC 3339
+    #[arg(long, value_name = "TIME")]
     pub until: Option<DateTime<Utc>>,
 }
 
@@ -123,7 +119,7 @@ fn matching<'a>(consumer: &'a Consumer, filter: &'a Filter) -> dead_letters::Box
         query = query.filter(dead_letters::reason.eq(reason));
     }
     if let Some(state) = filter.state {
-        query = query.filter(dead_letters::state.eq(state.as_str()));
+        query = query.filter(dead_letters::state.eq(<&str>::from(state)));
     }
     if let Some(partition) = filter.partition {
         query = query.filter(dead_letters::partition.eq(partition));
@@ -211,10 +207,10 @@ pub fn take(
         .find(id)
         .filter(dead_letters::group_id.eq(&consumer.group_id))
         .filter(dead_letters::topic.eq(&consumer.topic))
-        .filter(dead_letters::state.eq(LetterState::New.as_str()));
+        .filter(dead_letters::state.eq(<&str>::from(LetterState::New)));
     diesel::update(new_letter)
         .set((
-            dead_letters::state.eq(state.as_str()),
+            dead_letters::state.eq(<&str>::from(state)),
             dead_letters::updated_at.eq(now),
         ))
         .returning(StoredLetter::as_returning())
@@ -228,7 +224,7 @@ pub fn take(
 /// Returns the database's error.
 pub fn set_state(connection: &mut PgConnection, id: i64, state: LetterState) -> QueryResult<()> {
     diesel::update(dead_letters::table.find(id))
-        .set(dead_letters::state.eq(state.as_str()))
+        .set(dead_letters::state.eq(<&str>::from(state)))
         .execute(connection)
         .map(drop)
 }

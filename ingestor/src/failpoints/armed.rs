@@ -30,7 +30,10 @@ pub fn arm() -> Armed {
 /// Does what is armed for a phase. `return(kill)` sends SIGKILL and `return(stop)` sends SIGSTOP to this process, after a
 /// line on standard error. The other actions are those of the crate `fail`, such as `sleep(ms)` and `panic`.
 pub fn reached(phase: Phase) {
-    fail::fail_point!(phase.name(), |action| signal_self(phase, action.as_deref()));
+    fail::fail_point!(<&str>::from(phase), |action| signal_self(
+        phase,
+        action.as_deref()
+    ));
 }
 
 fn signal_self(phase: Phase, action: Option<&str>) {
@@ -39,10 +42,10 @@ fn signal_self(phase: Phase, action: Option<&str>) {
         Some("stop") => Signal::STOP,
         _ => panic!(
             "FAILPOINTS: {}: give return(kill) or return(stop)",
-            phase.name()
+            <&str>::from(phase)
         ),
     };
-    eprintln!("failpoint {}: {signal:?}", phase.name());
+    eprintln!("failpoint {}: {signal:?}", <&str>::from(phase));
     if let Err(error) = kill_process(getpid(), signal) {
         panic!("cannot signal this process: {error}");
     }
@@ -51,7 +54,7 @@ fn signal_self(phase: Phase, action: Option<&str>) {
 
 /// Whether a fault is planted here and now.
 pub fn is_planted(plant: Plant) -> bool {
-    fail::fail_point!(plant.name(), |_| true);
+    fail::fail_point!(<&str>::from(plant), |_| true);
     false
 }
 

@@ -118,8 +118,9 @@ impl Sighting {
     }
 }
 
-/// The kinds of incidents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kinds of incidents, in the table in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 enum Kind {
     /// Retention deleted records before they were read.
     Retention,
@@ -127,17 +128,6 @@ enum Kind {
     Truncated,
     /// The topic was deleted and created again.
     Recreated,
-}
-
-impl Kind {
-    /// The kind as the table has it.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Truncated => "truncated",
-            Self::Recreated => "recreated",
-        }
-    }
 }
 
 /// What does not match, and where reading continues once an operator accepts that.
@@ -237,7 +227,7 @@ pub(super) fn record(
             offset_incidents::topic.eq(&consumer.topic),
             offset_incidents::partition.eq(partition),
             offset_incidents::incarnation.eq(row.incarnation),
-            offset_incidents::kind.eq(gap.kind.as_str()),
+            offset_incidents::kind.eq(<&str>::from(gap.kind)),
             offset_incidents::next_offset.eq(row.next_offset),
             offset_incidents::low_watermark.eq(sighting.watermarks.low),
             offset_incidents::high_watermark.eq(sighting.watermarks.high),
@@ -331,7 +321,7 @@ mod tests {
     fn kind_and_resume(row: &OffsetRow, sighting: &Sighting) -> Option<(&'static str, i64, i32)> {
         find_gap(row, sighting).map(|gap| {
             let resume = (gap.resume_offset.0, gap.resume_incarnation.0);
-            (gap.kind.as_str(), resume.0, resume.1)
+            (<&str>::from(gap.kind), resume.0, resume.1)
         })
     }
 

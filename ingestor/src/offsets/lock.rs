@@ -26,7 +26,7 @@ pub(super) fn lock_row(
     partition: Partition,
 ) -> QueryResult<OffsetRow> {
     let started_at = Instant::now();
-    let mut terminated = false;
+    let mut has_terminated = false;
     loop {
         let row = row_of!(consumer, partition)
             .select(OffsetRow::as_select())
@@ -37,8 +37,8 @@ pub(super) fn lock_row(
         if let Some(row) = row {
             return Ok(row);
         }
-        if !terminated && started_at.elapsed() > LOCK_PATIENCE {
-            terminated = true;
+        if !has_terminated && started_at.elapsed() > LOCK_PATIENCE {
+            has_terminated = true;
             for holder in terminate_holder(connection, consumer, partition)? {
                 warn!(
                     kafka.partition = partition.0,

@@ -10,6 +10,7 @@ use super::Poller;
 use crate::board::Cause;
 use crate::failpoints::{self, Phase};
 use crate::kafka::{check_each, partition_list};
+use crate::offsets::Claim;
 use crate::record::{Offset, Partition, Reading};
 
 /// The client's own thread serves a seek, so it takes no time.
@@ -17,58 +18,77 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
-    pub(super) fn start_reading(
-        &mut self,
-        reading: Reading,
-        next_offset: Offset,
-    ) -> anyhow::Result<()> {
+    pub(super) fn start_reading(&mut self, reading: Reading, claim: &Claim) -> anyhow::Result<()> {
         failpoints::reached(Phase::Start);
         if let Some(partition) = self.partitions.get_mut(&reading.partition) {
-            partition.start(reading, next_offset);
+            partition.start(reading, claim.next_offset);
         }
         self.board.start(reading);
         // While everything is paused, this partition stays paused too. It is resumed with the others.
         if self.budget.is_paused() {
             return Ok(());
         }
-        self.read_from(reading.partition, next_offset)
+        let has_records = claim.end_offset > claim.next_offset;
+        self.read_from(reading.partition, claim.next_offset, has_records)
     }
 
     /// Lets a paused partition fetch from an offset.
     ///
-    /// It is resumed first and moved then. A resume alone does not wake the thread that fetches, which then sleeps for up to
-    /// a second. A seek wakes it, but only a seek to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`).
-    fn read_from(&self, partition: Partition, next_offset: Offset) -> anyhow::Result<()> {
+    /// It is moved while it is paused, so that it never fetches from another offset. If the broker does not hold that offset,
+    /// all partitions would be claimed again, because the client does not tell which one is concerned.
+    ///
+    /// A resume does not wake the thread that fetches, which then sleeps for up to a second. A second seek wakes it, but only
+    /// a seek to an offset above 0 (librdkafka 2.12, `rd_kafka_toppar_seek`). A partition that starts at 0 is therefore moved
+    /// to 1 and back if it has records. If it has none, nothing waits to be fetched, and the broker would reject offset 1.
+    fn read_from(
+        &self,
+        partition: Partition,
+        next_offset: Offset,
+        has_records: bool,
+    ) -> anyhow::Result<()> {
+        let is_moved = self.seek(partition, next_offset)?;
         let list = partition_list(&self.topic, [(partition, None)])?;
         self.consumer
             .resume(&list)
             .context("cannot resume a partition")?;
-        if next_offset == Offset(0) {
-            self.seek(partition, Offset(1))?;
+        let waking_seeks: &[Offset] = match next_offset {
+            Offset(0) if has_records => &[Offset(1), Offset(0)],
+            Offset(0) => &[],
+            _ => &[next_offset],
+        };
+        if !is_moved {
+            return self.assign_again(partition, next_offset);
         }
-        self.seek(partition, next_offset)
+        for offset in waking_seeks {
+            if !self.seek(partition, *offset)? {
+                return self.assign_again(partition, next_offset);
+            }
+        }
+        Ok(())
     }
 
-    fn seek(&self, partition: Partition, offset: Offset) -> anyhow::Result<()> {
+    /// Moves a partition, and returns whether that was possible. After an error of the fetcher it is not.
+    fn seek(&self, partition: Partition, offset: Offset) -> anyhow::Result<bool> {
         let target = partition_list(&self.topic, [(partition, Some(offset))])?;
         let sought = self
             .consumer
-            .seek_partitions(target.clone(), SEEK_TIMEOUT)
+            .seek_partitions(target, SEEK_TIMEOUT)
             .and_then(|result| check_each(&result));
-        if let Err(error) = sought {
-            // After an error of the fetcher the partition is not started and a seek fails: it must be assigned again.
-            debug!(
-                kafka.partition = partition.0,
-                "a seek failed, assigning the partition again: {error}"
-            );
-            self.consumer
-                .incremental_unassign(&target)
-                .context("cannot unassign a partition")?;
-            self.consumer
-                .incremental_assign(&target)
-                .context("cannot assign a partition")?;
+        if let Err(error) = &sought {
+            debug!(kafka.partition = partition.0, "a seek failed: {error}");
         }
-        Ok(())
+        Ok(sought.is_ok())
+    }
+
+    /// Starts a partition whose fetcher has stopped.
+    fn assign_again(&self, partition: Partition, offset: Offset) -> anyhow::Result<()> {
+        let target = partition_list(&self.topic, [(partition, Some(offset))])?;
+        self.consumer
+            .incremental_unassign(&target)
+            .context("cannot unassign a partition")?;
+        self.consumer
+            .incremental_assign(&target)
+            .context("cannot assign a partition")
     }
 
     /// Ends a reading, and has the partition claimed again after a while. Returns why an operator had to decide before.
@@ -110,7 +130,7 @@ impl Poller {
             if is_paused {
                 self.pause(*partition)?;
             } else {
-                self.read_from(*partition, batch.new_next_offset)?;
+                self.read_from(*partition, batch.new_next_offset, false)?;
             }
         }
         Ok(())

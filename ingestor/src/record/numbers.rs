@@ -1,7 +1,10 @@
 //! Numbers that must not be taken for one another, with the types under which the database stores them.
 
 use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
+use clap::builder::TypedValueParser;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::pg::{Pg, PgValue};
@@ -32,6 +35,14 @@ macro_rules! number {
             }
         }
 
+        impl FromStr for $name {
+            type Err = ParseIntError;
+
+            fn from_str(text: &str) -> Result<Self, ParseIntError> {
+                text.parse().map(Self)
+            }
+        }
+
         impl FromSql<$sql_type, Pg> for $name {
             fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
                 FromSql::<$sql_type, Pg>::from_sql(value).map(Self)
@@ -50,6 +61,14 @@ number! {
     /// A partition of the topic.
     Partition(i32): Integer
 }
+
+impl Partition {
+    /// Parses a partition on the command line.
+    pub fn parser() -> impl TypedValueParser<Value = Self> {
+        clap::value_parser!(i32).range(0..).map(Self)
+    }
+}
+
 number! {
     /// A record's number in its partition.
     Offset(i64): BigInt

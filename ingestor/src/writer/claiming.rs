@@ -24,29 +24,25 @@ impl Writer {
             }
             match outcome {
                 Ok(ClaimOutcome::Claimed(claim)) => {
-                    let next_offset = claim.next_offset;
                     info!(
                         kafka.partition = reading.partition.0,
-                        kafka.offset = next_offset.0,
+                        kafka.offset = claim.next_offset.0,
                         epoch = claim.epoch.0,
                         "claimed"
                     );
                     self.context.board.claimed(reading, &claim);
-                    return self.report(Report::Claimed {
-                        reading,
-                        next_offset,
-                    });
+                    return self.report(Report::Claimed(reading, claim));
                 }
                 Ok(ClaimOutcome::Doubtful) => {
                     is_confirmed = true;
                     self.context.board.wait(DOUBT_INTERVAL);
                 }
                 Ok(ClaimOutcome::Stopped(reason)) => {
-                    return self.report(Report::Stopped { reading, reason });
+                    return self.report(Report::Stopped(reading, reason));
                 }
                 Ok(ClaimOutcome::Incident(reason)) => {
                     self.context.metrics.offset_incidents.inc();
-                    return self.report(Report::Stopped { reading, reason });
+                    return self.report(Report::Stopped(reading, reason));
                 }
                 Err(trouble) => {
                     self.trouble(&trouble, "claim a partition");

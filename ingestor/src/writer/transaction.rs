@@ -126,16 +126,12 @@ pub(super) fn store_orders<'a>(
         let row = existing.get(order.uid());
         row.is_none_or(|written_by| origin.may_replace(order.offset, *written_by))
     });
-    let (mut to_replace, mut to_copy) = (Vec::new(), Vec::with_capacity(written.len()));
-    for order in &written {
-        let rows = if existing.contains_key(order.uid()) {
-            &mut to_replace
-        } else {
-            &mut to_copy
-        };
-        let source = origin.source(order.offset);
-        rows.push(NewOrder::new(order.order, Some(source)));
-    }
+    let (existing, new): (Vec<_>, Vec<_>) =
+        (written.iter()).partition(|order| existing.contains_key(order.uid()));
+    let row =
+        |order: &SourcedOrder<'a>| NewOrder::new(order.order, Some(origin.source(order.offset)));
+    let to_copy: Vec<NewOrder<'_>> = new.into_iter().map(row).collect();
+    let to_replace: Vec<NewOrder<'_>> = existing.into_iter().map(row).collect();
     if !to_copy.is_empty() {
         diesel::copy_from(orders::table)
             .from_insertable(&to_copy)

@@ -1,5 +1,5 @@
-//! A process that is frozen at each phase of its work for longer than its session lasts, while another takes its
-//! partitions over: when it wakes, what it had under way must come to nothing.
+//! A process is frozen at each phase of its work for longer than its session, while another process takes over its
+//! partitions. When it wakes, what it had under way must have no effect.
 
 use ingestor::failpoints::Phase;
 use rustix::process::Signal;
@@ -11,8 +11,8 @@ use crate::support::{Daemon, Load, PATIENCE, Scene};
 
 const PARTITIONS: i32 = 3;
 const SMALL_BATCHES: (&str, &str) = ("BATCH_MAX_RECORDS", "20");
-/// Commits take their time, so that batches queue up; and when the frozen one wakes, its writers go on before its poll
-/// thread hears that the group has gone on without it.
+/// Commits are slow, so that batches queue up. When the frozen process wakes, its writers continue before its poll thread
+/// learns that the group has removed it.
 const BACKLOG: &str = "rebalance=sleep(1000);committed=sleep(20)";
 const OWNERS: &str =
     "SELECT count(DISTINCT owner) AS value FROM consumer_offsets WHERE owner IS NOT NULL";
@@ -31,11 +31,11 @@ fn loaded_scene() -> (Scene, Load) {
 }
 
 impl Zombie {
-    /// A daemon that stops itself where `failpoints` say.
+    /// Starts a daemon that stops itself at these `failpoints`.
     fn freeze_at(phase: Phase, failpoints: &str) -> Self {
         let (scene, load) = loaded_scene();
         let frozen = scene.start_daemon_with(&[SMALL_BATCHES, ("FAILPOINTS", failpoints)]);
-        frozen.wait_until_logged(&format!("failpoint {}", phase.name()));
+        frozen.wait_until_logged(&format!("failpoint {}", <&str>::from(phase)));
         Self {
             scene,
             load,
@@ -43,7 +43,7 @@ impl Zombie {
         }
     }
 
-    /// Another one takes over and finishes; meanwhile nothing of the frozen one's comes in.
+    /// Lets another one take over and finish. Meanwhile nothing of the frozen one is stored.
     fn be_replaced(&self) -> Daemon {
         let all = i64::try_from(self.load.acknowledged()).unwrap();
         assert!(
@@ -56,7 +56,7 @@ impl Zombie {
         taker
     }
 
-    /// Wakes it: it must notice that it was replaced, before it takes part again.
+    /// Wakes the frozen one. It must notice that it was replaced before it takes part again.
     fn wake(mut self, taker: Daemon, is_fenced: bool) {
         self.frozen.signal(Signal::CONT);
         if is_fenced {
@@ -79,7 +79,7 @@ impl Zombie {
 fn frozen_before_the_first_fetch() {
     let zombie = Zombie::freeze_at(Phase::Start, "start=2*off->1*return(stop)");
     let taker = zombie.be_replaced();
-    // It may have had nothing under way that could be refused.
+    // It may have had nothing under way that could be rejected.
     zombie.wake(taker, false);
 }
 
@@ -113,7 +113,7 @@ fn frozen_between_a_commit_and_its_answer() {
     ]);
     proxy.wait_until_struck();
     let at_strike = scene.settled();
-    // Batches of this writer's queue up meanwhile.
+    // Meanwhile batches of this writer queue up.
     wait_until("the other writer has gone on", PATIENCE, || {
         scene.settled() > at_strike + 200
     });
@@ -128,7 +128,7 @@ fn frozen_between_a_commit_and_its_answer() {
     zombie.wake(taker, true);
 }
 
-/// The server is still at work on the COMMIT when the partition is claimed by another.
+/// The server still works on the COMMIT when another process claims the partition.
 #[test]
 fn frozen_while_its_commit_runs() {
     let (scene, load) = loaded_scene();
@@ -173,7 +173,7 @@ fn frozen_while_it_owes_the_group_an_answer() {
         load,
         frozen,
     };
-    // The answer that it owes may end its readings before a writer is refused.
+    // Its late answer to the group may end its readings before a writer is rejected.
     zombie.wake(taker, false);
 }
 

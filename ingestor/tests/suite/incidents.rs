@@ -1,5 +1,5 @@
-//! What may befall a topic: each is an incident with its exact range, nothing is read or skipped in silence, and after
-//! it was accepted reading goes on exactly there.
+//! What can happen to a topic. Each case is an incident with its exact range. Nothing is read or skipped silently, and
+//! after the incident was accepted, reading continues exactly there.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -18,8 +18,8 @@ use crate::support::{PATIENCE, Scene};
 
 const ACCEPT: [&str; 5] = ["offsets", "accept-gap", "--partition", "0", "--yes"];
 
-/// Reads ten orders, makes the topic anew while nobody reads, and accepts the incident.
-fn make_anew_while_stopped(new_records: usize, expected: &str) {
+/// Reads ten orders, recreates the topic while nobody reads it, and accepts the incident.
+fn recreate_while_stopped(new_records: usize, expected: &str) {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -35,14 +35,14 @@ fn make_anew_while_stopped(new_records: usize, expected: &str) {
     assert_eq!(
         (scene.settled(), scene.stored_of(&orders)),
         (10, 0),
-        "nothing may be read in silence"
+        "nothing may be read silently"
     );
     let printed = scene.run_well(&ACCEPT);
     assert!(
         printed.contains("continues at 0 as incarnation 1"),
         "{printed}"
     );
-    // The daemon goes on by itself.
+    // The daemon continues by itself.
     scene.wait_until_at(i64::try_from(new_records).unwrap(), 1);
     assert_eq!(scene.stored_of(&orders), new_records);
     assert_eq!(scene.incidents(), [format!("{expected} accepted")]);
@@ -54,17 +54,17 @@ fn make_anew_while_stopped(new_records: usize, expected: &str) {
 }
 
 #[test]
-fn a_topic_made_anew_and_shorter_is_read_from_its_start_once_accepted() {
-    make_anew_while_stopped(4, "recreated p0 10 0..4 -> 0 inc 1");
+fn a_recreated_and_shorter_topic_is_read_from_its_start_once_accepted() {
+    recreate_while_stopped(4, "recreated p0 10 0..4 -> 0 inc 1");
 }
 
 #[test]
-fn a_topic_made_anew_and_longer_is_read_from_its_start_once_accepted() {
-    make_anew_while_stopped(30, "recreated p0 10 0..30 -> 0 inc 1");
+fn a_recreated_and_longer_topic_is_read_from_its_start_once_accepted() {
+    recreate_while_stopped(30, "recreated p0 10 0..30 -> 0 inc 1");
 }
 
 #[test]
-fn an_empty_topic_made_anew_is_an_incident_too() {
+fn a_recreated_and_empty_topic_is_an_incident_too() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -88,11 +88,11 @@ fn probe(scene: &Scene) -> Probe {
 }
 
 #[test]
-fn the_watch_suspects_a_topic_made_anew_and_no_other() {
+fn the_watch_suspects_a_recreated_topic_and_no_other() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let probe = Arc::new(probe(&scene));
-    let board = Arc::new(Board::new());
+    let board = Arc::new(Board::default());
     let (suspicions_tx, suspicions_rx) = mpsc::channel();
     let watch = TopicWatch {
         board: Arc::clone(&board),
@@ -110,6 +110,7 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
         consecutive_bad: 0,
         replay_until: None,
         last_record,
+        end_offset: Offset(next_offset),
     };
     let reading = board.begin_claim(P0);
     board.claimed(reading, &claim(1, 5, record_at(4)));
@@ -123,7 +124,7 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
     assert!(suspicions_rx.try_recv().is_err());
     assert_eq!(witness(), 9, "the look moves on to later records");
 
-    // Compaction may take a record away; what is behind it proves nothing.
+    // Compaction may remove a record. The records after it prove nothing.
     let beyond = Position {
         offset: Offset(10),
         timestamp_ms: Some(1),
@@ -134,7 +135,7 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
     assert!(suspicions_rx.try_recv().is_err());
     assert_eq!(record_at(10), None);
 
-    // Meanwhile it has read on in the new topic, which is long enough, up to a record that is there.
+    // The new topic is long enough, so reading has continued in it, up to a record that exists.
     board.claimed(reading, &claim(2, 10, record_at(9)));
     scene.recreate_topic(1);
     scene.produce_orders(30);
@@ -150,7 +151,7 @@ fn the_watch_suspects_a_topic_made_anew_and_no_other() {
 }
 
 #[test]
-fn an_offset_beyond_the_end_goes_on_at_the_end_once_accepted() {
+fn a_partition_whose_offset_is_beyond_the_end_continues_at_the_end_once_accepted() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -171,7 +172,7 @@ fn an_offset_beyond_the_end_goes_on_at_the_end_once_accepted() {
 }
 
 #[test]
-fn an_accepted_gap_is_the_recorded_one_and_what_is_lost_since_is_another() {
+fn an_accepted_gap_is_the_recorded_one_and_later_losses_are_another() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -223,7 +224,7 @@ fn a_topic_that_grows_while_it_is_read_is_read_whole() {
 }
 
 #[test]
-fn a_partition_that_was_added_and_has_lost_records_already_is_an_incident() {
+fn an_added_partition_that_has_already_lost_records_is_an_incident() {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -275,7 +276,7 @@ fn the_records_of_many_partitions_are_looked_up_at_once() {
         let first = probe.first_record_from(Partition(partition), Offset(0));
         assert!(first.unwrap().is_some());
     }
-    // A restart waits for this. By default the client pauses for a second before the next partition.
+    // A restart waits for these look-ups. By default the client pauses for a second before the next partition.
     let taken = started_at.elapsed();
     assert!(taken < Duration::from_secs(2), "{taken:?}");
 }

@@ -1,4 +1,4 @@
-//! `kill -9` at each phase of the program's work, exactly there.
+//! `kill -9` exactly at each phase of the program's work.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -11,9 +11,10 @@ use crate::support::postgres_proxy::{PostgresProxy, Strike};
 use crate::support::{Daemon, Load, PATIENCE, Scene};
 
 const MESSAGES: usize = 3_000;
-/// Small batches, so that a kill finds many of them before it and behind it.
+/// With small batches, there are many of them before and after a kill.
 const SMALL_BATCHES: (&str, &str) = ("BATCH_MAX_RECORDS", "20");
-/// A restarted member of a known name takes its place at once; one without waits for the end of the dead one's session.
+/// A restarted member with a known name takes its place at once. Without a name it would wait until the session of the dead
+/// one ends.
 const STATIC_MEMBER: (&str, &str) = ("KAFKA_CONFIG", "group.instance.id=one");
 
 fn loaded_scene() -> (Scene, Load) {
@@ -23,11 +24,11 @@ fn loaded_scene() -> (Scene, Load) {
     (scene, load)
 }
 
-/// Kills a daemon when it reaches a phase for the n-th time, for each n, and lets another one finish.
+/// For each n, kills a daemon when it reaches a phase for the n-th time. Then another one finishes.
 fn kill_at(phase: Phase, times: &[usize]) {
     let (scene, load) = loaded_scene();
     for time in times {
-        let failpoint = format!("{}={time}*off->return(kill)", phase.name());
+        let failpoint = format!("{}={time}*off->return(kill)", <&str>::from(phase));
         let variables = [SMALL_BATCHES, STATIC_MEMBER, ("FAILPOINTS", &failpoint)];
         assert_killed(scene.start_daemon_with(&variables));
     }
@@ -63,7 +64,7 @@ fn killed_between_the_rows_and_their_commit() {
 }
 
 #[test]
-fn killed_when_committed_and_nothing_noted() {
+fn killed_when_committed_but_not_noted() {
     kill_at(Phase::Committed, &[0, 5, 30]);
 }
 
@@ -89,7 +90,7 @@ fn killed_between_a_commit_and_its_answer() {
     finish(&scene, &load);
 }
 
-/// The server is still at work on the COMMIT of the dead when the next one claims the partition.
+/// The server still works on the dead process's COMMIT when the next process claims the partition.
 #[test]
 fn killed_while_the_commit_runs() {
     let (scene, load) = loaded_scene();
@@ -98,7 +99,7 @@ fn killed_while_the_commit_runs() {
     scene.wait_until_a_commit_is_held();
     daemon.kill_nine();
     let next = scene.start_daemon_with(&[STATIC_MEMBER]);
-    // It waits for the dead one's lock on a row of the offsets, and then ends that session.
+    // It waits for the dead process's lock on the partition's row, and then ends that session.
     wait_until("every partition is claimed", PATIENCE, || {
         next.log().matches("claimed kafka.partition").count() == 3
     });

@@ -9,7 +9,7 @@ use shared::testing::wait_until;
 use crate::support::{PATIENCE, Scene};
 
 #[test]
-fn at_rest_the_lag_is_zero_behind_transaction_markers_too() {
+fn at_rest_the_lag_is_zero_even_after_transaction_markers() {
     let mut scene = Scene::new(1);
     let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
     let aborted = serde_json::to_vec(&scene.later("aborted")).unwrap();
@@ -48,7 +48,7 @@ fn at_rest_the_lag_is_zero_behind_transaction_markers_too() {
             && daemon.metric("orders_ingestor_lag_records").abs() < f64::EPSILON
     });
     scene.produce_orders(1);
-    // One order more; nothing follows it.
+    // One more order, which nothing follows.
     scene.wait_until_settled(5);
 }
 
@@ -79,7 +79,7 @@ fn an_offset_beyond_the_topics_end_stops_the_partition_loudly() {
     assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
     assert!((daemon.metric("orders_ingestor_paused_partitions") - 1.0).abs() < f64::EPSILON);
     scene.produce_orders(5);
-    assert_eq!(scene.settled(), 100, "nothing may be skipped in silence");
+    assert_eq!(scene.settled(), 100, "nothing may be skipped silently");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_rewind_reaches_a_running_owner_and_replaces_nothing_newer() {
     let daemon = scene.start_daemon();
     scene.wait_until_settled(40);
     let uid = |number: usize| orders[number].order_uid.as_str();
-    // Changed by a PUT, by a later message, and deleted.
+    // One order is changed by a PUT, one by a later message, and one is deleted.
     let later = scene.later(uid(1));
     scene.produce(std::slice::from_ref(&later));
     scene.wait_until_settled(41);
@@ -118,7 +118,7 @@ fn a_rewind_reaches_a_running_owner_and_replaces_nothing_newer() {
         "a replay has written over something"
     );
     assert_eq!(scene.stored(), 40, "a deleted order comes back");
-    // What is new replaces again, in the first batch behind the replay too.
+    // New records replace orders again, even in the first batch after the replay.
     let newest = scene.later(uid(0));
     scene.produce(std::slice::from_ref(&newest));
     scene.wait_until_settled(42);
@@ -179,7 +179,7 @@ fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
     let daemon = scene.start_daemon();
     scene.wait_until_settled(10);
     assert!(daemon.stop().success());
-    // A process frozen inside a batch, and a bystander with a transaction of its own.
+    // One session is frozen inside a batch; a bystander has a transaction of its own.
     let mut frozen = scene.database.connect();
     frozen
         .batch_execute("BEGIN; UPDATE consumer_offsets SET updated_at = now()")
@@ -202,7 +202,7 @@ fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
 }
 
 #[test]
-fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_incident() {
+fn records_deleted_before_the_first_start_are_no_loss_but_later_ones_are_an_incident() {
     let mut scene = Scene::new(1);
     scene.produce_orders(100);
     scene.delete_records_below(50);
@@ -215,11 +215,34 @@ fn records_deleted_before_the_first_start_are_no_loss_and_later_ones_are_an_inci
     scene.delete_records_below(150);
     let daemon = scene.start_daemon();
     daemon.wait_until_logged("records 100..150 were deleted before they were read");
-    assert_eq!(scene.settled(), 100, "nothing may be skipped in silence");
+    assert_eq!(scene.settled(), 100, "nothing may be skipped silently");
 }
 
 #[test]
-fn the_database_refuses_whoever_is_not_the_owner_at_this_offset() {
+fn a_partition_is_never_fetched_from_an_offset_that_the_broker_does_not_hold() {
+    const PARTITIONS: i32 = 8;
+    let mut scene = Scene::new(PARTITIONS);
+    // First all partitions are empty. Then all records that were read are deleted.
+    for round in 0..2 {
+        let daemon = scene.start_daemon();
+        let claims = || daemon.log().matches("claimed kafka.partition").count();
+        wait_until("every partition is claimed", PATIENCE, || claims() >= 8);
+        scene.produce_orders(200);
+        scene.wait_until_settled(200 * (round + 1));
+        // The client does not tell which partition is out of range, so all would be claimed again.
+        assert_eq!(claims(), 8, "{}", daemon.log());
+        assert!(daemon.stop().success());
+        for partition in 0..PARTITIONS {
+            let next_offset = format!(
+                "SELECT next_offset AS value FROM consumer_offsets WHERE partition = {partition}"
+            );
+            scene.delete_records_of(partition, scene.database.integer(&next_offset));
+        }
+    }
+}
+
+#[test]
+fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
     use ingestor::batch::Batch;
     use ingestor::kafka::Watermarks;
     use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting};

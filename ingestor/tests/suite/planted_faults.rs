@@ -1,4 +1,4 @@
-//! The checker must be able to fail: each of these bugs is planted in the real program, and found.
+//! The checker must be able to fail: each of these bugs is planted in the real program and must be found.
 
 use ingestor::failpoints::Plant;
 use rustix::process::Signal;
@@ -18,7 +18,7 @@ fn loaded_scene() -> (Scene, Load) {
 }
 
 fn plant(plant: Plant) -> String {
-    format!("{}=return", plant.name())
+    format!("{}=return", <&str>::from(plant))
 }
 
 #[track_caller]
@@ -42,9 +42,9 @@ fn an_offset_committed_before_its_rows_is_caught() {
 }
 
 #[test]
-fn rows_passed_over_after_an_error_are_caught() {
+fn rows_skipped_after_an_error_are_caught() {
     let (scene, load) = loaded_scene();
-    // A sequence is not rolled back: the same row passes when it is tried again.
+    // A sequence is not rolled back, so the same row succeeds at the next attempt.
     scene.database.execute(
         "CREATE SEQUENCE mishaps;
          CREATE FUNCTION fail_sometimes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -64,10 +64,10 @@ fn rows_passed_over_after_an_error_are_caught() {
 }
 
 #[test]
-fn an_owner_of_yesterday_that_is_not_fenced_is_caught() {
+fn a_former_owner_that_is_not_fenced_is_caught() {
     let (scene, load) = loaded_scene();
-    // Frozen outside of a transaction, as the taker ends those, with batches queued while the first commit slept. When it
-    // wakes, the writer goes on before the poll thread hears that the group has gone on without it.
+    // It is frozen outside of a transaction, because the new owner ends frozen ones. Batches queue up while the first commit
+    // sleeps. When it wakes, its writer continues before its poll thread learns that the group has removed it.
     let failpoints =
         plant(Plant::NoFence) + ";committed=1*sleep(500)->1*return(stop);rebalance=sleep(1000)";
     let frozen = scene.start_daemon_with(&[SMALL_BATCHES, ("FAILPOINTS", &failpoints)]);
@@ -108,10 +108,10 @@ fn swallowed_dead_letters_are_caught() {
 #[test]
 fn a_batch_applied_again_is_caught() {
     let (scene, load) = loaded_scene();
-    // With the fence in place the second time would be refused.
+    // The fence would reject the second attempt.
     let failpoints = format!(
         "{}=5*off->1*return;{}",
-        Plant::ReapplyBatch.name(),
+        <&str>::from(Plant::ReapplyBatch),
         plant(Plant::NoFence)
     );
     let _daemon = scene.start_daemon_with(&[SMALL_BATCHES, ("FAILPOINTS", &failpoints)]);

@@ -105,28 +105,32 @@ fn to_json(shown: &Shown) -> Value {
     })
 }
 
-const COLUMNS: [&str; 15] = [
-    "PARTITION",
-    "NEXT_OFFSET",
-    "LOW",
-    "HIGH",
-    "LAG",
-    "LAG_SECONDS",
-    "EPOCH",
-    "OWNER",
-    "INCARNATION",
-    "LAST_OFFSET",
-    "LAST_TIMESTAMP",
-    "BAD_IN_A_ROW",
-    "HALTED",
-    "REPLAY_UNTIL",
-    "UPDATED_AT",
+/// The columns of the table, and the members of [`to_json`] that they show.
+const COLUMNS: [(&str, &str); 15] = [
+    ("PARTITION", "partition"),
+    ("NEXT_OFFSET", "next_offset"),
+    ("LOW", "low_watermark"),
+    ("HIGH", "high_watermark"),
+    ("LAG", "lag_records"),
+    ("LAG_SECONDS", "lag_seconds"),
+    ("EPOCH", "epoch"),
+    ("OWNER", "owner"),
+    ("INCARNATION", "incarnation"),
+    ("LAST_OFFSET", "last_offset"),
+    ("LAST_TIMESTAMP", "last_timestamp_ms"),
+    ("BAD_IN_A_ROW", "consecutive_bad"),
+    ("HALTED", "halted"),
+    ("REPLAY_UNTIL", "replay_until"),
+    ("UPDATED_AT", "updated_at"),
 ];
 
 /// Each column is as wide as its widest value. `-` means that a value is not known or not set. Incidents follow below.
 fn to_table(partitions: &[Shown]) -> String {
-    let mut lines = vec![COLUMNS.map(str::to_owned)];
-    lines.extend(partitions.iter().map(to_cells));
+    let mut lines = vec![COLUMNS.map(|(title, _)| title.to_owned())];
+    lines.extend(partitions.iter().map(|shown| {
+        let document = to_json(shown);
+        COLUMNS.map(|(_, member)| to_cell(member, &document[member]))
+    }));
     let mut widths = [0; COLUMNS.len()];
     for line in &lines {
         for (width, cell) in widths.iter_mut().zip(line) {
@@ -159,31 +163,18 @@ fn to_table(partitions: &[Shown]) -> String {
     table
 }
 
-fn to_cells(shown: &Shown) -> [String; COLUMNS.len()] {
-    let row = &shown.row;
-    let last_at = row
-        .last_timestamp
-        .and_then(DateTime::<Utc>::from_timestamp_millis)
-        .map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
-    [
-        row.partition.to_string(),
-        row.next_offset.to_string(),
-        or_dash(shown.watermarks.map(|watermarks| watermarks.low)),
-        or_dash(shown.watermarks.map(|watermarks| watermarks.high)),
-        or_dash(shown.lag_records()),
-        or_dash(shown.lag_seconds().map(|seconds| format!("{seconds:.1}"))),
-        row.epoch.to_string(),
-        or_dash(row.owner),
-        row.incarnation.to_string(),
-        or_dash(row.last_offset),
-        or_dash(last_at),
-        row.consecutive_bad.to_string(),
-        if row.halted { "yes" } else { "no" }.to_owned(),
-        or_dash(row.replay_until),
-        row.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true),
-    ]
-}
-
-fn or_dash(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+fn to_cell(member: &str, value: &Value) -> String {
+    match (member, value) {
+        (_, Value::Null) => "-".to_owned(),
+        (_, Value::String(text)) => text.clone(),
+        (_, Value::Bool(is_set)) => if *is_set { "yes" } else { "no" }.to_owned(),
+        ("lag_seconds", seconds) => format!("{:.1}", seconds.as_f64().unwrap_or_default()),
+        ("last_timestamp_ms", ms) => (ms.as_i64())
+            .and_then(DateTime::<Utc>::from_timestamp_millis)
+            .map_or_else(
+                || "-".to_owned(),
+                |time| time.to_rfc3339_opts(SecondsFormat::Millis, true),
+            ),
+        (_, number) => number.to_string(),
+    }
 }
