@@ -57,8 +57,8 @@ pub enum Share {
 }
 
 pub(super) fn load_channel() -> (LoadWaiter, LoadSender) {
-    let (sender, waiter) = watch::channel(None);
-    (waiter, sender)
+    let (result_tx, result_rx) = watch::channel(None);
+    (result_rx, result_tx)
 }
 
 impl OrderCache {
@@ -81,20 +81,20 @@ impl OrderCache {
         let looked_up = self
             .core
             .look_up(uid, demand, proof_age.is_some(), load_channel);
-        let (waiter, is_shared) = match looked_up {
+        let (result_rx, is_shared) = match looked_up {
             Lookup::Hit(order) => return Either::Left(cached(Some(order))),
             Lookup::Missing => return Either::Left(cached(None)),
             Lookup::Bypass => return Either::Right(Either::Left(self.read_past(uid))),
-            Lookup::Join(waiter) => (waiter, true),
-            Lookup::Next(waiter) => (waiter, false),
-            Lookup::Load(ticket, sender) => {
-                let waiter = sender.subscribe();
-                self.queue.push(OwnedLoad::new(self, ticket, sender));
-                (waiter, false)
+            Lookup::Join(result_rx) => (result_rx, true),
+            Lookup::Next(result_rx) => (result_rx, false),
+            Lookup::Load(ticket, result_tx) => {
+                let result_rx = result_tx.subscribe();
+                self.queue.push(OwnedLoad::new(self, ticket, result_tx));
+                (result_rx, false)
             }
         };
         Either::Right(Either::Right(async move {
-            let (order, is_stored) = wait_for_load(waiter).await?;
+            let (order, is_stored) = wait_for_load(result_rx).await?;
             let share = match (is_shared, is_stored) {
                 (true, _) => Share::Collapsed,
                 (false, true) => Share::Stored,
@@ -121,8 +121,8 @@ impl OrderCache {
     }
 }
 
-async fn wait_for_load(mut waiter: LoadWaiter) -> LoadResult {
-    match waiter.wait_for(Option::is_some).await {
+async fn wait_for_load(mut result_rx: LoadWaiter) -> LoadResult {
+    match result_rx.wait_for(Option::is_some).await {
         Ok(result) => result.clone().unwrap_or(Err(StoreError::Internal)),
         // The load panicked, and this is in the log.
         Err(_) => Err(StoreError::Internal),
@@ -136,15 +136,15 @@ pub(super) struct OwnedLoad {
     /// Taken when the load ends.
     ticket: Option<Ticket>,
     // The fields are dropped after `drop` has run, so the readers are woken after the slot is free again.
-    sender: LoadSender,
+    result_tx: LoadSender,
 }
 
 impl OwnedLoad {
-    pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, sender: LoadSender) -> Self {
+    pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, result_tx: LoadSender) -> Self {
         Self {
             cache: Arc::clone(cache),
             ticket: Some(ticket),
-            sender,
+            result_tx,
         }
     }
 
@@ -164,7 +164,7 @@ impl OwnedLoad {
             Err(_) => Loaded::Failed,
         };
         let is_stored = self.complete(loaded, placement);
-        self.sender
+        self.result_tx
             .send_replace(Some(result.map(|order| (order, is_stored))));
     }
 
@@ -173,8 +173,8 @@ impl OwnedLoad {
             return false;
         };
         let completed = self.cache.core.complete(ticket, loaded, placement);
-        if let Some((ticket, sender)) = completed.next {
-            let next = Self::new(&self.cache, ticket, sender);
+        if let Some((ticket, result_tx)) = completed.next {
+            let next = Self::new(&self.cache, ticket, result_tx);
             self.cache.queue.push(next);
         }
         completed.is_stored
@@ -225,22 +225,22 @@ mod tests {
     #[tokio::test]
     async fn load_that_panics_answers_its_readers_and_frees_its_slot() {
         let cache = Arc::new(cache());
-        let Lookup::Load(ticket, sender) =
+        let Lookup::Load(ticket, result_tx) =
             cache.core.look_up("a", Demand::Proven, true, load_channel)
         else {
             panic!("nothing was loading");
         };
-        let Lookup::Join(waiter) = cache.core.look_up("a", Demand::Proven, true, load_channel)
+        let Lookup::Join(result_rx) = cache.core.look_up("a", Demand::Proven, true, load_channel)
         else {
             panic!("the load is there to be joined");
         };
         let panicking = Arc::clone(&cache);
         let load = tokio::spawn(async move {
-            let _load = OwnedLoad::new(&panicking, ticket, sender);
+            let _load = OwnedLoad::new(&panicking, ticket, result_tx);
             panic!("a bug");
         });
         assert_eq!(
-            wait_for_load(waiter).await.unwrap_err(),
+            wait_for_load(result_rx).await.unwrap_err(),
             StoreError::Internal
         );
         assert!(load.await.is_err());

@@ -137,7 +137,8 @@ impl OrderCache {
         let (mut loaded, mut seen) = (0, 0);
         let chunks = self
             .newest_pages(limit, epoch)
-            .map_ok(|page| self.spawn_chunk(page));
+            .map_ok(|page| tokio::spawn(Arc::clone(self).warm_up_chunk(page)))
+            .map_ok(|chunk| async move { chunk.await.unwrap_or(Err(StoreError::Internal)) });
         let mut chunks = pin!(chunks.try_buffered(CHUNKS_UNDER_WAY));
         while let Some((asked_for, cached)) = chunks.try_next().await? {
             seen += asked_for;
@@ -181,31 +182,22 @@ impl OrderCache {
         )
     }
 
-    /// Loads a chunk in a task of its own. Gives how many orders were asked for, and how many of them are cached afterwards.
-    fn spawn_chunk(
-        self: &Arc<Self>,
+    /// Loads a chunk. Gives how many orders it has, and how many of them are cached afterwards.
+    async fn warm_up_chunk(
+        self: Arc<Self>,
         page: Vec<Position>,
-    ) -> impl Future<Output = Result<(usize, usize), StoreError>> + use<> {
-        let cache = Arc::clone(self);
-        let chunk = tokio::spawn(async move {
-            let uids: Vec<&str> = page.iter().map(|(_, uid)| uid.as_str()).collect();
-            let cached = cache.warm_up_chunk(&uids).await?;
-            Ok((uids.len(), cached))
-        });
-        async { chunk.await.unwrap_or(Err(StoreError::Internal)) }
-    }
-
-    async fn warm_up_chunk(self: &Arc<Self>, uids: &[&str]) -> Result<usize, StoreError> {
-        let loads: Vec<OwnedLoad> = uids
+    ) -> Result<(usize, usize), StoreError> {
+        let loads: Vec<OwnedLoad> = page
             .iter()
             // A full cache would store none of them.
             .filter(|_| !self.core.is_full())
-            .filter_map(|uid| self.core.begin_warmup(uid, load_channel))
-            .map(|(ticket, sender)| OwnedLoad::new(self, ticket, sender))
+            .filter_map(|(_, uid)| self.core.begin_warmup(uid, load_channel))
+            .map(|(ticket, result_tx)| OwnedLoad::new(&self, ticket, result_tx))
             .collect();
         if !loads.is_empty() {
             self.load_together(loads, Placement::Cold).await?;
         }
-        Ok(uids.iter().filter(|uid| self.core.contains(uid)).count())
+        let cached = page.iter().filter(|(_, uid)| self.core.contains(uid));
+        Ok((page.len(), cached.count()))
     }
 }

@@ -54,7 +54,7 @@ async fn api_waits_for_a_missing_schema_and_says_so() {
         api.get(MODEL).await.problem(),
         (503, "database_unavailable".into())
     );
-    let database = api.database.clone();
+    let database = Arc::clone(&api.database);
     tokio::task::spawn_blocking(move || shared::db::migrate(&mut database.connect()).unwrap())
         .await
         .unwrap();

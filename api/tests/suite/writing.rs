@@ -1,5 +1,7 @@
 //! PUT and DELETE.
 
+use std::sync::Arc;
+
 use shared::order::{Item, Order};
 use shared::testing::{TestDatabase, eventually};
 
@@ -14,7 +16,7 @@ async fn etag(api: &TestApi) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn put_replaces_the_whole_order_here_at_once_and_in_other_processes_soon() {
     let api = TestApi::start().await;
-    let other = TestApi::start_unready(api.database.clone(), |_| {}).await;
+    let other = TestApi::start_unready(Arc::clone(&api.database), |_| {}).await;
     other.wait_until_live().await;
     api.store(&model()).await;
     let path = "/order/b563feb7b2b84b6test";
