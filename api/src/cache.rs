@@ -113,14 +113,19 @@ fn etag_text(version: i64) -> String {
 /// The cache, with everything that it needs to fill itself.
 #[derive(Debug)]
 pub struct OrderCache {
-    core: Core<ReadyOrder, LoadWaiter, LoadSender>,
+    /// The entries and in-flight slots, with their counters.
+    pub core: Core<ReadyOrder, LoadWaiter, LoadSender>,
+    /// The listener's state.
+    pub listener: ListenerStatus,
+    /// What the auditor has seen.
+    pub audit_status: AuditStatus,
+    /// The age that the listener's proof must stay below for hits to be served.
+    pub lease: Duration,
+    /// The live feed. The listener tells it of every change after it has told the core.
+    pub feed: Arc<Feed>,
     repository: Repository,
     queue: LoadQueue,
-    listener: ListenerStatus,
-    audit: AuditStatus,
-    lease: Duration,
     warmup: Warmup,
-    feed: Arc<Feed>,
 }
 
 impl OrderCache {
@@ -129,54 +134,13 @@ impl OrderCache {
     pub fn new(capacity: NonZeroUsize, lease: Duration, repository: Repository) -> Self {
         Self {
             core: Core::new(capacity),
+            listener: ListenerStatus::default(),
+            audit_status: AuditStatus::default(),
+            lease,
+            feed: Arc::default(),
             repository,
             queue: LoadQueue::new(),
-            listener: ListenerStatus::default(),
-            audit: AuditStatus::default(),
-            lease,
             warmup: Warmup::default(),
-            feed: Arc::default(),
         }
-    }
-
-    /// Forgets an order that may have changed: the next reader asks the database.
-    pub fn invalidate(&self, uid: &str) {
-        self.core.invalidate(uid);
-    }
-
-    /// Takes in that a reader was shown this version past the cache, or (`None`) that there is no order. No older version is
-    /// served afterwards.
-    pub fn supersede(&self, uid: &str, version: Option<i64>) {
-        self.core.supersede(uid, version);
-    }
-
-    /// Drops every entry.
-    pub fn clear(&self) {
-        self.core.clear();
-    }
-
-    /// Returns the core with its counters.
-    pub fn core(&self) -> &Core<ReadyOrder, LoadWaiter, LoadSender> {
-        &self.core
-    }
-
-    /// Returns the listener's state.
-    pub fn listener(&self) -> &ListenerStatus {
-        &self.listener
-    }
-
-    /// Returns what the auditor has seen.
-    pub fn audit_status(&self) -> &AuditStatus {
-        &self.audit
-    }
-
-    /// Returns the live feed, which is told of every change that the listener hears of.
-    pub fn feed(&self) -> &Arc<Feed> {
-        &self.feed
-    }
-
-    /// Returns the age that the listener's proof must stay below for hits to be served.
-    pub fn lease(&self) -> Duration {
-        self.lease
     }
 }

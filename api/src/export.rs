@@ -121,7 +121,7 @@ impl Export {
         let outcome = tokio::select! {
             // The end of the sending comes first, because the client leaves right after it.
             biased;
-            outcome = self.send_all(first) => outcome,
+            sent = self.send_all(first) => sent.err().unwrap_or(ExportOutcome::Completed),
             () = client.closed() => ExportOutcome::ClientLeft,
             () = shutdown.cancelled() => ExportOutcome::Shutdown,
             () = sleep(MAX_DURATION) => ExportOutcome::TooLong,
@@ -136,24 +136,16 @@ impl Export {
         metrics.ended(outcome);
     }
 
-    async fn send_all(&mut self, first: Page) -> ExportOutcome {
-        let mut page = first;
+    async fn send_all(&mut self, mut page: Page) -> Result<(), ExportOutcome> {
         loop {
             self.metrics.count_orders(page.orders);
-            if let Err(outcome) = self.send(Part::Lines(page.lines)).await {
-                return outcome;
-            }
+            self.send(Part::Lines(page.lines)).await?;
             if !page.has_more {
-                return match self.send(Part::End).await {
-                    Ok(()) => ExportOutcome::Completed,
-                    Err(outcome) => outcome,
-                };
+                return self.send(Part::End).await;
             }
-            page = match Page::read(&mut self.snapshot).await {
-                Ok(page) => page,
-                // The repository has logged the failure.
-                Err(_) => return ExportOutcome::Failed,
-            };
+            let next = Page::read(&mut self.snapshot).await;
+            // The repository has logged the failure.
+            page = next.map_err(|_| ExportOutcome::Failed)?;
         }
     }
 

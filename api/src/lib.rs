@@ -103,7 +103,7 @@ async fn keep_cache_true(
         config.cache.warmup,
     );
     let audit = Arc::clone(&app.cache).audit(stop.clone());
-    let feed = app.cache.feed().run(stop.clone());
+    let feed = app.cache.feed.run(stop.clone());
     let loads = Arc::clone(&app.cache).run_loads(stop.clone());
     tokio::join!(listener.run(stop.clone()), feed, audit, loads);
     Ok(())

@@ -42,15 +42,8 @@ const MOST_COMMON: RequestLabels = RequestLabels {
     status: 200,
 };
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct RouteLabels {
-    route: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct DropLabels {
-    reason: &'static str,
-}
+/// One label: its name and its value.
+type Label = [(&'static str, &'static str); 1];
 
 /// The metrics of this process.
 #[derive(Debug)]
@@ -60,10 +53,10 @@ pub struct Metrics {
     /// The metrics of the live feed.
     pub feed: FeedMetrics,
     connections: Gauge,
-    dropped_connections: Family<DropLabels, Counter>,
+    dropped_connections: Family<Label, Counter>,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
+    durations: Family<Label, Histogram, fn() -> Histogram>,
     most_common: OnceLock<(Counter, Histogram)>,
     in_flight: Gauge,
 }
@@ -120,7 +113,7 @@ impl Metrics {
     /// Counts a connection that the server has ended.
     pub fn connection_dropped(&self, reason: &'static str) {
         self.dropped_connections
-            .get_or_create(&DropLabels { reason })
+            .get_or_create(&[("reason", reason)])
             .inc();
     }
 
@@ -143,7 +136,7 @@ impl Metrics {
             status: status.as_u16(),
         };
         let series = || {
-            let durations = self.durations.get_or_create(&RouteLabels { route });
+            let durations = self.durations.get_or_create(&[("route", route)]);
             (
                 self.requests.get_or_create(&labels).clone(),
                 durations.clone(),

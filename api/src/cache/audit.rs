@@ -80,7 +80,7 @@ impl OrderCache {
         let entries: Vec<Entry> = sample.map(|(uid, order)| (uid, order.version)).collect();
         let suspects = self.differing(entries.clone()).await?;
         let first_look = Instant::now();
-        self.audit.checked.add(entries.len() as u64);
+        self.audit_status.checked.add(entries.len() as u64);
         if suspects.is_empty() {
             return Ok(());
         }
@@ -93,7 +93,7 @@ impl OrderCache {
         }
         for (uid, version) in differing {
             if self.core.evict_wrong(&uid, version) {
-                self.audit.add_mismatch();
+                self.audit_status.add_mismatch();
                 error!(
                     order.id = uid.as_str(),
                     version, "a cached order was stale: no event had told of its change"

@@ -72,15 +72,15 @@ impl Listener {
         let mut reports = Throttle::for_reports();
         let mut history = None;
         loop {
-            let status = self.cache.listener();
+            let status = &self.cache.listener;
             status.set_state(ListenerState::Connecting);
             let session = tokio::select! {
                 () = shutdown.cancelled() => return,
                 session = self.listen(&mut backoff, &mut history) => session,
             };
-            if self.cache.core().accepts_fills() {
+            if self.cache.core.accepts_fills() {
                 // This comes before anything else is awaited: from here on no hit may be served.
-                self.cache.core().close();
+                self.cache.core.close();
                 status.reconnects.add(1);
                 reports.reset();
             }
@@ -108,9 +108,9 @@ impl Listener {
             .await
             .context("no answer to LISTEN in time")??;
         self.compare_history(history, &subscription.history);
-        self.cache.core().open_fills();
+        self.cache.core.open_fills();
         // Nobody was told of what was committed before LISTEN.
-        self.cache.feed().resync();
+        self.cache.feed.resync();
         self.serve(ListenerState::Syncing);
         backoff.reset();
         self.follow(subscription).await
@@ -125,13 +125,13 @@ impl Listener {
                 "the database has another history, every entry is dropped: {before} before, {now} now"
             );
             self.cache.repository.distrust_connections();
-            self.cache.clear();
+            self.cache.core.clear();
         }
     }
 
     /// Proves every second that the connection is alive, and verifies the entries from before, until the connection is lost.
     async fn follow(&self, mut subscription: Subscription) -> anyhow::Result<Infallible> {
-        let status = self.cache.listener();
+        let status = &self.cache.listener;
         let mut proven_state = ListenerState::Syncing;
         let mut revalidation = pin!(self.cache.revalidate());
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
@@ -167,8 +167,8 @@ impl Listener {
     }
 
     fn serve(&self, proven_state: ListenerState) {
-        self.cache.core().set_serving(true);
-        self.cache.listener().set_state(proven_state);
+        self.cache.core.set_serving(true);
+        self.cache.listener.set_state(proven_state);
     }
 
     /// Stops hits if the proof is older than the lease.
@@ -176,14 +176,14 @@ impl Listener {
     /// # Errors
     /// Returns an error if the proof is so old that the listener must connect anew.
     fn check_proof(&self) -> anyhow::Result<()> {
-        let status = self.cache.listener();
+        let status = &self.cache.listener;
         let age = status.proof_age().unwrap_or_default();
-        let lease = self.cache.lease();
+        let lease = self.cache.lease;
         if age >= lease + SUSPECT_TIMEOUT {
             bail!("no heartbeat has returned for {age:?}");
         }
         if age >= lease && status.state().serves() {
-            self.cache.core().set_serving(false);
+            self.cache.core.set_serving(false);
             status.set_state(ListenerState::Suspect);
             warn!(
                 "listener is suspect, reads go to the database: no heartbeat has returned for {age:?}"
@@ -207,27 +207,27 @@ fn receive(
 ) {
     if notification.channel() == heartbeat_channel {
         if let Ok(sent_ms) = notification.payload().parse() {
-            cache.listener().prove(sent_ms);
+            cache.listener.prove(sent_ms);
             echo_tx.send_replace(sent_ms);
         }
         return;
     }
     match events::parse(notification.payload()) {
         Ok(event) if event.operation == Operation::Flush => {
-            cache.clear();
-            cache.feed().resync();
+            cache.core.clear();
+            cache.feed.resync();
         }
         Ok(event) => {
-            event.uids.iter().for_each(|uid| cache.invalidate(uid));
-            cache.feed().publish(event.operation, event.uids);
+            event.uids.iter().for_each(|uid| cache.core.invalidate(uid));
+            cache.feed.publish(event.operation, event.uids);
         }
         Err(error) => {
-            cache.listener().malformed.add(1);
+            cache.listener.malformed.add(1);
             warn!("an event cannot be understood, every entry is dropped: {error}");
-            cache.clear();
-            cache.feed().resync();
+            cache.core.clear();
+            cache.feed.resync();
         }
     }
     // Counted last: whoever sees the count rise gets no older answer from then on.
-    cache.listener().events.add(1);
+    cache.listener.events.add(1);
 }

@@ -112,7 +112,9 @@ impl OrderCache {
         let (cache, uid) = (Arc::clone(self), uid.to_owned());
         async move {
             let order = cache.repository.find_order(&uid).await?;
-            cache.supersede(&uid, order.as_ref().map(|order| order.version));
+            cache
+                .core
+                .supersede(&uid, order.as_ref().map(|order| order.version));
             Ok(Fetched {
                 order: order.map(ReadyOrder::from),
                 source: Source::Blind,

@@ -27,7 +27,7 @@ pub async fn stats(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
 /// Drops every entry of the cache.
 pub async fn clear(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
     head.parameters(&[])?;
-    app.cache.clear();
+    app.cache.core.clear();
     info!(operation = "clear_cache", "cache operation");
     Ok(empty(StatusCode::NO_CONTENT))
 }
@@ -47,7 +47,7 @@ pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError>
         None => app.warmup_limit,
     };
     app.require_schema()?;
-    if !app.cache.core().accepts_fills() {
+    if !app.cache.core.accepts_fills() {
         return Err(ApiError::DatabaseUnavailable(
             "the cache cannot be filled while its listener is disconnected, try again",
         ));
@@ -96,8 +96,8 @@ struct ListenerStats<'a> {
 
 impl<'a> Stats<'a> {
     fn of(app: &'a App) -> Self {
-        let core = app.cache.core();
-        let listener = app.cache.listener();
+        let core = &app.cache.core;
+        let listener = &app.cache.listener;
         let (size, negative_size, weight_bytes) = core.sizes();
         let Counters {
             lookups,
@@ -120,12 +120,12 @@ impl<'a> Stats<'a> {
                 epoch: core.epoch(),
                 reconnects: &listener.reconnects,
                 proof_age_ms: listener.proof_age().map(millis),
-                lease_ms: millis(app.cache.lease()),
+                lease_ms: millis(app.cache.lease),
                 events: &listener.events,
                 malformed: &listener.malformed,
                 blind_seconds_total: listener.blind_time().as_secs_f64(),
             },
-            audit: app.cache.audit_status(),
+            audit: &app.cache.audit_status,
             started_at: format_utc(&app.started_at),
         }
     }

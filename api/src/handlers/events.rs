@@ -46,7 +46,7 @@ fn feed(app: Arc<App>, head: &Head) -> Result<Response, ApiError> {
     // Our ids are text; anything else matches none of them.
     let last_event_id = head.headers.get(LAST_EVENT_ID);
     let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
-    let client = app.cache.feed().join(last_event_id);
+    let client = app.cache.feed.join(last_event_id);
     let client = client.ok_or(ApiError::Overloaded(
         "the limit of clients that follow the events is reached, try again",
     ))?;

@@ -31,11 +31,11 @@ impl Health {
             // If every connection is busy, that is load and not an outage.
             (true, Ok(()) | Err(StoreError::Overloaded)) => Ok(()),
         };
-        let is_live = app.cache.listener().is_fresh(app.cache.lease());
+        let is_live = app.cache.listener.is_fresh(app.cache.lease);
         let status = match database {
             _ if app.shutdown.is_cancelled() => "down",
             Err(_) => "down",
-            Ok(()) if !is_live || app.cache.audit_status().is_alarmed() => "degraded",
+            Ok(()) if !is_live || app.cache.audit_status.is_alarmed() => "degraded",
             Ok(()) => "ok",
         };
         Self { status, database }
@@ -66,7 +66,7 @@ pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let detail = match health.database {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
-        Ok(()) if app.cache.audit_status().is_alarmed() => AUDIT_ALARM,
+        Ok(()) if app.cache.audit_status.is_alarmed() => AUDIT_ALARM,
         Ok(()) if health.status == "degraded" => {
             "the listener is disconnected, so reads go to the database"
         }
@@ -82,7 +82,7 @@ pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
 /// `/health`: the state of the process for people.
 pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let health = Health::of(&app).await;
-    let listener = app.cache.listener();
+    let listener = &app.cache.listener;
     let state = listener.state();
     let answer = json!({
         "status": health.status,
@@ -96,7 +96,7 @@ pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
                 "state": state.as_str(),
                 "proof_age_ms": listener.proof_age().map(|age| age.as_millis() as u64),
             },
-            "audit": if app.cache.audit_status().is_alarmed() {
+            "audit": if app.cache.audit_status.is_alarmed() {
                 json!({"status": "degraded", "detail": AUDIT_ALARM})
             } else {
                 json!({"status": "ok"})

@@ -182,7 +182,7 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
     found.truncate(request.limit as usize);
     for versioned in &found {
         let uid = versioned.order.order_uid.as_str();
-        app.cache.supersede(uid, Some(versioned.version));
+        app.cache.core.supersede(uid, Some(versioned.version));
     }
     let next_cursor = found.last().filter(|_| has_more).map(|last| {
         request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
@@ -258,7 +258,7 @@ async fn write(
     let task = async move {
         let outcome = writing.await.map_err(ApiError::from);
         // Also after a failure: a COMMIT may have succeeded although its answer was lost.
-        cache.invalidate(uid.as_str());
+        cache.core.invalidate(uid.as_str());
         log_write(operation, &uid, &outcome);
         outcome
     };

@@ -26,7 +26,7 @@ impl Collector for CacheCollector {
 
 impl CacheCollector {
     fn write_cache(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        let core = self.0.core();
+        let core = &self.0.core;
         let Counters {
             lookups,
             loads,
@@ -59,7 +59,7 @@ impl CacheCollector {
         writer.counter("cache_coalesced_waits", help, &loads.coalesced)?;
         let help = "Loads not stored, because an event came in between";
         writer.counter("cache_discarded_loads", help, &loads.discarded)?;
-        let audit = self.0.audit_status();
+        let audit = &self.0.audit_status;
         let help = "Cached orders compared with the database";
         writer.counter("cache_audit_checks", help, &audit.checked)?;
         let help = "Cached orders that were stale without an event";
@@ -75,7 +75,7 @@ impl CacheCollector {
     }
 
     fn write_listener(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        let listener = self.0.listener();
+        let listener = &self.0.listener;
         let help = "Connections of the listener that were lost";
         writer.counter("listener_reconnects", help, &listener.reconnects)?;
         let help = "Notifications of writers";

@@ -1,15 +1,14 @@
 //! The metrics of exports.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Present, register};
+use super::{Label, Present, register};
 
 /// How an export ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportOutcome {
     /// The client was sent everything.
     Completed,
@@ -25,29 +24,23 @@ pub enum ExportOutcome {
     Shutdown,
 }
 
-impl EncodeLabelValue for ExportOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        let text = match self {
+impl ExportOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
             Self::Completed => "completed",
             Self::ClientLeft => "client_left",
             Self::Stalled => "stalled",
             Self::TooLong => "too_long",
             Self::Failed => "failed",
             Self::Shutdown => "shutdown",
-        };
-        text.encode(encoder)
+        }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    outcome: ExportOutcome,
 }
 
 /// The metrics of exports; clones share them.
 #[derive(Clone, Debug)]
 pub struct ExportMetrics {
-    ended: Family<Labels, Counter>,
+    ended: Family<Label, Counter>,
     orders: Counter,
     running: Gauge,
 }
@@ -73,6 +66,7 @@ impl ExportMetrics {
 
     /// Counts an export that has ended.
     pub fn ended(&self, outcome: ExportOutcome) {
-        self.ended.get_or_create(&Labels { outcome }).inc();
+        let label = [("outcome", outcome.as_str())];
+        self.ended.get_or_create(&label).inc();
     }
 }

@@ -48,10 +48,10 @@ impl Subscription {
         heartbeat_channel: &str,
     ) -> anyhow::Result<Self> {
         let (client, driver, mut echo_rx) = connect(cache, database, heartbeat_channel).await?;
-        cache.listener().set_state(ListenerState::Subscribing);
+        cache.listener.set_state(ListenerState::Subscribing);
         listen(&client, heartbeat_channel).await?;
         // Until then, nothing else is sent on the listener's connection.
-        let sent_ms = cache.listener().now_ms();
+        let sent_ms = cache.listener.now_ms();
         notify_from_another_session(database, heartbeat_channel, sent_ms).await?;
         timeout(DELIVERY_TIMEOUT, echo_rx.changed())
             .await
