@@ -6,19 +6,18 @@ pub mod copies;
 pub mod download;
 pub mod program;
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use api::config::{CacheSettings, Config, Deadlines, PoolSettings, ServerLimits};
+use api::config::{Cli, Config};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;
-use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
+use shared::config::DatabaseSettings;
 use shared::db::models::{NewOrder, Source};
 use shared::db::orders::UpsertOrders;
 use shared::events::{self, Operation};
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json};
+use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json, parse_arguments};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -232,29 +231,16 @@ impl Answer {
 }
 
 pub fn config(database: DatabaseSettings) -> Config {
+    let arguments = [
+        "--db-pool-size=4",
+        "--cache-capacity=1000",
+        "--cache-warmup=0",
+        "--shutdown-timeout-ms=5000",
+    ];
+    let cli = parse_arguments::<Cli>(&arguments).unwrap();
     Config {
         database,
-        pool: PoolSettings::with_size(4),
-        address: ("127.0.0.1".to_owned(), 0),
-        server: ServerLimits {
-            max_connections: 10_000,
-            max_connections_per_peer: 2_000,
-            deadlines: Deadlines::default(),
-        },
-        api_token: None,
-        allow_unauthenticated_writes: false,
-        cors_allowed_origins: Vec::new(),
-        rate_limit_per_minute: None,
-        cache: CacheSettings {
-            capacity: NonZeroUsize::new(1000).unwrap(),
-            warmup: 0,
-            lease: Duration::from_secs(5),
-        },
-        log: LogSettings {
-            format: LogFormat::Text,
-            filter: "info".to_owned(),
-        },
-        shutdown: ShutdownSettings::new(Duration::from_secs(5)),
+        ..cli.config().unwrap()
     }
 }
 

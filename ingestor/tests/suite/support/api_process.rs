@@ -1,11 +1,9 @@
 //! An api in this process, with a client that speaks TCP.
 
-use std::num::NonZeroUsize;
-use std::time::Duration;
-
-use api::config::{CacheSettings, Config, Deadlines, PoolSettings, ServerLimits};
+use api::config::{Cli, Config};
 use serde_json::Value;
-use shared::config::{DatabaseSettings, LogFormat, LogSettings, ShutdownSettings};
+use shared::config::DatabaseSettings;
+use shared::testing::parse_arguments;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -39,29 +37,11 @@ impl Api {
             .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
+        let arguments = ["--cache-warmup=1000", "--shutdown-timeout-ms=1000"];
+        let cli = parse_arguments::<Cli>(&arguments).unwrap();
         let config = Config {
             database,
-            pool: PoolSettings::with_size(8),
-            address: ("127.0.0.1".to_owned(), port),
-            server: ServerLimits {
-                max_connections: 10_000,
-                max_connections_per_peer: 2_000,
-                deadlines: Deadlines::default(),
-            },
-            api_token: None,
-            allow_unauthenticated_writes: false,
-            cors_allowed_origins: Vec::new(),
-            rate_limit_per_minute: None,
-            cache: CacheSettings {
-                capacity: NonZeroUsize::new(10_000).unwrap(),
-                warmup: 1_000,
-                lease: Duration::from_secs(5),
-            },
-            log: LogSettings {
-                format: LogFormat::Text,
-                filter: "info".to_owned(),
-            },
-            shutdown: ShutdownSettings::new(Duration::from_secs(1)),
+            ..cli.config().unwrap()
         };
         runtime.spawn(api::run(config, listener, CancellationToken::new()));
         Self {
