@@ -58,7 +58,7 @@ impl Stack {
     pub(crate) fn start(
         folder: &Path,
         is_durable: bool,
-        settings: &[(&str, &str)],
+        settings: &[(&'static str, &'static str)],
     ) -> Result<Self> {
         thread::scope(|scope| {
             let broker = scope.spawn(|| start_broker(&folder.join("kafka")));
@@ -208,7 +208,7 @@ fn start_broker(folder: &Path) -> Result<Broker> {
 fn start_postgres(
     folder: &Path,
     is_durable: bool,
-    settings: &[(&str, &str)],
+    settings: &[(&'static str, &'static str)],
 ) -> Result<Option<PrivatePostgres>> {
     if database_is_given() {
         progress::step("PostgreSQL: the server that the DB_* variables name");
@@ -218,10 +218,7 @@ fn start_postgres(
     let postgres = PrivatePostgres::start(&postgres::Options {
         folder: Some(folder.to_owned()),
         is_durable,
-        settings: settings
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect(),
+        settings: settings.to_vec(),
         ..postgres::Options::default()
     })?;
     progress::step(&format!(

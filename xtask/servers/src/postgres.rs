@@ -43,7 +43,7 @@ pub struct Options {
     /// The server's certificate and key; without them TLS is off.
     pub tls: Option<TlsFiles>,
     /// More settings, which override ours: name and value as in `postgresql.conf`, without quotes.
-    pub settings: Vec<(String, String)>,
+    pub settings: Vec<(&'static str, &'static str)>,
     /// The password of the role.
     pub password: String,
 }

@@ -38,7 +38,7 @@ fn postgres_that_was_killed_comes_back_with_its_data() {
 fn postgres_has_a_role_that_may_create_databases_and_a_password_that_counts() {
     let postgres = PrivatePostgres::start(&Options {
         password: "it's \"odd\"".to_owned(),
-        settings: vec![("work_mem".to_owned(), "5MB".to_owned())],
+        settings: vec![("work_mem", "5MB")],
         ..Options::default()
     })
     .unwrap();

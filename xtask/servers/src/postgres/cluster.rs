@@ -206,13 +206,9 @@ fn render_settings(options: &Options) -> String {
         settings.push(("ssl_cert_file", "server.crt"));
         settings.push(("ssl_key_file", "server.key"));
     }
-    let given = options
-        .settings
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()));
+    settings.extend(&options.settings);
     settings
         .into_iter()
-        .chain(given)
         .map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''")))
         .collect()
 }
@@ -241,7 +237,7 @@ mod tests {
     fn settings_are_quoted_and_given_ones_come_last() {
         let options = Options {
             is_durable: true,
-            settings: vec![("max_connections".into(), "it's 5".into())],
+            settings: vec![("max_connections", "it's 5")],
             ..Options::default()
         };
         let text = render_settings(&options);
