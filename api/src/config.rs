@@ -2,12 +2,14 @@
 
 pub mod origin;
 
+use std::fmt::Display;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::RangeBounds;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
@@ -27,7 +29,7 @@ pub struct Cli {
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
-    cache: CacheArgs,
+    cache: CacheSettings,
     #[command(flatten)]
     log: LogSettings,
     #[command(flatten)]
@@ -57,15 +59,8 @@ struct ServerArgs {
         value_name = "SERVER_PORT"
     )]
     server_port: u16,
-    /// Maximum number of client connections, 1..=1000000
-    #[arg(long, env = "SERVER_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "SERVER_MAX_CONNECTIONS",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    server_max_connections: u32,
-    /// Maximum number of connections from one address (for IPv6, one /64 network); a load balancer is one address
-    #[arg(long, env = "SERVER_MAX_CONNECTIONS_PER_PEER", default_value_t = 2_000,
-          value_name = "SERVER_MAX_CONNECTIONS_PER_PEER",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    server_max_connections_per_peer: u32,
+    #[command(flatten)]
+    limits: ServerLimits,
     /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
     #[arg(long, env = "DB_POOL_SIZE", default_value_t = 8, value_name = "DB_POOL_SIZE",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -104,21 +99,9 @@ struct ServerArgs {
     rate_limit_per_minute: u32,
 }
 
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Cache")]
-struct CacheArgs {
-    /// Maximum number of orders in the cache, 1..=10000000
-    #[arg(long, env = "CACHE_CAPACITY", default_value_t = 10_000, value_name = "CACHE_CAPACITY",
-          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    cache_capacity: u32,
-    /// Number of the newest orders to load at start and after a reconnect, 0..=10000000
-    #[arg(long, env = "CACHE_WARMUP", default_value_t = 10_000, value_name = "CACHE_WARMUP",
-          value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
-    cache_warmup: u32,
-    /// Milliseconds for which the cache is served after the listener has proved that it saw every commit, 100..=60000
-    #[arg(long, env = "CACHE_LEASE_MS", default_value_t = 5000, value_name = "CACHE_LEASE_MS",
-          value_parser = clap::value_parser!(u32).range(100..=60_000))]
-    cache_lease_ms: u32,
+/// Parses a number within bounds.
+fn number(bounds: impl RangeBounds<u64>) -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::new().range(bounds)
 }
 
 /// All settings, validated.
@@ -149,13 +132,18 @@ pub struct Config {
 }
 
 /// The limits of clients' connections. Operators can set only the counts; tests shorten the times.
-#[derive(Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// The maximum number of connections.
+    /// Maximum number of client connections, 1..=1000000
+    #[arg(long = "server-max-connections", env = "SERVER_MAX_CONNECTIONS", default_value_t = 10_000,
+          value_name = "SERVER_MAX_CONNECTIONS", value_parser = number(1..=1_000_000))]
     pub max_connections: usize,
-    /// The maximum number of connections from one client address.
+    /// Maximum number of connections from one address (for IPv6, one /64 network); a load balancer is one address
+    #[arg(long = "server-max-connections-per-peer", env = "SERVER_MAX_CONNECTIONS_PER_PEER", default_value_t = 2_000,
+          value_name = "SERVER_MAX_CONNECTIONS_PER_PEER", value_parser = number(1..=1_000_000))]
     pub max_connections_per_peer: usize,
-    /// How long a connection may wait.
+    /// How long a connection may wait for the client.
+    #[arg(skip)]
     pub deadlines: Deadlines,
 }
 
@@ -211,13 +199,20 @@ impl PoolSettings {
 }
 
 /// The cache's limits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
-    /// The maximum number of orders.
+    /// Maximum number of orders in the cache, 1..=10000000
+    #[arg(long = "cache-capacity", env = "CACHE_CAPACITY", default_value = "10000", value_name = "CACHE_CAPACITY",
+          value_parser = number(1..=10_000_000).try_map(NonZeroUsize::try_from))]
     pub capacity: NonZeroUsize,
-    /// How many orders to load at start and after a reconnect.
+    /// Number of the newest orders to load at start and after a reconnect, 0..=10000000
+    #[arg(long = "cache-warmup", env = "CACHE_WARMUP", default_value_t = 10_000, value_name = "CACHE_WARMUP",
+          value_parser = number(0..=10_000_000))]
     pub warmup: usize,
-    /// How old the listener's proof may be while the cache is served.
+    /// Milliseconds for which the cache is served after the listener has proved that it saw every commit, 100..=60000
+    #[arg(long = "cache-lease-ms", env = "CACHE_LEASE_MS", default_value = "5000", value_name = "CACHE_LEASE_MS",
+          value_parser = number(100..=60_000).map(|lease_ms| Duration::from_millis(lease_ms as u64)))]
     pub lease: Duration,
 }
 
@@ -243,21 +238,12 @@ impl Cli {
             database: database.resolve()?,
             pool: PoolSettings::with_size(server.db_pool_size.into()),
             address: (server.server_host, server.server_port),
-            server: ServerLimits {
-                max_connections: server.server_max_connections as usize,
-                max_connections_per_peer: server.server_max_connections_per_peer as usize,
-                deadlines: Deadlines::default(),
-            },
+            server: server.limits,
             api_token,
             allow_unauthenticated_writes: server.allow_unauthenticated_writes,
             cors_allowed_origins: server.cors_allowed_origins,
             rate_limit_per_minute: NonZeroU32::new(server.rate_limit_per_minute),
-            cache: CacheSettings {
-                capacity: NonZeroUsize::new(cache.cache_capacity as usize)
-                    .unwrap_or(NonZeroUsize::MIN),
-                warmup: cache.cache_warmup as usize,
-                lease: Duration::from_millis(cache.cache_lease_ms.into()),
-            },
+            cache,
             log,
             shutdown,
         })
@@ -270,35 +256,30 @@ impl Config {
         let token = self.api_token.clone().unwrap_or_else(|| Secret::new(""));
         let origins = self.cors_allowed_origins.iter();
         let origins: Vec<_> = origins.map(AllowedOrigin::as_str).collect();
+        let rate_limit = self.rate_limit_per_minute.map_or(0, NonZeroU32::get);
+        let limits = &self.server;
         let mut shown = self.database.shown();
-        shown.extend([
-            ("DB_POOL_SIZE", self.pool.size.to_string()),
-            ("SERVER_HOST", self.address.0.clone()),
-            ("SERVER_PORT", self.address.1.to_string()),
-            (
-                "SERVER_MAX_CONNECTIONS",
-                self.server.max_connections.to_string(),
-            ),
+        let settings: [(&'static str, &dyn Display); 12] = [
+            ("DB_POOL_SIZE", &self.pool.size),
+            ("SERVER_HOST", &self.address.0),
+            ("SERVER_PORT", &self.address.1),
+            ("SERVER_MAX_CONNECTIONS", &limits.max_connections),
             (
                 "SERVER_MAX_CONNECTIONS_PER_PEER",
-                self.server.max_connections_per_peer.to_string(),
+                &limits.max_connections_per_peer,
             ),
-            ("API_TOKEN", format!("{token:?}")),
+            ("API_TOKEN", &format!("{token:?}")),
             (
                 "ALLOW_UNAUTHENTICATED_WRITES",
-                self.allow_unauthenticated_writes.to_string(),
+                &self.allow_unauthenticated_writes,
             ),
-            ("CORS_ALLOWED_ORIGINS", origins.join(",")),
-            (
-                "RATE_LIMIT_PER_MINUTE",
-                self.rate_limit_per_minute
-                    .map_or(0, NonZeroU32::get)
-                    .to_string(),
-            ),
-            ("CACHE_CAPACITY", self.cache.capacity.to_string()),
-            ("CACHE_WARMUP", self.cache.warmup.to_string()),
-            ("CACHE_LEASE_MS", self.cache.lease.as_millis().to_string()),
-        ]);
+            ("CORS_ALLOWED_ORIGINS", &origins.join(",")),
+            ("RATE_LIMIT_PER_MINUTE", &rate_limit),
+            ("CACHE_CAPACITY", &self.cache.capacity),
+            ("CACHE_WARMUP", &self.cache.warmup),
+            ("CACHE_LEASE_MS", &self.cache.lease.as_millis()),
+        ];
+        shown.extend(settings.map(|(name, value)| (name, value.to_string())));
         shown.extend(self.log.shown());
         shown.extend(self.shutdown.shown());
         shown
