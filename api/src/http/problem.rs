@@ -3,8 +3,6 @@
 //! There is one variant per `code`, and one function writes the answer. Internal texts never get here: if the fault is
 //! ours, the client learns only the request's id.
 
-use std::borrow::Cow;
-
 use serde::Serialize;
 use shared::order::{Fault, MAX_ORDER_BYTES, OrderUid};
 use warp::http::header::{
@@ -22,20 +20,24 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Seconds after which a refused client may try again. A burst or a restart is usually over by then.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// Why a request is refused or fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a request is refused or fails. The texts are the details that clients get.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[cfg_attr(test, derive(strum::EnumIter))]
 pub enum ApiError {
     /// The order id in the path is invalid.
+    #[error("an order id {}", OrderUid::RULE)]
     InvalidOrderUid,
     /// `limit` is not a number within its bounds.
+    #[error("limit must be a number from 1 to {max}")]
     InvalidLimit {
         /// The largest allowed value; the smallest is 1.
         max: u32,
     },
     /// `cursor` is garbled, or belongs to a list with other filters.
+    #[error("cursor must be a next_cursor that was returned for the same filters")]
     InvalidCursor,
     /// A parameter has an invalid value or is given twice.
+    #[error("{name} {detail}")]
     InvalidParameter {
         /// The parameter's name.
         name: &'static str,
@@ -43,6 +45,7 @@ pub enum ApiError {
         detail: &'static str,
     },
     /// The route has no such parameter.
+    #[error("there is no parameter {name}, this route takes {}", list(known))]
     UnknownParameter {
         /// The name as given, shortened.
         name: String,
@@ -50,57 +53,78 @@ pub enum ApiError {
         known: &'static [&'static str],
     },
     /// The body is not JSON.
+    #[error("{0}")]
     MalformedJson(String),
     /// The token is missing or wrong.
+    #[error("send the token in the header Authorization: Bearer ...")]
     Unauthorized,
     /// The server has no token and is not bound to loopback, so it accepts no writes.
+    #[error(
+        "this server accepts writes only with a token: set API_TOKEN, or bind the server to loopback"
+    )]
     WritesDisabled,
     /// Writes need no token here, but the request comes from another site or another machine.
+    #[error("without a token, writes are accepted only from this machine and its own pages")]
     ForbiddenOrigin,
     /// There is no such order.
+    #[error("there is no order with this id")]
     OrderNotFound {
         /// The `Cache-Status` of the answer, if the cache was asked.
         cache_status: Option<&'static str>,
     },
     /// No route has this path.
+    #[error("there is no endpoint at this path")]
     NoSuchEndpoint,
     /// The path does not allow the method.
+    #[error("this path allows {allow}")]
     MethodNotAllowed {
         /// The methods that the path allows, for the header `Allow`.
         allow: String,
     },
     /// The client does not accept the media type of the answer.
+    #[error("the response is {media_type}, which the header Accept does not allow")]
     NotAcceptable {
         /// The media type.
         media_type: &'static str,
     },
     /// The body did not arrive in time.
+    #[error("the body did not arrive in time")]
     RequestTimeout,
     /// The order's version does not satisfy the precondition.
+    #[error("the order's current version is in the header ETag")]
     VersionMismatch {
         /// The order's version.
         current: i64,
     },
     /// The body is larger than an order may be.
+    #[error("the body may have at most {MAX_ORDER_BYTES} bytes")]
     BodyTooLarge,
     /// The body is not declared as JSON.
+    #[error("send the order as Content-Type: application/json")]
     UnsupportedMediaType,
     /// The peer has sent too many requests.
+    #[error("this address has used up its requests for this minute")]
     RateLimited {
         /// The seconds after which it may send more.
         retry_after_seconds: u64,
     },
     /// The body is JSON, but not a valid order. Holds all faults.
+    #[error("the order has {} fault{}, see errors", .0.len(), if .0.len() == 1 { "" } else { "s" })]
     InvalidOrder(Vec<Fault>),
     /// The order id in the body differs from the one in the path.
+    #[error("order_uid in the body must equal the order id in the path")]
     UidMismatch,
     /// The database cannot be used. Holds the detail for the client.
+    #[error("{0}")]
     DatabaseUnavailable(&'static str),
     /// A limit of concurrent work is reached. Holds the detail for the client.
+    #[error("{0}")]
     Overloaded(&'static str),
     /// The database did not answer in time.
+    #[error("the database did not answer in time")]
     DatabaseTimeout,
     /// An internal error.
+    #[error("an internal error occurred, please report the request_id")]
     Internal,
 }
 
@@ -110,7 +134,7 @@ struct Problem<'a> {
     r#type: String,
     title: &'static str,
     status: u16,
-    detail: Cow<'a, str>,
+    detail: String,
     code: &'static str,
     request_id: &'a str,
     errors: &'a [Fault],
@@ -152,53 +176,6 @@ impl ApiError {
         StatusCode::from_u16(self.kind().0).expect("all of them are valid")
     }
 
-    fn detail(&self) -> Cow<'_, str> {
-        match self {
-            Self::InvalidOrderUid => ["an order id ", OrderUid::RULE].concat().into(),
-            Self::InvalidLimit { max } => format!("limit must be a number from 1 to {max}").into(),
-            Self::InvalidCursor => {
-                "cursor must be a next_cursor that was returned for the same filters".into()
-            }
-            Self::InvalidParameter { name, detail } => format!("{name} {detail}").into(),
-            Self::UnknownParameter { name, known: [] } => {
-                format!("there is no parameter {name}, this route takes none").into()
-            }
-            Self::UnknownParameter { name, known } => {
-                format!("there is no parameter {name}, this route takes {}", known.join(", ")).into()
-            }
-            Self::MalformedJson(detail) => detail.as_str().into(),
-            Self::Unauthorized => "send the token in the header Authorization: Bearer ...".into(),
-            Self::WritesDisabled => {
-                "this server accepts writes only with a token: set API_TOKEN, or bind the server to loopback"
-                    .into()
-            }
-            Self::ForbiddenOrigin => {
-                "without a token, writes are accepted only from this machine and its own pages".into()
-            }
-            Self::OrderNotFound { .. } => "there is no order with this id".into(),
-            Self::NoSuchEndpoint => "there is no endpoint at this path".into(),
-            Self::MethodNotAllowed { allow } => format!("this path allows {allow}").into(),
-            Self::NotAcceptable { media_type } => {
-                format!("the response is {media_type}, which the header Accept does not allow").into()
-            }
-            Self::RequestTimeout => "the body did not arrive in time".into(),
-            Self::VersionMismatch { .. } => "the order's current version is in the header ETag".into(),
-            Self::BodyTooLarge => format!("the body may have at most {MAX_ORDER_BYTES} bytes").into(),
-            Self::UnsupportedMediaType => "send the order as Content-Type: application/json".into(),
-            Self::InvalidOrder(faults) => {
-                let plural = if faults.len() == 1 { "" } else { "s" };
-                format!("the order has {} fault{plural}, see errors", faults.len()).into()
-            }
-            Self::UidMismatch => "order_uid in the body must equal the order id in the path".into(),
-            Self::RateLimited { .. } => {
-                "this address has used up its requests for this minute".into()
-            }
-            Self::DatabaseUnavailable(detail) | Self::Overloaded(detail) => (*detail).into(),
-            Self::DatabaseTimeout => "the database did not answer in time".into(),
-            Self::Internal => "an internal error occurred, please report the request_id".into(),
-        }
-    }
-
     /// Returns the answer that tells the client.
     pub fn response(&self, request_id: &str) -> Response {
         let (status, code, title) = self.kind();
@@ -206,7 +183,7 @@ impl ApiError {
             r#type: ["urn:order-service:problem:", code].concat(),
             title,
             status,
-            detail: self.detail(),
+            detail: self.to_string(),
             code,
             request_id,
             errors: match self {
@@ -252,6 +229,13 @@ impl ApiError {
             _ => return None,
         })
     }
+}
+
+fn list(known: &[&str]) -> String {
+    if known.is_empty() {
+        return "none".to_owned();
+    }
+    known.join(", ")
 }
 
 impl From<StoreError> for ApiError {
