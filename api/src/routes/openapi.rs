@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use shared::order::Order;
+use shared::testing::model_json;
 use strum::IntoEnumIterator;
 
 use super::{ROUTES, Route};
@@ -178,6 +180,37 @@ fn a_code_that_is_removed_is_missed() {
         "{:?}",
         differences(&renamed)
     );
+}
+
+/// Answers need no such test: their schemas name every field as required and allow no others, and the suite checks every
+/// answer against them.
+#[test]
+fn orders_of_clients_must_have_the_fields_that_the_document_requires() {
+    let document = document();
+    let model: Value = serde_json::from_str(model_json()).unwrap();
+    for (schema, pointer) in [
+        ("OrderInput", ""),
+        ("DeliveryInput", "/delivery"),
+        ("PaymentInput", "/payment"),
+        ("ItemInput", "/items/0"),
+    ] {
+        let schema = &document["components"]["schemas"][schema];
+        let required = texts(&schema["required"]);
+        let described = schema["properties"].as_object().unwrap().keys();
+        let fields = model.pointer(pointer).unwrap().as_object().unwrap().keys();
+        assert_eq!(
+            described.collect::<BTreeSet<_>>(),
+            fields.clone().collect::<BTreeSet<_>>(),
+            "{pointer}"
+        );
+        for field in fields {
+            let mut order = model.clone();
+            let part = order.pointer_mut(pointer).unwrap();
+            part.as_object_mut().unwrap().remove(field);
+            let is_refused = Order::decode(order.to_string().as_bytes()).is_err();
+            assert_eq!(is_refused, required.contains(field), "{pointer}/{field}");
+        }
+    }
 }
 
 fn remove_code(part: &mut Value, code: &str) {
