@@ -12,6 +12,7 @@ pub mod web;
 
 use std::sync::Arc;
 
+use shared::order::OrderUid;
 use warp::reply::Response;
 
 use crate::app::App;
@@ -26,8 +27,20 @@ pub type Answer = Answering<Result<Response, ApiError>>;
 pub struct Call {
     /// The process's state.
     pub app: Arc<App>,
+    /// The order id in the path, if the route has one.
+    pub order_uid: Option<OrderUid>,
     /// The request's head.
     pub head: Head,
     /// The request's body.
     pub body: Body,
+}
+
+impl Call {
+    /// Returns the order id in the path.
+    ///
+    /// # Errors
+    /// Returns `InvalidOrderUid` if the path of the route has none.
+    fn order_uid(&self) -> Result<&OrderUid, ApiError> {
+        self.order_uid.as_ref().ok_or(ApiError::InvalidOrderUid)
+    }
 }

@@ -16,7 +16,6 @@ use futures_util::{FutureExt, Stream, TryStreamExt, stream};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use shared::order::OrderUid;
 use warp::http::header::ALLOW;
 use warp::http::{HeaderValue, Method, Request, StatusCode, Version};
 use warp::path::FullPath;
@@ -26,7 +25,7 @@ use warp::{Filter, Rejection};
 use crate::app::App;
 use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web};
 use crate::http::empty;
-use crate::http::envelope::{Answering, Outcome, at_once};
+use crate::http::envelope::{Answering, Outcome, Routes, at_once};
 use crate::http::problem::ApiError;
 use crate::http::request::{Body, Head, order_uid};
 
@@ -36,28 +35,28 @@ const ORDER_UID: &str = "{order_uid}";
 /// All routes. The most frequent one stands first, because the table is searched from the top.
 #[rustfmt::skip] // One line per route.
 pub static ROUTES: [Route; 18] = [
-    of_order("/order/{order_uid}", "order", &[read(orders::get)]),
-    of_order("/api/v1/orders/{order_uid}", "order", &[
+    Route { path: "/order/{order_uid}", name: "order", endpoints: &[read(orders::get)] },
+    Route { path: "/api/v1/orders/{order_uid}", name: "order", endpoints: &[
         read(orders::get),
-        write("PUT", |uid, call| later(orders::put(uid, call))),
-        write("DELETE", |uid, call| later(orders::delete(uid, call))),
-    ]),
-    plain(listing::PATH, "orders", &[read(|call| later(orders::list(call)))]),
-    plain("/api/v1/cache/stats", "cache_stats", &[read(|call| later(cache::stats(call)))]),
-    plain("/api/v1/cache/warmup", "cache_warmup", &[write("POST", |call| later(cache::warm_up(call)))]),
-    plain("/api/v1/cache", "cache", &[write("DELETE", |call| later(cache::clear(call)))]),
-    plain("/api/v1/events", "events", &[read(|call| later(events::follow(call)))]),
-    plain("/health", "health", &[read(|call| later(health::health(call)))]),
-    plain("/livez", "livez", &[read(|call| later(health::livez(call)))]),
-    plain("/readyz", "readyz", &[read(|call| later(health::readyz(call)))]),
-    plain("/metrics", "metrics", &[read(|call| later(health::metrics(call)))]),
-    plain("/openapi.json", "page", &[read(|call| later(web::asset(&web::OPENAPI, call)))]),
-    plain("/", "page", &[read(|call| later(web::asset(&web::INDEX, call)))]),
-    plain("/style.css", "page", &[read(|call| later(web::asset(&web::STYLE, call)))]),
-    plain("/app.js", "page", &[read(|call| later(web::asset(&web::SCRIPT, call)))]),
-    plain("/api.html", "page", &[read(|call| later(web::asset(&web::REFERENCE, call)))]),
-    plain("/api.js", "page", &[read(|call| later(web::asset(&web::REFERENCE_SCRIPT, call)))]),
-    plain("/favicon.svg", "page", &[read(|call| later(web::asset(&web::ICON, call)))]),
+        write("PUT", |call| later(orders::put(call))),
+        write("DELETE", |call| later(orders::delete(call))),
+    ] },
+    Route { path: listing::PATH, name: "orders", endpoints: &[read(|call| later(orders::list(call)))] },
+    Route { path: "/api/v1/cache/stats", name: "cache_stats", endpoints: &[read(|call| later(cache::stats(call)))] },
+    Route { path: "/api/v1/cache/warmup", name: "cache_warmup", endpoints: &[write("POST", |call| later(cache::warm_up(call)))] },
+    Route { path: "/api/v1/cache", name: "cache", endpoints: &[write("DELETE", |call| later(cache::clear(call)))] },
+    Route { path: "/api/v1/events", name: "events", endpoints: &[read(|call| later(events::follow(call)))] },
+    Route { path: "/health", name: "health", endpoints: &[read(|call| later(health::health(call)))] },
+    Route { path: "/livez", name: "livez", endpoints: &[read(|call| later(health::livez(call)))] },
+    Route { path: "/readyz", name: "readyz", endpoints: &[read(|call| later(health::readyz(call)))] },
+    Route { path: "/metrics", name: "metrics", endpoints: &[read(|call| later(health::metrics(call)))] },
+    Route { path: "/openapi.json", name: "page", endpoints: &[read(|call| later(web::asset(&web::OPENAPI, call)))] },
+    Route { path: "/", name: "page", endpoints: &[read(|call| later(web::asset(&web::INDEX, call)))] },
+    Route { path: "/style.css", name: "page", endpoints: &[read(|call| later(web::asset(&web::STYLE, call)))] },
+    Route { path: "/app.js", name: "page", endpoints: &[read(|call| later(web::asset(&web::SCRIPT, call)))] },
+    Route { path: "/api.html", name: "page", endpoints: &[read(|call| later(web::asset(&web::REFERENCE, call)))] },
+    Route { path: "/api.js", name: "page", endpoints: &[read(|call| later(web::asset(&web::REFERENCE_SCRIPT, call)))] },
+    Route { path: "/favicon.svg", name: "page", endpoints: &[read(|call| later(web::asset(&web::ICON, call)))] },
 ];
 
 /// A path and what answers its methods.
@@ -67,25 +66,15 @@ pub struct Route {
     pub path: &'static str,
     /// The name of the route in metrics and logs.
     name: &'static str,
-    methods: Methods,
+    endpoints: &'static [Endpoint],
 }
-
-/// What answers each method of a path.
-#[derive(Debug)]
-enum Methods {
-    Plain(Endpoints<fn(Call) -> Answer>),
-    /// The path ends in an order id, which is checked before the method.
-    OfOrder(Endpoints<fn(OrderUid, Call) -> Answer>),
-}
-
-type Endpoints<H> = &'static [Endpoint<H>];
 
 /// One method of a path. GET includes HEAD, and every path answers OPTIONS.
 #[derive(Debug)]
-struct Endpoint<H> {
+struct Endpoint {
     method: &'static str,
     access: Access,
-    handler: H,
+    handler: fn(Call) -> Answer,
 }
 
 /// Who may call an endpoint.
@@ -96,44 +85,20 @@ enum Access {
     Writers,
 }
 
-const fn plain(
-    path: &'static str,
-    name: &'static str,
-    endpoints: Endpoints<fn(Call) -> Answer>,
-) -> Route {
-    let methods = Methods::Plain(endpoints);
-    Route {
-        path,
-        name,
-        methods,
-    }
-}
-
-const fn of_order(
-    path: &'static str,
-    name: &'static str,
-    endpoints: Endpoints<fn(OrderUid, Call) -> Answer>,
-) -> Route {
-    let methods = Methods::OfOrder(endpoints);
-    Route {
-        path,
-        name,
-        methods,
-    }
-}
-
-const fn read<H>(handler: H) -> Endpoint<H> {
+const fn read(handler: fn(Call) -> Answer) -> Endpoint {
+    let (method, access) = ("GET", Access::Everyone);
     Endpoint {
-        method: "GET",
-        access: Access::Everyone,
+        method,
+        access,
         handler,
     }
 }
 
-const fn write<H>(method: &'static str, handler: H) -> Endpoint<H> {
+const fn write(method: &'static str, handler: fn(Call) -> Answer) -> Endpoint {
+    let access = Access::Writers;
     Endpoint {
         method,
-        access: Access::Writers,
+        access,
         handler,
     }
 }
@@ -157,119 +122,87 @@ impl Route {
         })
     }
 
-    /// The value of `Allow`.
+    /// Returns the value of `Allow`.
     pub fn allow(&self) -> String {
-        match self.methods {
-            Methods::Plain(endpoints) => allow(endpoints),
-            Methods::OfOrder(endpoints) => allow(endpoints),
-        }
+        let methods = self.endpoints.iter().map(|endpoint| match endpoint.method {
+            "GET" => "GET, HEAD",
+            method => method,
+        });
+        methods.chain(["OPTIONS"]).collect::<Vec<_>>().join(", ")
     }
 
-    fn answer(&self, segment: &str, call: Call) -> Answer {
-        let answer = match self.methods {
-            Methods::Plain(endpoints) => {
-                choose(endpoints, &call).map(|chosen| chosen.map(|handler| handler(call)))
-            }
-            Methods::OfOrder(endpoints) => order_uid(segment).and_then(|uid| {
-                let chosen = choose(endpoints, &call)?;
-                Ok(chosen.map(|handler| handler(uid, call)))
-            }),
+    fn answer(&self, segment: &str, mut call: Call) -> Result<Answer, ApiError> {
+        if self.path.ends_with(ORDER_UID) {
+            call.order_uid = Some(order_uid(segment)?);
+        }
+        let method = match call.head.method.as_str() {
+            "OPTIONS" => return Ok(at_once(Ok(self.options()))),
+            "HEAD" => "GET",
+            method => method,
         };
-        match answer {
-            Ok(Some(answer)) => answer,
-            Ok(None) => at_once(Ok(options(&self.allow()))),
-            Err(refused) => at_once(Err(refused)),
+        let endpoint = self.endpoints.iter().find(|each| each.method == method);
+        let endpoint = endpoint.ok_or_else(|| ApiError::MethodNotAllowed {
+            allow: self.allow(),
+        })?;
+        if endpoint.access == Access::Writers {
+            call.app.authority.check(&call.head.headers)?;
         }
+        Ok((endpoint.handler)(call))
     }
-}
 
-/// Chooses the handler of the request's method; `None` for OPTIONS, which needs none.
-fn choose<H: Copy>(endpoints: Endpoints<H>, call: &Call) -> Result<Option<H>, ApiError> {
-    let method = match call.head.method.as_str() {
-        "OPTIONS" => return Ok(None),
-        "HEAD" => "GET",
-        method => method,
-    };
-    let endpoint = endpoints.iter().find(|endpoint| endpoint.method == method);
-    let endpoint = endpoint.ok_or_else(|| ApiError::MethodNotAllowed {
-        allow: allow(endpoints),
-    })?;
-    if endpoint.access == Access::Writers {
-        call.app.authority.check(&call.head.headers)?;
+    fn options(&self) -> Response {
+        let mut response = empty(StatusCode::NO_CONTENT);
+        let allow = HeaderValue::try_from(self.allow()).expect("methods are valid in a header");
+        response.headers_mut().insert(ALLOW, allow);
+        response
     }
-    Ok(Some(endpoint.handler))
-}
-
-fn allow<H>(endpoints: Endpoints<H>) -> String {
-    let mut methods = Vec::new();
-    for endpoint in endpoints {
-        methods.push(endpoint.method);
-        if endpoint.method == "GET" {
-            methods.push("HEAD");
-        }
-    }
-    methods.push("OPTIONS");
-    methods.join(", ")
-}
-
-fn options(allow: &str) -> Response {
-    let mut response = empty(StatusCode::NO_CONTENT);
-    let allow = HeaderValue::from_str(allow).expect("methods are valid in a header");
-    response.headers_mut().insert(ALLOW, allow);
-    response
 }
 
 /// Answers a request by the table.
 fn dispatch(app: &Arc<App>, path: &str, head: Head, body: Body) -> Answering<Outcome> {
     let Some((route, segment)) = Route::find(path) else {
-        let result = Err(ApiError::NoSuchEndpoint);
-        return at_once(Outcome {
-            route: "none",
-            result,
-        });
+        return at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint)));
     };
-    let app = Arc::clone(app);
-    let outcome = |result| Outcome {
-        route: route.name,
-        result,
+    let call = Call {
+        app: Arc::clone(app),
+        order_uid: None,
+        head,
+        body,
     };
-    match route.answer(segment, Call { app, head, body }) {
-        Either::Left(result) => at_once(outcome(result.into_inner())),
-        Either::Right(waiting) => Either::Right(Box::pin(waiting.map(outcome))),
+    let answer = route.answer(segment, call);
+    match answer.unwrap_or_else(|refused| at_once(Err(refused))) {
+        Either::Left(result) => at_once(Outcome::new(route.name, result.into_inner())),
+        Either::Right(waiting) => Either::Right(Box::pin(
+            waiting.map(|result| Outcome::new(route.name, result)),
+        )),
     }
 }
 
-/// Returns what answers all requests: [`dispatch`], which warp calls.
+/// Returns what answers all requests: `dispatch`, which warp calls.
 ///
 /// Only requests that read an order call it without warp: they are by far the most frequent and need no body, and warp
 /// would copy their headers and could not answer a cache hit at once.
-pub fn router(
-    app: &Arc<App>,
-) -> impl Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + use<> {
+pub fn router(app: &Arc<App>) -> Routes {
     let served = TowerToHyperService::new(warp::service(filter(app)));
     let app = Arc::clone(app);
-    move |mut request| {
+    Box::new(move |mut request| {
         let can_stream = request.version() >= Version::HTTP_11;
         if is_order_read(&request) {
             let (parts, _) = request.into_parts();
-            let head = Head {
-                method: parts.method,
-                headers: parts.headers,
-                query: parts.uri.query().unwrap_or_default().to_owned(),
-                can_stream,
-            };
+            let query = parts.uri.query().unwrap_or_default().to_owned();
+            let head = Head::new(parts.method, parts.headers, query, can_stream);
             return dispatch(&app, parts.uri.path(), head, Box::pin(stream::empty()));
         }
         request.extensions_mut().insert(CanStream(can_stream));
         let served = served.call(request);
         Either::Right(Box::pin(served.map(|Ok(reply)| Outcome::of_reply(reply))))
-    }
+    })
 }
 
 fn is_order_read(request: &Request<Incoming>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD)
         && Route::find(request.uri().path())
-            .is_some_and(|(route, _)| matches!(route.methods, Methods::OfOrder(_)))
+            .is_some_and(|(route, _)| route.path.ends_with(ORDER_UID))
 }
 
 /// [`Head::can_stream`] of a request on its way through warp, which does not tell the version.
@@ -290,12 +223,7 @@ fn filter(
         .and(warp::body::stream().map(boxed))
         .then(
             move |path: FullPath, method, headers, query, CanStream(can_stream), body| {
-                let head = Head {
-                    method,
-                    headers,
-                    query,
-                    can_stream,
-                };
+                let head = Head::new(method, headers, query, can_stream);
                 dispatch(&app, path.as_str(), head, body)
             },
         )

@@ -162,29 +162,21 @@ fn text(name: &'static str, value: String) -> Result<String, ApiError> {
 }
 
 fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
-    const DETAIL: &str =
-        "must be an RFC 3339 time with a time zone, for example 2026-01-31T00:00:00Z";
+    let detail = "must be an RFC 3339 time with a time zone, for example 2026-01-31T00:00:00Z";
     // If the "+" of the zone was not percent-encoded, decoding has turned it into a space.
     let zone_at = value.len().checked_sub("+00:00".len());
     let value = match zone_at {
         Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
         _ => value.to_owned(),
     };
-    let refused = ApiError::InvalidParameter {
-        name,
-        detail: DETAIL,
-    };
-    let time = DateTime::parse_from_rfc3339(&value).map_err(|_| refused.clone())?;
-    let time = time.with_timezone(&Utc);
     // Orders are dated to the microsecond, so both bounds keep their meaning when they are rounded up.
-    let below = time
-        .duration_trunc(TimeDelta::microseconds(1))
-        .map_err(|_| refused)?;
-    Ok(if below == time {
-        below
-    } else {
-        below + TimeDelta::microseconds(1)
+    let time = DateTime::parse_from_rfc3339(&value).ok();
+    time.and_then(|time| {
+        time.to_utc()
+            .duration_round_up(TimeDelta::microseconds(1))
+            .ok()
     })
+    .ok_or(ApiError::InvalidParameter { name, detail })
 }
 
 /// Returns the cursor of a position in the list with this filter.

@@ -53,9 +53,13 @@ static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
 /// Reads an order. A cache hit is answered at once.
-pub fn get(uid: OrderUid, call: Call) -> Answer {
-    let fetching =
-        check_read(&call).map(|()| call.app.cache.get(uid.as_str(), demand(&call.head.headers)));
+pub fn get(call: Call) -> Answer {
+    let fetching = call.order_uid().and_then(|uid| {
+        call.head.parameters(&[])?;
+        call.head.require_accepts_json()?;
+        call.app.require_schema()?;
+        Ok(call.app.cache.get(uid.as_str(), demand(&call.head.headers)))
+    });
     match fetching {
         Err(refused) => at_once(Err(refused)),
         Ok(Either::Left(cached)) => at_once(order_answer(&call.head, cached, Duration::ZERO)),
@@ -67,12 +71,6 @@ pub fn get(uid: OrderUid, call: Call) -> Answer {
             }))
         }
     }
-}
-
-fn check_read(call: &Call) -> Result<(), ApiError> {
-    call.head.parameters(&[])?;
-    call.head.require_accepts_json()?;
-    call.app.require_schema()
 }
 
 fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Response, ApiError> {
@@ -201,8 +199,11 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
 }
 
 /// Replaces an order.
-pub async fn put(uid: OrderUid, call: Call) -> Result<Response, ApiError> {
-    let Call { app, head, body } = call;
+pub async fn put(call: Call) -> Result<Response, ApiError> {
+    let uid = call.order_uid()?.clone();
+    let Call {
+        app, head, body, ..
+    } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
     require_json_body(&head)?;
@@ -232,7 +233,9 @@ pub async fn put(uid: OrderUid, call: Call) -> Result<Response, ApiError> {
 }
 
 /// Deletes an order.
-pub async fn delete(uid: OrderUid, Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+pub async fn delete(call: Call) -> Result<Response, ApiError> {
+    let uid = call.order_uid()?.clone();
+    let Call { app, head, .. } = call;
     head.parameters(&[])?;
     let precondition = conditional::precondition(&head.headers);
     let (repository, deleted) = (app.repository.clone(), uid.clone());

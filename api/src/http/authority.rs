@@ -84,7 +84,7 @@ fn is_from_this_machine(headers: &HeaderMap, cors: &Cors) -> bool {
     has_loopback_host && (is_listed_origin || is_own_origin && !is_cross_site)
 }
 
-/// Returns the value of a header that must be sent only once.
+/// Returns the value of a header, `None` if it is missing or sent more than once.
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;

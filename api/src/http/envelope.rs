@@ -68,37 +68,35 @@ impl Reply for Outcome {
 }
 
 impl Outcome {
+    /// Puts an outcome together.
+    pub fn new(route: &'static str, result: Result<Response, ApiError>) -> Self {
+        Self { route, result }
+    }
+
     /// Takes an outcome out of the response that warp made of it.
     pub fn of_reply(mut response: Response) -> Self {
         match response.extensions_mut().remove() {
-            Some(Carried { route, problem }) => Self {
-                route,
-                result: problem.map_or(Ok(response), Err),
-            },
+            Some(Carried { route, problem }) => Self::new(route, problem.map_or(Ok(response), Err)),
             // Not reached: the one filter rejects no request.
-            None => Self {
-                route: "none",
-                result: Err(ApiError::Internal),
-            },
+            None => Self::new("none", Err(ApiError::Internal)),
         }
     }
 }
 
+/// Answers all requests that the envelope passes on.
+pub type Routes = Box<dyn Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync>;
+
 /// Encloses the routes in what all answers have in common.
-#[derive(Debug)]
-pub struct Envelope<R> {
+pub struct Envelope {
     cors: Cors,
     rate_limiter: Option<RateLimiter>,
     pub(super) metrics: Arc<Metrics>,
-    routes: R,
+    routes: Routes,
 }
 
-impl<R> Envelope<R>
-where
-    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
-{
+impl Envelope {
     /// Encloses `routes`.
-    pub fn new(config: &Config, metrics: Arc<Metrics>, routes: R) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>, routes: Routes) -> Self {
         Self {
             cors: Cors::new(config.cors_allowed_origins.clone()),
             rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
@@ -152,15 +150,10 @@ where
     /// Answers what needs no route.
     fn own_answer(&self, exchange: &Exchange, request: &Request<Incoming>) -> Option<Outcome> {
         if let Some(Err(refused)) = exchange.quota.as_ref().map(Quota::check) {
-            return Some(Outcome {
-                route: "rate_limit",
-                result: Err(refused),
-            });
+            return Some(Outcome::new("rate_limit", Err(refused)));
         }
-        self.cors.preflight(request).map(|response| Outcome {
-            route: "preflight",
-            result: Ok(response),
-        })
+        let preflight = self.cors.preflight(request)?;
+        Some(Outcome::new("preflight", Ok(preflight)))
     }
 
     fn close(&self, exchange: Exchange, outcome: Outcome) -> Response {
@@ -204,10 +197,7 @@ impl Exchange {
     fn panicked(&self, panic: &(dyn Any + Send)) -> Outcome {
         self.span()
             .in_scope(|| error!("handler panicked: {}", panic_text(panic)));
-        Outcome {
-            route: "none",
-            result: Err(ApiError::Internal),
-        }
+        Outcome::new("none", Err(ApiError::Internal))
     }
 
     fn log_problem(&self, problem: &ApiError, route: &'static str) {

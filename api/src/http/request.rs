@@ -32,6 +32,16 @@ pub struct Head {
 }
 
 impl Head {
+    /// Puts a head together.
+    pub fn new(method: Method, headers: HeaderMap, query: String, can_stream: bool) -> Self {
+        Self {
+            method,
+            headers,
+            query,
+            can_stream,
+        }
+    }
+
     /// Decodes the parameters and returns them in the order of `known`.
     ///
     /// # Errors
@@ -90,53 +100,36 @@ impl Head {
 
     /// Returns how much the client prefers a media type, according to `Accept`; `None` if it does not accept it.
     pub fn preference(&self, media_type: &'static str) -> Option<Preference> {
-        let mut accept = self.headers.get_all(ACCEPT).iter().peekable();
-        if accept.peek().is_none() {
-            return Some(Preference::default());
+        if !self.headers.contains_key(ACCEPT) {
+            return Some((1000, 0));
         }
-        let ranges = accept
+        let values = self.headers.get_all(ACCEPT).iter();
+        let ranges = values
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','));
         // The most specific range decides (RFC 9110, section 12.5.1).
         let preference = ranges
-            .filter_map(|range| Preference::parse(range, media_type))
-            .max_by_key(|preference| preference.specificity)?;
-        (preference.permille > 0).then_some(preference)
+            .filter_map(|range| parse_range(range, media_type))
+            .max_by_key(|(_, specificity)| *specificity)?;
+        (preference.0 > 0).then_some(preference)
     }
 }
 
-/// How much a client prefers a media type. Of two types with the same quality, it prefers the one that it named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Preference {
-    permille: u16,
-    specificity: u8,
-}
+/// How much a client prefers a media type: its quality in thousandths, and how specifically the client named it. Of two
+/// types with the same quality, the more specific one is preferred.
+pub type Preference = (u16, u8);
 
-impl Default for Preference {
-    fn default() -> Self {
-        Self {
-            permille: 1000,
-            specificity: 0,
-        }
-    }
-}
-
-impl Preference {
-    /// Returns `None` if the range does not include the media type.
-    fn parse(range: &str, media_type: &str) -> Option<Self> {
-        let mut parts = range.split(';').map(str::trim);
-        let range = parts.next()?.to_ascii_lowercase();
-        let specificity = match range.strip_suffix("/*") {
-            _ if range == media_type => 2,
-            Some("*") => 0,
-            Some(group) if media_type.split('/').next() == Some(group) => 1,
-            _ => return None,
-        };
-        Some(Self {
-            permille: permille(parts),
-            specificity,
-        })
-    }
+/// Returns `None` if the range does not include the media type.
+fn parse_range(range: &str, media_type: &str) -> Option<Preference> {
+    let mut parts = range.split(';').map(str::trim);
+    let range = parts.next()?.to_ascii_lowercase();
+    let specificity = match range.strip_suffix("/*") {
+        _ if range == media_type => 2,
+        Some("*") => 0,
+        Some(group) if media_type.split('/').next() == Some(group) => 1,
+        _ => return None,
+    };
+    Some((permille(parts), specificity))
 }
 
 /// Finds the quality among the parameters of a range, in thousandths.

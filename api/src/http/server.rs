@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -25,9 +24,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use warp::http::Request;
 
-use super::envelope::{Answering, Envelope, Outcome};
+use super::envelope::Envelope;
 use crate::config::ServerLimits;
 use peers::Peers;
 
@@ -44,15 +42,13 @@ const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
 /// Serves until `shutdown`. Requests that are then in progress get `shutdown_timeout` to end.
-pub async fn serve<R>(
-    envelope: Arc<Envelope<R>>,
+pub async fn serve(
+    envelope: Arc<Envelope>,
     listener: TcpListener,
     limits: ServerLimits,
     shutdown: CancellationToken,
     shutdown_timeout: Duration,
-) where
-    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
-{
+) {
     let started_connections = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     let drain_delay = MAX_DRAIN_DELAY.min(shutdown_timeout / 4);
@@ -76,15 +72,13 @@ pub async fn serve<R>(
 }
 
 /// Accepts connections. It never ends by itself.
-async fn accept<R>(
-    envelope: &Arc<Envelope<R>>,
+async fn accept(
+    envelope: &Arc<Envelope>,
     listener: &TcpListener,
     limits: ServerLimits,
     connections: &GracefulShutdown,
     tasks: &mut JoinSet<()>,
-) where
-    R: Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync + 'static,
-{
+) {
     let metrics = &envelope.metrics;
     // At the limit, further connections wait in the kernel's queue.
     let permits = Arc::new(Semaphore::new(limits.max_connections));

@@ -212,7 +212,7 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
             };
             Answering::Right(Box::pin(fine))
         };
-        let envelope = Arc::new(Envelope::new(&config, metrics, panicking));
+        let envelope = Arc::new(Envelope::new(&config, metrics, Box::new(panicking)));
         let service = service_fn(move |request| envelope.answer(address.ip(), request));
         http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
