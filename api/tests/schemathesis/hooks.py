@@ -1,9 +1,9 @@
-"""What a schema cannot say about a request, and where requests go.
+"""Adds what a schema cannot express about requests, and chooses the process that gets a request.
 
-With READER_URL in the environment, reads go to another process than writes, as a balancer may send them. That process
-hears of a write some milliseconds after its answer. So the next request waits until the event has come there, and the
-run fails if that takes longer than the cache's lease. From then on each first answer has to be right: nothing is asked
-again until it fits, which would forgive a reader that has heard and still answers the old order.
+If READER_URL is set, reads go to another process than writes, as behind a load balancer. That process receives the event
+of a write some milliseconds after the write was answered. The next request therefore waits until the event has arrived,
+and the run fails if that takes longer than the cache's lease. After that, every answer must be right at once. Requests are
+not repeated until the answer is right, because that would hide a reader that still serves the old order.
 """
 
 import json
@@ -24,7 +24,7 @@ ORDER_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 events_before = 0
 
-# `date-time` alone means any year; an order's has to be in 2000..=2100.
+# `date-time` allows any year, but the year of an order must be in 2000..=2100.
 schemathesis.openapi.format(
     "date-time",
     strategies.builds(
@@ -38,7 +38,7 @@ schemathesis.openapi.format(
 
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
-    """The document calls the token optional, because most servers here have none. Where one has, it is none."""
+    """The document says that the token is optional, because most servers in tests have none. With a token, it is required."""
     operations = (each for item in raw_schema["paths"].values() for each in item.values() if isinstance(each, dict))
     for operation in operations:
         if HAS_TOKEN and "security" in operation:
@@ -65,7 +65,7 @@ def after_call(context, case, response):
         return
     deadline = time.monotonic() + LEASE_SECONDS
     while events_of_reader() <= events_before:
-        assert time.monotonic() < deadline, "the reader has not heard of a write within the lease"
+        assert time.monotonic() < deadline, "the reader did not receive the event of a write within the lease"
         time.sleep(0.001)
 
 
@@ -74,14 +74,14 @@ def is_write(case, *methods):
 
 
 def name_one_order(case):
-    """The uid in the body has to be the path's. Set where both are valid, so that it hides no other fault."""
+    """The order id in the body must equal the one in the path. It is set only if both are valid, to hide no other fault."""
     uid = (case.path_parameters or {}).get("order_uid")
     if all(isinstance(each, str) and ORDER_UID.fullmatch(each) for each in (uid, case.body.get("order_uid"))):
         case.body = {**case.body, "order_uid": uid}
 
 
 def integers_without_fraction(value):
-    """To JSON Schema 1.0 is an integer. Here it is none: a reader of money does not guess what a fraction meant."""
+    """For JSON Schema, 1.0 is an integer. The service refuses it, because amounts must not be guessed from fractions."""
     if isinstance(value, dict):
         return {name: integers_without_fraction(each) for name, each in value.items()}
     if isinstance(value, list):

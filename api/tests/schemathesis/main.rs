@@ -1,9 +1,9 @@
-//! Schemathesis, a tool that nobody here wrote, holds the real program to `openapi.json`: requests made up from the
-//! document, valid ones and broken ones, and chains of them along its links. `schemathesis.toml` and `hooks.py` beside
-//! this file say where it is narrowed, and why.
+//! Checks the real program against `openapi.json` with the independent tool Schemathesis. The tool generates valid and invalid
+//! requests from the document, and chains of requests along its links. `schemathesis.toml` and `hooks.py` beside this file
+//! contain the exceptions and their reasons.
 //!
-//! The same requests in every run. For longer ones, other ones, or one operation, `SCHEMATHESIS_ARGUMENTS` has further
-//! arguments of `schemathesis run`: `--max-examples 2000 --seed 7`.
+//! Every run sends the same requests. `SCHEMATHESIS_ARGUMENTS` passes additional arguments to `schemathesis run`, for longer
+//! runs or other requests: `--max-examples 2000 --seed 7`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -17,17 +17,17 @@ use shared::testing::TestDatabase;
 use crate::suite::support::program::Program;
 use crate::suite::support::{generator, store};
 
-/// What the suite's tests use too; an inline module, so that files below it are found.
+/// The helpers of the suite. The module is inline, so that the files below it are found.
 #[path = "../suite"]
 mod suite {
-    #[allow(dead_code, unused_imports, reason = "some of it only the suite needs")]
+    #[allow(dead_code, unused_imports, reason = "only the suite needs some of it")]
     pub mod support;
 }
 
-/// Ids of the orders that are there; `schemathesis.toml` has requests use them.
+/// The ids of the stored orders. `schemathesis.toml` makes requests use them.
 const UIDS: &str = include_str!("uids.txt");
 
-/// With a token, so that the tool sees whether anything can be changed without it.
+/// The server has a token, so that the tool notices if anything can be changed without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_keeps_what_the_document_promises() {
     let database = filled_database();
@@ -42,7 +42,7 @@ async fn one_process_keeps_what_the_document_promises() {
     must_be_among(&WRITES, &answers(&api).await);
 }
 
-/// Each read goes to another process than the writes, as behind a balancer.
+/// Reads and writes go to different processes, as behind a load balancer.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_keep_it_as_one_does() {
     let database = filled_database();
@@ -62,7 +62,7 @@ async fn two_processes_keep_it_as_one_does() {
     assert!(writes.is_empty(), "the reader was written to: {writes:?}");
 }
 
-/// What a run has to meet, or it proves little.
+/// Answers that a run must have seen; otherwise it proves little.
 const READS: [&str; 8] = [
     "GET order 200",
     "GET order 304",
@@ -83,14 +83,14 @@ const WRITES: [&str; 7] = [
     "POST cache_warmup 200",
 ];
 
-/// Unless other arguments have narrowed the run.
+/// Asserts that the answers were seen, unless additional arguments have narrowed the run.
 fn must_be_among(wanted: &[&str], seen: &BTreeSet<String>) {
     for answer in wanted.iter().filter(|_| arguments().is_empty()) {
         assert!(seen.contains(*answer), "{answer} was not seen: {seen:?}");
     }
 }
 
-/// Further ones, as whoever runs this wishes.
+/// Additional arguments, set by whoever runs the test.
 fn arguments() -> Vec<String> {
     let arguments = std::env::var("SCHEMATHESIS_ARGUMENTS").unwrap_or_default();
     arguments.split_whitespace().map(str::to_owned).collect()
@@ -113,7 +113,7 @@ fn url(program: &Program) -> String {
     format!("http://localhost:{}", program.port)
 }
 
-/// The methods, routes and statuses that a process has answered, by its own count.
+/// Returns the methods, routes and statuses that a process has answered, according to its metrics.
 async fn answers(api: &Program) -> BTreeSet<String> {
     let metrics = api
         .send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -142,21 +142,21 @@ async fn run(name: &str, api: &Program, further: impl FnOnce(&mut Command)) {
         .args(["run", "--url", &url(api)])
         .arg(api_folder.join("openapi.json"))
         .args(arguments())
-        // What it leaves behind is out of the way.
+        // The tool leaves files in its working directory.
         .current_dir(folder)
-        // Where `hooks.py` is.
+        // The folder of `hooks.py`.
         .env("PYTHONPATH", here)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     further(&mut command);
     let ended = tokio::task::spawn_blocking(move || command.output());
     let output = ended.await.unwrap().unwrap();
-    // All that it found; shown when this test fails.
+    // Everything that the tool found. It is shown if this test fails.
     println!("{}", String::from_utf8_lossy(&output.stdout));
     println!("{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "schemathesis: {}", output.status);
 }
 
-/// The program, installed into the target folder when it is missing or another version is wanted.
+/// The path of the tool. It is installed into the target folder if it is missing or has another version.
 static TOOL: LazyLock<PathBuf> = LazyLock::new(|| {
     let wanted = include_str!("requirements.txt");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schemathesis");
@@ -177,7 +177,7 @@ static TOOL: LazyLock<PathBuf> = LazyLock::new(|| {
             .args(["install", "--quiet", "--disable-pip-version-check"])
             .args(["--require-hashes", "--requirement"])
             .arg(requirements),
-        "Python's package index must be within reach, once",
+        "Python's package index must be reachable for the installation",
     );
     std::fs::write(installed, wanted).unwrap();
     folder.join("bin/schemathesis")
