@@ -86,12 +86,8 @@ impl ListRequest {
     pub fn parse(head: &Head) -> Result<Self, ApiError> {
         let [limit, cursor, customer_id, track_number, from, to] = head.parameters(&PARAMETERS)?;
         let filter = OrderFilter {
-            customer_id: customer_id
-                .map(|value| text("customer_id", value))
-                .transpose()?,
-            track_number: track_number
-                .map(|value| text("track_number", value))
-                .transpose()?,
+            customer_id: text("customer_id", customer_id)?,
+            track_number: text("track_number", track_number)?,
             from: from.map(|value| time("from", &value)).transpose()?,
             to: to.map(|value| time("to", &value)).transpose()?,
         };
@@ -149,16 +145,15 @@ pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
     }
 }
 
-fn text(name: &'static str, value: String) -> Result<String, ApiError> {
-    let is_text = !value.is_empty()
-        && value.chars().count() <= MAX_TEXT_CHARS
-        && !value.chars().any(char::is_control);
-    if is_text {
-        Ok(value)
-    } else {
-        let detail = "must have 1 to 256 characters and no control characters";
-        Err(ApiError::InvalidParameter { name, detail })
-    }
+fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, ApiError> {
+    let is_text = value.as_ref().is_none_or(|value| {
+        (1..=MAX_TEXT_CHARS).contains(&value.chars().count())
+            && !value.chars().any(char::is_control)
+    });
+    let detail = "must have 1 to 256 characters and no control characters";
+    is_text
+        .then_some(value)
+        .ok_or(ApiError::InvalidParameter { name, detail })
 }
 
 fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {

@@ -132,14 +132,6 @@ fn demand(headers: &HeaderMap) -> Demand {
     }
 }
 
-fn order_body(body: Bytes) -> Response {
-    let mut response = Response::new(body.into());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
 #[derive(Serialize)]
 struct OrderPage<'a> {
     orders: Vec<&'a Order>,
@@ -225,8 +217,9 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     })
     .await?;
     let (etag, body) = ReadyOrder::new(&order, version).into_parts();
-    let mut response = order_body(body);
+    let mut response = Response::new(body.into());
     let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ETAG, etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     Ok(response)
@@ -288,24 +281,17 @@ fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiE
     );
 }
 
-/// Checks that the body is declared as plain JSON in UTF-8. The crate `mime` would also refuse harmless headers, such as
-/// `application/json;`.
+/// Checks that the body is declared as plain JSON in UTF-8. The crate `mime` would refuse valid headers, such as
+/// `application/json ; charset=utf-8`.
 fn require_json_body(head: &Head) -> Result<(), ApiError> {
-    let media_type = head
-        .headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let media_type = head.header(&CONTENT_TYPE).unwrap_or_default();
     let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
     let parameters = parameters.trim().to_ascii_lowercase();
-    let is_utf8 = !parameters.starts_with("charset=")
-        || parameters.trim_start_matches("charset=").trim_matches('"') == "utf-8";
+    let charset = parameters.strip_prefix("charset=");
+    let is_utf8 = charset.is_none_or(|charset| charset.trim_matches('"') == "utf-8");
     let is_json = essence.trim().eq_ignore_ascii_case("application/json");
-    let is_plain = head
-        .headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
+    let is_plain = encodings.all(|each| each.as_bytes().eq_ignore_ascii_case(b"identity"));
     if is_json && is_utf8 && is_plain {
         Ok(())
     } else {
@@ -316,9 +302,8 @@ fn require_json_body(head: &Head) -> Result<(), ApiError> {
 /// A client that asks before it sends (`Expect: 100-continue`) need not send a body that will be refused anyway.
 fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
     let announced = head
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
+        .header(&CONTENT_LENGTH)
+        .and_then(|value| value.parse().ok());
     let is_too_large = announced.is_some_and(|size_bytes: usize| size_bytes > MAX_ORDER_BYTES);
     if is_too_large && head.headers.contains_key(EXPECT) {
         return Err(ApiError::BodyTooLarge);

@@ -92,10 +92,8 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 fn is_origin_of(origin: &str, host: &str) -> bool {
-    ["http://", "https://"].iter().any(|scheme| {
-        origin
-            .strip_prefix(scheme)
-            .is_some_and(|origin_host| origin_host.eq_ignore_ascii_case(host))
+    origin.split_once("://").is_some_and(|(scheme, name)| {
+        matches!(scheme, "http" | "https") && name.eq_ignore_ascii_case(host)
     })
 }
 

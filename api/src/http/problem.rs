@@ -5,12 +5,11 @@
 
 use serde::Serialize;
 use shared::order::{Fault, MAX_ORDER_BYTES, OrderUid};
-use warp::http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use warp::http::header::{ACCEPT, ALLOW, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use super::json_response;
 use crate::cache::version_etag;
 use crate::repository::{StoreError, WriteError};
 
@@ -64,7 +63,9 @@ pub enum ApiError {
     )]
     WritesDisabled,
     /// Writes need no token here, but the request comes from another site or another machine.
-    #[error("without a token, writes are accepted only from this machine and its own pages")]
+    #[error(
+        "without a token, writes are accepted only on this machine and not from pages of other sites"
+    )]
     ForbiddenOrigin,
     /// There is no such order.
     #[error("there is no order with this id")]
@@ -191,17 +192,12 @@ impl ApiError {
                 _ => &[],
             },
         };
-        let mut body = serde_json::to_vec(&problem)
-            .expect("a problem has only string keys and cannot fail to serialise");
-        body.push(b'\n');
-        let mut response = Response::new(body.into());
-        *response.status_mut() = self.status();
+        let mut response = json_response(self.status(), &problem);
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
         }

@@ -7,7 +7,7 @@ use futures_util::Stream;
 use percent_encoding::percent_decode_str;
 use shared::order::OrderUid;
 use warp::http::header::ACCEPT;
-use warp::http::{HeaderMap, Method};
+use warp::http::{HeaderMap, HeaderName, Method};
 
 use super::problem::ApiError;
 
@@ -40,6 +40,11 @@ impl Head {
             query,
             can_stream,
         }
+    }
+
+    /// Returns the first value of a header, if it is text.
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// Decodes the parameters and returns them in the order of `known`.

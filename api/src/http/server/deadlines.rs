@@ -24,19 +24,14 @@ use crate::config::Deadlines;
 /// wait for a header, and it is these sleeps, too. Only one task uses it; the lock is there because hyper requires timers
 /// that can be shared.
 #[derive(Clone, Debug)]
-pub(super) struct HeaderTimer(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    wait: Mutex<HeaderWait>,
-    deadlines: Deadlines,
-}
+pub(super) struct HeaderTimer(Arc<Mutex<HeaderWait>>);
 
 #[derive(Debug)]
 struct HeaderWait {
     header: Header,
     /// One alarm for all requests. Moving it to a later time takes no lock of the runtime; a new alarm would.
     alarm: Pin<Box<Sleep>>,
+    deadline: Duration,
 }
 
 /// How much of a header has arrived.
@@ -57,7 +52,7 @@ impl Timer for HeaderTimer {
 
     /// A header must have begun by `idle_until`.
     fn sleep_until(&self, idle_until: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        let mut wait = self.0.wait.lock();
+        let mut wait = self.0.lock();
         if wait.header == Header::First {
             wait.header = Header::Timed;
         } else {
@@ -75,11 +70,11 @@ impl Future for HeaderTimer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut wait = self.0.wait.lock();
+        let mut wait = self.0.lock();
         if wait.header == Header::Begun {
             wait.header = Header::Timed;
-            let deadline = tokio::time::Instant::now() + self.0.deadlines.header;
-            wait.alarm.as_mut().reset(deadline);
+            let end = tokio::time::Instant::now() + wait.deadline;
+            wait.alarm.as_mut().reset(end);
         }
         wait.alarm.as_mut().poll(context)
     }
@@ -90,22 +85,21 @@ impl Future for HeaderTimer {
 pub(super) struct ClientStream {
     stream: TcpStream,
     timer: HeaderTimer,
+    write_deadline: Duration,
     write_alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// Sets the deadlines of a new connection.
 pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, HeaderTimer) {
-    let wait = HeaderWait {
+    let timer = HeaderTimer(Arc::new(Mutex::new(HeaderWait {
         header: Header::First,
         alarm: Box::pin(tokio::time::sleep(deadlines.header)),
-    };
-    let timer = HeaderTimer(Arc::new(Shared {
-        wait: Mutex::new(wait),
-        deadlines,
-    }));
+        deadline: deadlines.header,
+    })));
     let stream = ClientStream {
         stream,
         timer: timer.clone(),
+        write_deadline: deadlines.write,
         write_alarm: None,
     };
     (stream, timer)
@@ -114,31 +108,13 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, H
 /// Returns which deadline ended a connection, as metrics name it.
 pub(super) fn missed_deadline(timer: &HeaderTimer, error: &hyper::Error) -> Option<&'static str> {
     if error.is_timeout() {
-        return Some(match timer.0.wait.lock().header {
+        return Some(match timer.0.lock().header {
             Header::NotBegun => "idle",
             Header::First | Header::Begun | Header::Timed => "header_timeout",
         });
     }
     let cause = error.source()?.downcast_ref::<io::Error>()?;
     (cause.kind() == io::ErrorKind::TimedOut).then_some("write_timeout")
-}
-
-impl ClientStream {
-    fn in_time(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.write_alarm = None;
-            return written;
-        }
-        let limit = self.timer.0.deadlines.write;
-        let new_alarm = || Box::pin(tokio::time::sleep(limit));
-        let alarm = self.write_alarm.get_or_insert_with(new_alarm);
-        ready!(alarm.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
 }
 
 impl AsyncRead for ClientStream {
@@ -149,7 +125,7 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         let length = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let mut wait = self.timer.0.wait.lock();
+        let mut wait = self.timer.0.lock();
         if wait.header == Header::NotBegun && buffer.filled().len() > length {
             wait.header = Header::Begun;
         }
@@ -158,6 +134,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
+/// Without vectored writes, which the server has turned off.
 impl AsyncWrite for ClientStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -165,20 +142,15 @@ impl AsyncWrite for ClientStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.in_time(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.in_time(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        if written.is_ready() {
+            self.write_alarm = None;
+            return written;
+        }
+        let deadline = self.write_deadline;
+        let new_alarm = || Box::pin(tokio::time::sleep(deadline));
+        let alarm = self.write_alarm.get_or_insert_with(new_alarm);
+        ready!(alarm.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
