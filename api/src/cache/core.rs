@@ -125,8 +125,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         self.gate.change(|gate| gate.serves = serves && gate.stores);
     }
 
-    /// Reacts to the loss of the listener's connection: every entry becomes unverified, every absence is dropped, and no load
-    /// that runs may store.
+    /// Must be called when the listener's connection is lost. Every entry becomes unverified, every absence is dropped, and
+    /// running loads may no longer store.
     pub fn close(&self) {
         self.gate.change(|gate| {
             *gate = Gate {
@@ -155,8 +155,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         })
     }
 
-    /// Takes in which version of an unverified key the database holds. The database must have been asked after LISTEN had
-    /// committed in this `epoch`.
+    /// Compares an unverified entry with the version that the database holds, or with `None` if the order does not exist. The
+    /// database must have been asked after LISTEN had committed in this `epoch`.
     ///
     /// The entry becomes verified for that epoch if it has that version, and is dropped otherwise. An entry that was stored
     /// or verified in that epoch already is left alone.
@@ -392,8 +392,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         }
     }
 
-    /// Takes in that a reader will be shown this version past the cache, or (`None`) that there is no order. From now on nobody
-    /// may be shown an older version, although the event may still be on its way.
+    /// Must be called before a reader is shown this version past the cache, or (`None`) learns that there is no order. From then
+    /// on nobody is shown an older version, although the event may still be on its way.
     pub fn supersede(&self, uid: &str, version: Option<i64>) {
         let mut shard = self.shard(uid);
         if let Some(loading) = shard.loading.get_mut(uid) {

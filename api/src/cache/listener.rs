@@ -197,7 +197,7 @@ fn described(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(db::describe(&error))
 }
 
-/// Takes in one notification: evicts the orders, and then tells the clients of the feed. It must be quick, because nothing else
+/// Handles one notification: evicts the orders, and then tells the clients of the feed. It must be quick, because nothing else
 /// is received meanwhile.
 fn receive(
     cache: &OrderCache,

@@ -137,8 +137,8 @@ impl ListenerStatus {
         u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
 
-    /// Takes in that a heartbeat has returned that was sent at `sent_ms`. The queue of notifications is in the order of commits,
-    /// so the listener has seen every commit from before that moment.
+    /// Renews the proof, because a heartbeat has returned that was sent at `sent_ms`. The queue of notifications is in the order
+    /// of commits, so the listener has seen every commit from before that moment.
     pub(super) fn prove(&self, sent_ms: u64) {
         let sent_ms = sent_ms.min(self.now_ms());
         self.proof.fetch_max(sent_ms + 1, Ordering::SeqCst);

@@ -38,7 +38,7 @@ impl Session {
 
     /// Runs `work`, of which at most `slow_statements` may each run for the whole statement time-out.
     ///
-    /// Logs a failure. Closes the connection if no answer has come: it may still come.
+    /// Logs a failure. Closes the connection if no answer has come in time, because it may still come.
     pub(super) async fn run<T>(
         &mut self,
         slow_statements: u32,
