@@ -1,5 +1,5 @@
 //! What operators may change in a group's offsets. Every change raises the epoch and removes the owner. So the process
-//! that reads the partition is fenced, reads the row again and claims the partition anew.
+//! that reads the partition is fenced, reads the row again and claims the partition again.
 
 use diesel::dsl::now;
 use diesel::prelude::*;

@@ -67,7 +67,7 @@ fn a_bomb_beyond_the_clients_bound_stops_its_partition_until_that_is_raised() {
             .get("/health")
             .is_some_and(|(status, body)| status == 200 && body.contains("degraded"))
     });
-    wait_until("what stands before is stored", PATIENCE, || {
+    wait_until("everything before the bomb is stored", PATIENCE, || {
         scene.settled() == 100
     });
     assert!(daemon.stop().success());

@@ -14,7 +14,7 @@ use crate::support::{Daemon, Scene};
 
 /// The default of `INGEST_MEMORY_MB`.
 const BUDGET_MB: usize = 96;
-/// The time for a drain in a debug build beside other tests.
+/// The time for a drain in a debug build while other tests run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends messages in compressed batches, as producers of large messages do.
@@ -105,7 +105,7 @@ fn wait_until_settled(scene: &Scene, records: i64) {
 }
 
 /// Lets the daemon work against a database that does nothing for a while, so that everything that can fill up is full.
-fn drain_behind_a_stall(scene: &Scene, records: i64) -> Daemon {
+fn drain_after_a_stall(scene: &Scene, records: i64) -> Daemon {
     let mut holder = scene.database.connect();
     holder
         .batch_execute("BEGIN; LOCK TABLE orders, dead_letters IN ACCESS EXCLUSIVE MODE")
@@ -144,7 +144,7 @@ fn a_million_small_orders() {
         sender.send(uid.as_bytes(), &template.with_uid(&uid), None);
     }
     sender.flush();
-    let daemon = drain_behind_a_stall(&scene, sender.sent);
+    let daemon = drain_after_a_stall(&scene, sender.sent);
     assert_eq!((scene.stored(), scene.dead_letters()), (sender.sent, 0));
     assert_within_budget(&daemon);
 }
@@ -167,7 +167,7 @@ fn ten_thousand_orders_of_100_kb() {
         sender.send(uid.as_bytes(), &template.with_uid(&uid), None);
     }
     sender.flush();
-    let daemon = drain_behind_a_stall(&scene, ORDERS);
+    let daemon = drain_after_a_stall(&scene, ORDERS);
     assert_eq!((scene.stored(), scene.dead_letters()), (ORDERS, 0));
     assert_within_budget(&daemon);
 }
@@ -245,7 +245,7 @@ fn drain_greedy(kind: Greedy) {
         }
     }
     sender.flush();
-    let daemon = drain_behind_a_stall(&scene, sender.sent);
+    let daemon = drain_after_a_stall(&scene, sender.sent);
     // librdkafka's queue is bounded by the bytes of the values: keys and headers add to the budget.
     if !matches!(
         kind,

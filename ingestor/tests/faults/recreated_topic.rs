@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::Scene;
 
 /// Returns the offset at which the partition was stopped.
-fn make_anew_while_running(away: Duration) -> i64 {
+fn recreate_while_running(away: Duration) -> i64 {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -28,13 +28,13 @@ fn make_anew_while_running(away: Duration) -> i64 {
 }
 
 #[test]
-fn a_topic_made_anew_at_once_is_noticed_though_it_is_read_on_in_its_middle() {
+fn a_topic_recreated_at_once_is_noticed_although_reading_continues_in_its_middle() {
     // The record that was read is looked up every 30 seconds. Until then the client continues at its offset.
-    assert!((10..=30).contains(&make_anew_while_running(Duration::ZERO)));
+    assert!((10..=30).contains(&recreate_while_running(Duration::ZERO)));
 }
 
 #[test]
 fn of_a_topic_that_comes_back_after_a_while_nothing_is_read() {
     // Long enough for the group to notice that the topic is gone and to revoke the partition.
-    assert_eq!(make_anew_while_running(Duration::from_secs(45)), 10);
+    assert_eq!(recreate_while_running(Duration::from_secs(45)), 10);
 }

@@ -142,7 +142,7 @@ fn frozen_while_its_commit_runs() {
         frozen,
     };
     let taker = zombie.scene.start_daemon();
-    wait_until("every partition is claimed anew", PATIENCE, || {
+    wait_until("every partition is claimed again", PATIENCE, || {
         taker.log().matches("claimed kafka.partition").count() == 3
     });
     drop(taker);

@@ -2,7 +2,7 @@
 
 use shared::testing::{Notifications, wait_until};
 
-use crate::support::{PATIENCE, Scene, command};
+use crate::support::{PATIENCE, Scene};
 
 #[test]
 fn a_batch_of_new_and_changed_orders_is_announced_once_and_so_is_a_replay() {
@@ -62,17 +62,7 @@ fn a_batch_of_new_and_changed_orders_is_announced_once_and_so_is_a_replay() {
         .database
         .execute("ALTER TABLE orders DROP CONSTRAINT no_evil");
     assert_eq!(notifications.payloads(), [""; 0]);
-    let replay = command(
-        &["dead-letters", "replay", "--all", "--yes"],
-        &scene.environment(),
-    )
-    .output()
-    .unwrap();
-    assert!(
-        replay.status.success(),
-        "{}",
-        String::from_utf8_lossy(&replay.stderr)
-    );
+    scene.run_well(&["dead-letters", "replay", "--all", "--yes"]);
     assert_eq!(
         notifications.payloads(),
         [r#"{"v":1,"op":"upsert","uids":["evil"]}"#]

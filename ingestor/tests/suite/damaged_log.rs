@@ -33,7 +33,7 @@ fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_repaired() {
 
     let daemon = scene.start_daemon();
     // The batch has 20 records, or fewer if the producer has sent them in two batches.
-    wait_until("what stands before the damage is stored", PATIENCE, || {
+    wait_until("everything before the damage is stored", PATIENCE, || {
         scene.settled() >= 40
     });
     wait_until("the process is degraded", PATIENCE, || {

@@ -35,11 +35,11 @@ fn epoch(scene: &Scene) -> i64 {
 }
 
 #[test]
-fn show_tells_where_each_partition_stands() {
+fn show_prints_the_offset_of_each_partition() {
     let mut scene = scene_at(10);
-    let nothing_behind = scene.run_well(&["offsets", "show"]);
-    assert!(nothing_behind.starts_with("PARTITION  NEXT_OFFSET  LOW  HIGH  LAG  LAG_SECONDS"));
-    let cells: Vec<&str> = nothing_behind
+    let without_lag = scene.run_well(&["offsets", "show"]);
+    assert!(without_lag.starts_with("PARTITION  NEXT_OFFSET  LOW  HIGH  LAG  LAG_SECONDS"));
+    let cells: Vec<&str> = without_lag
         .lines()
         .nth(1)
         .unwrap()
@@ -204,7 +204,7 @@ fn a_command_that_would_skip_records_or_is_impossible_is_refused_and_changes_not
         ),
         (
             &["rewind", "--partition", "0", "--to", "3", "--yes"],
-            "below offset 4 are gone",
+            "below offset 4 no longer exist",
         ),
         (
             &["rewind", "--partition", "1", "--to", "3", "--yes"],
@@ -217,7 +217,7 @@ fn a_command_that_would_skip_records_or_is_impossible_is_refused_and_changes_not
         // There is no terminal, and --yes is not given.
         (
             &["rewind", "--all", "--to", "earliest"],
-            "repeat it with --yes",
+            "repeat the command with --yes",
         ),
     ] {
         let arguments = [&["offsets"], arguments].concat();
@@ -225,7 +225,7 @@ fn a_command_that_would_skip_records_or_is_impossible_is_refused_and_changes_not
         assert!(refusal.contains(expected), "{arguments:?}: {refusal}");
     }
     let printed = scene.run_well(&["offsets", "rewind", "--all", "--to", "10"]);
-    assert_eq!(printed, "partition 0 is at offset 10 already\n");
+    assert_eq!(printed, "partition 0 is already at offset 10\n");
     let printed = scene.run_well(&["offsets", "resume", "--all"]);
     assert_eq!(printed, "partition 0 is not halted\n");
     assert_eq!((row(&scene), epoch(&scene)), before);
@@ -393,7 +393,7 @@ fn resume_lets_a_halted_partition_run_again() {
     let printed = scene.run_well(&["offsets", "resume", "--all", "--yes"]);
     assert_eq!(
         printed,
-        "partition 0 goes on at offset 10, after 1001 bad messages in a row\n"
+        "partition 0 continues at offset 10, after 1001 bad messages in a row\n"
     );
     scene.wait_until_settled(15);
     assert_eq!(

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
+use ingestor::batch::Batch;
+use ingestor::kafka::Watermarks;
+use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting, Standing};
+use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Reading};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene};
+
+const P0: Partition = Partition(0);
 
 #[test]
 fn at_rest_the_lag_is_zero_even_after_transaction_markers() {
@@ -241,15 +247,23 @@ fn a_partition_is_never_fetched_from_an_offset_that_the_broker_does_not_hold() {
     }
 }
 
+/// A batch of partition 0 without orders, as if its records had been superseded.
+fn batch(from: i64, to: i64) -> Batch {
+    let reading = Reading {
+        partition: P0,
+        generation: 1,
+    };
+    let mut batch = Batch::open(reading, Offset(from));
+    batch.reach(Offset(to));
+    batch.last_record = Some(Position {
+        offset: Offset(to - 1),
+        timestamp_ms: None,
+    });
+    batch
+}
+
 #[test]
 fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
-    use ingestor::batch::Batch;
-    use ingestor::kafka::Watermarks;
-    use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting};
-    use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Reading};
-
-    const P0: Partition = Partition(0);
-
     let database = shared::testing::TestDatabase::create();
     let mut connection = database.connect();
     let consumer = |owner| Consumer {
@@ -287,19 +301,6 @@ fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
         (Offset(5), old_claim.epoch.next())
     );
 
-    let batch = |from, to| {
-        let reading = Reading {
-            partition: P0,
-            generation: 1,
-        };
-        let mut batch = Batch::open(reading, Offset(from));
-        batch.reach(Offset(to));
-        batch.last_record = Some(Position {
-            offset: Offset(to - 1),
-            timestamp_ms: None,
-        });
-        batch
-    };
     let advance = |consumer: &Consumer, claim: &Claim, from, to| {
         offsets::advance(
             &mut database.connect(),
@@ -328,9 +329,6 @@ fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
 
 #[test]
 fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
-    use ingestor::offsets::{self, Standing};
-    use ingestor::record::{Consumer, Offset, Partition};
-
     let database = shared::testing::TestDatabase::create();
     let mut first = database.connect();
     let mut others = [(); 3].map(|()| database.connect());
@@ -345,7 +343,7 @@ fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
                 let consumer = &consumer;
                 scope.spawn(move || {
                     loop {
-                        match offsets::standing(connection, consumer, Partition(0)).unwrap() {
+                        match offsets::standing(connection, consumer, P0).unwrap() {
                             Standing::Missing => {}
                             Standing::Claimable(_) => break,
                             Standing::Stopped(reason) => panic!("{reason}"),
@@ -353,7 +351,7 @@ fn members_that_start_at_once_do_not_take_each_other_for_another_group() {
                     }
                 });
             }
-            let lows = [(Partition(0), Offset(0))];
+            let lows = [(P0, Offset(0))];
             let made = offsets::initialise(&mut first, &consumer, &lows).unwrap();
             assert_eq!(made, None);
         });

@@ -248,7 +248,7 @@ fn sessions_that_are_ended_again_and_again() {
             .scene
             .database
             .execute(&end_sessions(&patient.scene));
-        wait_until("the daemon goes on", PATIENCE, || {
+        wait_until("the daemon continues", PATIENCE, || {
             patient.scene.settled() > before
         });
     }

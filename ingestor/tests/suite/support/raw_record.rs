@@ -79,8 +79,8 @@ impl RawRecord<'_> {
 
         let mut batch = Vec::new();
         batch.extend(0_i64.to_be_bytes()); // Base offset: the broker decides.
-        let behind_length = 4 + 1 + 4 + checked.len();
-        batch.extend(i32::try_from(behind_length).unwrap().to_be_bytes());
+        let rest_length = 4 + 1 + 4 + checked.len();
+        batch.extend(i32::try_from(rest_length).unwrap().to_be_bytes());
         batch.extend((-1_i32).to_be_bytes()); // Leader's epoch: unknown.
         batch.push(2); // Format.
         batch.extend(crc32c(&checked).to_be_bytes());
