@@ -1,4 +1,4 @@
-//! The Kafka clients: the group's consumer ([`consumer`]) and the client that asks about partitions ([`probe`]).
+//! The Kafka clients: the group's consumer (`consumer`) and the client that asks about partitions (`probe`).
 
 mod consumer;
 mod probe;

@@ -1,4 +1,4 @@
-//! The table `consumer_offsets`: claims, the fence and re-reading; [`incidents`] and what [`operators`] may do.
+//! The table `consumer_offsets`: claims, the fence and re-reading; `incidents` and what [`operators`] may do.
 //!
 //! A partition's row is the truth about how far the partition is stored. A claim raises the row's epoch. The first
 //! statement of every batch advances the row, and the database rejects a batch of an older epoch.

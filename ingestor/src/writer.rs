@@ -1,6 +1,6 @@
 //! Writer threads. Each has its own connection, and the partitions that are pinned to it.
 //!
-//! A writer stores one batch after another, each in one transaction ([`transaction`]). It retries for ever while the
+//! A writer stores one batch after another, each in one transaction (`transaction`). It retries for ever while the
 //! database is away or sick. It gives a batch up only if its partition is not ours any more or the process stops.
 
 mod claiming;
