@@ -95,20 +95,14 @@ impl OrderCache {
         placement: Placement,
     ) -> Result<(), StoreError> {
         let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
-        match self.repository.find_orders(&uids).await {
-            Ok(mut found) => {
-                for load in loads {
-                    let order = found.remove(load.uid()).transpose();
-                    load.finish(order.map(|order| order.map(ReadyOrder::from)), placement);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                for load in loads {
-                    load.finish(Err(error), placement);
-                }
-                Err(error)
-            }
+        let mut found = self.repository.find_orders(&uids).await;
+        for load in loads {
+            let order = match &mut found {
+                Ok(found) => found.remove(load.uid()).transpose(),
+                Err(error) => Err(*error),
+            };
+            load.finish(order.map(|order| order.map(ReadyOrder::from)), placement);
         }
+        found.map(|_| ())
     }
 }
