@@ -25,4 +25,4 @@ pub mod process;
 pub mod progress;
 pub mod project;
 pub mod signals;
-mod temporary;
+pub mod temporary;

@@ -10,7 +10,7 @@ use crate::proc::is_running;
 const PREFIX: &str = "order-service-private-";
 
 /// Returns the path of a folder that nobody else has, and removes the folders that killed processes have left.
-pub(crate) fn folder(purpose: &str) -> PathBuf {
+pub fn folder(purpose: &str) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let parent = std::env::temp_dir();
     for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
