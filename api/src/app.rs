@@ -105,16 +105,13 @@ impl App {
         &self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, ApiError> {
-        match tokio::time::timeout(self.answer_deadline, work).await {
-            Ok(outcome) => outcome.map_err(Into::into),
-            Err(_) => {
-                warn!(
-                    "the database did not answer within {:?}",
-                    self.answer_deadline
-                );
-                Err(ApiError::DatabaseTimeout)
-            }
-        }
+        let deadline = self.answer_deadline;
+        let outcome = tokio::time::timeout(deadline, work).await;
+        let outcome = outcome.map_err(|_| {
+            warn!("the database did not answer within {deadline:?}");
+            ApiError::DatabaseTimeout
+        })?;
+        outcome.map_err(Into::into)
     }
 
     /// Checks that the tables have been seen.
@@ -122,12 +119,8 @@ impl App {
     /// # Errors
     /// Returns `DatabaseUnavailable` if they have not.
     pub fn require_schema(&self) -> Result<(), ApiError> {
-        if self.has_schema() {
-            Ok(())
-        } else {
-            Err(ApiError::DatabaseUnavailable(
-                "waiting for the database and its schema, try again",
-            ))
-        }
+        let detail = "waiting for the database and its schema, try again";
+        let refused = ApiError::DatabaseUnavailable(detail);
+        self.has_schema().then_some(()).ok_or(refused)
     }
 }

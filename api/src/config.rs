@@ -44,58 +44,32 @@ pub struct Cli {
 )]
 struct ServerArgs {
     /// Host name or address to listen on
-    #[arg(
-        long,
-        env = "SERVER_HOST",
-        default_value = "127.0.0.1",
-        value_name = "SERVER_HOST"
-    )]
+    #[arg(long, env, default_value = "127.0.0.1")]
     server_host: String,
     /// Port to listen on
-    #[arg(
-        long,
-        env = "SERVER_PORT",
-        default_value_t = 8081,
-        value_name = "SERVER_PORT"
-    )]
+    #[arg(long, env, default_value_t = 8081)]
     server_port: u16,
     #[command(flatten)]
     limits: ServerLimits,
     /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
-    #[arg(long, env = "DB_POOL_SIZE", default_value_t = 8, value_name = "DB_POOL_SIZE",
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    db_pool_size: u16,
+    #[arg(long, env, default_value_t = 8, value_parser = number(1..=1000))]
+    db_pool_size: usize,
     /// Token that writes and cache operations must send as "Authorization: Bearer ..."; empty for no token
-    #[arg(
-        long,
-        env = "API_TOKEN",
-        value_name = "API_TOKEN",
-        hide_env_values = true
-    )]
+    #[arg(long, env, hide_env_values = true)]
     api_token: Option<Secret>,
     /// File that contains the token, instead of API_TOKEN
-    #[arg(long, env = "API_TOKEN_FILE", value_name = "API_TOKEN_FILE")]
+    #[arg(long, env)]
     api_token_file: Option<PathBuf>,
     /// Without a token, accept writes even if the server is not bound to loopback
-    #[arg(long, env = "ALLOW_UNAUTHENTICATED_WRITES", action = ArgAction::Set, value_parser = BoolishValueParser::new(),
+    #[arg(long, env, action = ArgAction::Set, value_parser = BoolishValueParser::new(),
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
     allow_unauthenticated_writes: bool,
     /// Origins of the web pages that may use the api, written as browsers send them, comma-separated
-    #[arg(
-        long,
-        env = "CORS_ALLOWED_ORIGINS",
-        value_delimiter = ',',
-        value_name = "ORIGIN,..."
-    )]
+    #[arg(long, env, value_delimiter = ',', value_name = "ORIGIN,...")]
     cors_allowed_origins: Vec<AllowedOrigin>,
     /// Maximum number of requests per minute from one client address; 0 for no limit
-    #[arg(
-        long,
-        env = "RATE_LIMIT_PER_MINUTE",
-        default_value_t = 0,
-        value_name = "RATE_LIMIT_PER_MINUTE"
-    )]
+    #[arg(long, env, default_value_t = 0)]
     rate_limit_per_minute: u32,
 }
 
@@ -236,7 +210,7 @@ impl Cli {
         }
         Ok(Config {
             database: database.resolve()?,
-            pool: PoolSettings::with_size(server.db_pool_size.into()),
+            pool: PoolSettings::with_size(server.db_pool_size),
             address: (server.server_host, server.server_port),
             server: server.limits,
             api_token,
@@ -257,22 +231,21 @@ impl Config {
         let origins = self.cors_allowed_origins.iter();
         let origins: Vec<_> = origins.map(AllowedOrigin::as_str).collect();
         let rate_limit = self.rate_limit_per_minute.map_or(0, NonZeroU32::get);
-        let limits = &self.server;
+        let open_writes = &self.allow_unauthenticated_writes;
+        let ServerLimits {
+            max_connections,
+            max_connections_per_peer,
+            ..
+        } = &self.server;
         let mut shown = self.database.shown();
         let settings: [(&'static str, &dyn Display); 12] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
-            ("SERVER_MAX_CONNECTIONS", &limits.max_connections),
-            (
-                "SERVER_MAX_CONNECTIONS_PER_PEER",
-                &limits.max_connections_per_peer,
-            ),
+            ("SERVER_MAX_CONNECTIONS", max_connections),
+            ("SERVER_MAX_CONNECTIONS_PER_PEER", max_connections_per_peer),
             ("API_TOKEN", &format!("{token:?}")),
-            (
-                "ALLOW_UNAUTHENTICATED_WRITES",
-                &self.allow_unauthenticated_writes,
-            ),
+            ("ALLOW_UNAUTHENTICATED_WRITES", open_writes),
             ("CORS_ALLOWED_ORIGINS", &origins.join(",")),
             ("RATE_LIMIT_PER_MINUTE", &rate_limit),
             ("CACHE_CAPACITY", &self.cache.capacity),

@@ -312,10 +312,8 @@ fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
 }
 
 async fn read_body(app: &App, body: Body) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(app.body_deadline, collect_body(body)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(ApiError::RequestTimeout),
-    }
+    let collecting = tokio::time::timeout(app.body_deadline, collect_body(body));
+    collecting.await.unwrap_or(Err(ApiError::RequestTimeout))
 }
 
 /// Counts the bytes that arrive instead of trusting Content-Length, which a chunked body does not have.
