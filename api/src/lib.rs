@@ -72,7 +72,7 @@ pub async fn run(
     // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
     let background = async {
-        let outcome = keep_cache_true(&app, &config, &finished).await;
+        let outcome = keep_cache_correct(&app, &config, &finished).await;
         if outcome.is_err() {
             stop.cancel();
         }
@@ -88,7 +88,7 @@ pub async fn run(
     outcome
 }
 
-async fn keep_cache_true(
+async fn keep_cache_correct(
     app: &Arc<App>,
     config: &Config,
     stop: &CancellationToken,

@@ -32,7 +32,7 @@ use crate::http::request::{Body, Head, order_uid};
 /// The last segment of the paths that name an order.
 const ORDER_UID: &str = "{order_uid}";
 
-/// All routes. The most frequent one stands first, because the table is searched from the top.
+/// All routes. The most frequent one comes first, because the table is searched from the top.
 #[rustfmt::skip] // One line per route.
 pub static ROUTES: [Route; 18] = [
     Route { path: "/order/{order_uid}", name: "order", endpoints: &[read(orders::get)] },
@@ -81,7 +81,7 @@ struct Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     Everyone,
-    /// Whoever [`crate::http::authority`] lets write.
+    /// Requests that [`crate::http::authority`] allows to write.
     Writers,
 }
 

@@ -1,8 +1,9 @@
 //! Who may write, warm up the cache and clear it.
 //!
-//! If the server has a token, whoever sends it may. Without a token, only people at the machine itself may, and not every
-//! page in their browsers: a page of another site can make a browser send requests to loopback, even under a host name of
-//! its own (DNS rebinding). Pages whose origins the operator lists (`CORS_ALLOWED_ORIGINS`) may, too.
+//! If the server has a token, a request must carry it. Without a token, only people at the machine itself may write. The pages
+//! in their browsers may not, except the server's own page: a page of another site can make a browser send requests to
+//! loopback, even under a host name of its own (DNS rebinding). Pages whose origins the operator lists
+//! (`CORS_ALLOWED_ORIGINS`) may write, too.
 
 use std::net::{IpAddr, SocketAddr};
 

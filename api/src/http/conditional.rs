@@ -40,7 +40,7 @@ pub fn precondition(headers: &HeaderMap) -> Precondition {
     }
 }
 
-/// Returns the versions in a header, `None` without the header. A tag that is not ours stands for no version.
+/// Returns the versions in a header, `None` without the header. Tags that are not ours are left out.
 fn versions(headers: &HeaderMap, name: &HeaderName) -> Option<Versions> {
     if !headers.contains_key(name) {
         return None;

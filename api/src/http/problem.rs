@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a request, and how clients are told (RFC 9457).
+//! The errors that a request can cause, and the problem documents that clients get (RFC 9457).
 //!
 //! There is one variant per `code`, and one function writes the answer. Internal texts never get here: if the fault is
 //! ours, the client learns only the request's id.

@@ -113,7 +113,8 @@ impl Quota {
     }
 }
 
-/// Returns the address that stands for a client. For IPv6 it is the network, because a subscriber gets a whole one.
+/// Returns the address under which a client is counted. For IPv6 this is the network, because a subscriber gets a whole
+/// network.
 pub(crate) fn subscriber(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
