@@ -23,7 +23,7 @@ use servers::proc;
 /// The Kafka to use, and the processes of private servers. `cargo xtask bench` passes them.
 #[derive(Args, Debug)]
 struct ServerOptions {
-    /// Bootstrap servers
+    /// Bootstrap servers of Kafka
     #[arg(long, env = "KAFKA_BROKERS")]
     brokers: String,
     /// Process id of a private broker, whose CPU time is shown

@@ -62,12 +62,12 @@ enum Command {
     /// pgbench; random orders from a small and a large cache. Prints requests per second, p50, p99 and ratios, the memory
     /// of an entry and the rate of the warm-up. Fails if the bytes differ, if hits were misses, or if misses were hits.
     BenchRead(benchmarks::read::Options),
-    /// Serves one answer with hyper alone; it is a rival of the api in `bench-read`
+    /// Serves one answer with hyper alone, as a rival of the api in `bench-read`
     BareHyper {
         /// A file with the header fields and the body
         #[arg(long)]
         answer: PathBuf,
-        /// The port
+        /// The port to listen on
         #[arg(long)]
         port: u16,
     },
@@ -83,7 +83,7 @@ enum Command {
         /// The topic to create
         #[arg(long, env = "KAFKA_TOPIC", default_value = "orders")]
         topic: String,
-        /// Its partitions
+        /// The number of its partitions
         #[arg(long, default_value_t = 4, value_name = "NUMBER")]
         partitions: i32,
     },

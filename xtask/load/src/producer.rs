@@ -22,7 +22,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where messages are sent to. The environment variables are those of the services.
 #[derive(Args, Debug)]
 pub(crate) struct Target {
-    /// Bootstrap servers
+    /// Bootstrap servers of Kafka
     #[arg(long, env = "KAFKA_BROKERS", default_value = "localhost:9092")]
     pub brokers: String,
     /// The topic

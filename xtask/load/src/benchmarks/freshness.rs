@@ -75,10 +75,10 @@ type Seen = Vec<Vec<Sighting>>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// The program
+    /// Path of the ingestor
     #[arg(long)]
     ingestor: String,
-    /// The program
+    /// Path of the api
     #[arg(long)]
     api: String,
     #[command(flatten)]

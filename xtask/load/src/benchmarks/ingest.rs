@@ -55,7 +55,7 @@ const PASSED: &str =
 /// What to measure.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// The program
+    /// Path of the ingestor
     #[arg(long)]
     ingestor: String,
     #[command(flatten)]

@@ -42,7 +42,7 @@ const CONNECTIONS: u32 = 64;
 /// What to measure, and with what.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// The program
+    /// Path of the api
     #[arg(long)]
     api: String,
     /// The folder for the files of the rivals

@@ -1,4 +1,4 @@
-//! The time of day of moments: the servers tell the time of day.
+//! Converts moments of this process to the time of day, because the servers note the time of day.
 
 use std::time::Instant;
 

@@ -18,7 +18,7 @@ use crate::benchmarks::topic::Topic;
 use crate::orders::{Messages, Mix};
 use crate::producer::{Pace, Producer, Target};
 
-/// How long it is measured.
+/// How long the floor is measured.
 const DURATION: Duration = Duration::from_secs(8);
 /// How long nothing counts at the beginning: connections are opened, and Java has not compiled its code yet.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -27,7 +27,7 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// before COMMIT, and to the notification.
 pub(super) type Floor = [Times; 4];
 
-/// Measures it.
+/// Measures the floor.
 pub(super) fn measure(
     options: &Options,
     database: &TestDatabase,

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longer it takes, the longer is the pause between two requests, so that the resolution is 5 %. On a busy machine
 /// requests without a pause took the time that the services needed for the answer.
 const PAUSE_DIVISOR: u32 = 20;
-/// How often an order is requested until it is cached. Then the sample is given up.
+/// How often an order is requested until the answer is from the cache. After that the sample is given up.
 const ATTEMPTS_TO_CACHE: usize = 10;
 
 /// An order that is about to change.
@@ -29,7 +29,7 @@ struct Task {
     start_rx: Receiver<Start>,
 }
 
-/// The change, when it is made.
+/// A change that is made.
 #[derive(Clone, Debug)]
 pub(super) struct Start {
     /// When the work on the change began. No notification of it is earlier.
