@@ -18,9 +18,10 @@
 pub mod sync;
 pub mod world;
 
+/// The files of the api that make up the core.
 #[path = "../../src/cache"]
 #[expect(dead_code, reason = "the world needs less of the core than the api")]
-mod cache {
+pub mod cache {
     use crate::sync;
 
     pub(crate) mod core;
