@@ -20,6 +20,8 @@ pub use armed::*;
 pub enum Phase {
     /// A partition is claimed, and none of its records was fetched yet.
     Start,
+    /// A resumed partition is about to be moved once more. Meanwhile it can be fetched from its present offset.
+    Moving,
     /// A batch goes from the poll thread to its writer.
     Steady,
     /// All rows of a batch are sent, but its COMMIT is not.

@@ -60,6 +60,7 @@ impl Poller {
             return self.assign_again(partition, next_offset);
         }
         for offset in waking_seeks {
+            failpoints::reached(Phase::Moving);
             if !self.seek(partition, *offset)? {
                 return self.assign_again(partition, next_offset);
             }
