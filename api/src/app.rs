@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use shared::db::{self, PoolLimits};
+use shared::order::{Decoder, Envelope};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -26,6 +27,8 @@ const MAX_EXPORTS: usize = 2;
 pub struct App {
     /// Who may write.
     pub authority: Authority,
+    /// How the bodies of orders are read.
+    pub decoder: Decoder,
     /// Orders in PostgreSQL.
     pub repository: Repository,
     /// Orders in memory.
@@ -75,6 +78,10 @@ impl App {
         ));
         Ok(Arc::new(Self {
             authority: Authority::new(config, address),
+            decoder: Decoder {
+                rules: config.order_rules,
+                envelope: Envelope::None,
+            },
             body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
             repository,

@@ -12,8 +12,10 @@ use anyhow::bail;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, LogSettings, Secret, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, Secret, ShownSettings,
+    ShutdownSettings,
 };
+use shared::order::OrderRules;
 
 use origin::AllowedOrigin;
 
@@ -30,6 +32,8 @@ pub struct Cli {
     server: ServerArgs,
     #[command(flatten)]
     cache: CacheSettings,
+    #[command(flatten)]
+    orders: OrderSettings,
     #[command(flatten)]
     log: LogSettings,
     #[command(flatten)]
@@ -99,6 +103,8 @@ pub struct Config {
     pub rate_limit_per_minute: Option<NonZeroU32>,
     /// The cache's limits.
     pub cache: CacheSettings,
+    /// How strictly the orders of clients are checked.
+    pub order_rules: OrderRules,
     /// How to log.
     pub log: LogSettings,
     /// How to stop.
@@ -200,6 +206,7 @@ impl Cli {
             database,
             server,
             cache,
+            orders,
             log,
             shutdown,
             ..
@@ -218,6 +225,7 @@ impl Cli {
             cors_allowed_origins: server.cors_allowed_origins,
             rate_limit_per_minute: NonZeroU32::new(server.rate_limit_per_minute),
             cache,
+            order_rules: orders.order_rules,
             log,
             shutdown,
         })
@@ -238,7 +246,7 @@ impl Config {
             ..
         } = &self.server;
         let mut shown = self.database.shown();
-        let settings: [(&'static str, &dyn Display); 12] = [
+        let settings: [(&'static str, &dyn Display); 13] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
@@ -251,6 +259,7 @@ impl Config {
             ("CACHE_CAPACITY", &self.cache.capacity),
             ("CACHE_WARMUP", &self.cache.warmup),
             ("CACHE_LEASE_MS", &self.cache.lease.as_millis()),
+            ("ORDER_RULES", &self.order_rules),
         ];
         shown.extend(settings.map(|(name, value)| (name, value.to_string())));
         shown.extend(self.log.shown());

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
-    DatabaseArgs, DatabaseSettings, LogSettings, ShownSettings, ShutdownSettings,
+    DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, ShownSettings, ShutdownSettings,
 };
+use shared::order::Decoder;
 
 pub use dead_letters::{DeadLettersCommand, DecideArgs};
 use kafka::KafkaArgs;
@@ -60,6 +61,8 @@ struct SettingsArgs {
     #[command(flatten)]
     kafka: KafkaArgs,
     #[command(flatten)]
+    orders: OrderSettings,
+    #[command(flatten)]
     ingest: IngestArgs,
     #[command(flatten)]
     log: LogSettings,
@@ -102,6 +105,8 @@ pub struct Settings {
     pub database: DatabaseSettings,
     /// How to reach Kafka.
     pub kafka: KafkaSettings,
+    /// How orders are read.
+    pub decoder: Decoder,
     /// When a batch closes.
     pub batch: BatchSettings,
     /// Memory to stay within.
@@ -168,12 +173,17 @@ impl Cli {
         let SettingsArgs {
             database,
             kafka,
+            orders,
             ingest,
             log,
             shutdown,
         } = self.settings;
         Ok(Settings {
             database: database.resolve()?,
+            decoder: Decoder {
+                rules: orders.order_rules,
+                envelope: kafka.kafka_value_envelope,
+            },
             kafka: kafka.resolve()?,
             batch: BatchSettings {
                 max_records: ingest.batch_max_records as usize,
@@ -198,6 +208,8 @@ impl Settings {
         let mut shown = self.database.shown();
         shown.extend(self.kafka.shown());
         shown.extend([
+            ("KAFKA_VALUE_ENVELOPE", self.decoder.envelope.to_string()),
+            ("ORDER_RULES", self.decoder.rules.to_string()),
             ("BATCH_MAX_RECORDS", batch.max_records.to_string()),
             ("BATCH_MAX_AGE_MS", batch.max_age.as_millis().to_string()),
             (

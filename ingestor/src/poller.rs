@@ -18,6 +18,7 @@ use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
+use shared::order::Decoder;
 use shared::throttle::Throttle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -49,6 +50,7 @@ const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Poller {
     consumer: GroupConsumer,
     topic: String,
+    decoder: Decoder,
     settings: BatchSettings,
     partitions: BTreeMap<Partition, AssignedPartition>,
     board: Arc<Board>,
@@ -82,6 +84,7 @@ impl Poller {
         Ok(Self {
             consumer,
             topic,
+            decoder: settings.decoder,
             settings: settings.batch,
             partitions: BTreeMap::new(),
             board: Arc::clone(&context.board),
@@ -148,7 +151,12 @@ impl Poller {
             };
             timeout = Duration::ZERO;
             match event {
-                Ok(message) => Self::take(&mut self.partitions, &mut self.budget, &message),
+                Ok(message) => Self::take(
+                    self.decoder,
+                    &mut self.partitions,
+                    &mut self.budget,
+                    &message,
+                ),
                 Err(KafkaError::PartitionEOF(number)) => {
                     if let Some(partition) = self.partitions.get_mut(&Partition(number)) {
                         partition.is_at_end = true;
@@ -257,6 +265,7 @@ impl Poller {
 
     /// Puts a record into its partition's batch.
     fn take(
+        decoder: Decoder,
         partitions: &mut BTreeMap<Partition, AssignedPartition>,
         budget: &mut MemoryBudget,
         message: &BorrowedMessage<'_>,
@@ -272,7 +281,7 @@ impl Poller {
             return;
         }
         let size_before = open.size_bytes;
-        match record::decode(message.payload()) {
+        match record::decode(decoder, message.payload()) {
             Ok(order) => open.push_order(order, message.detach()),
             Err(refusal) => open.push_dead_letter(DeadLetter::new(message, refusal)),
         }

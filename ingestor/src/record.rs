@@ -7,7 +7,7 @@ mod numbers;
 
 pub use numbers::{Epoch, Incarnation, Offset, Partition};
 use rdkafka::message::Message;
-use shared::order::{Order, OrderError};
+use shared::order::{Decoder, Order, OrderError};
 use strum::{IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
@@ -55,13 +55,13 @@ impl Position {
 ///
 /// # Errors
 /// Returns the reason if there is no value, or if it is not a valid order.
-pub fn decode(payload: Option<&[u8]>) -> Result<Order, Refusal> {
+pub fn decode(decoder: Decoder, payload: Option<&[u8]>) -> Result<Order, Refusal> {
     match payload {
         None => Err(Refusal {
             reason: Reason::Tombstone,
             detail: "the message has no value".to_owned(),
         }),
-        Some(bytes) => Order::decode(bytes).map_err(Refusal::from),
+        Some(bytes) => decoder.decode(bytes).map_err(Refusal::from),
     }
 }
 
@@ -110,7 +110,10 @@ mod tests {
 
     #[test]
     fn a_message_without_a_value_is_a_tombstone() {
-        assert_eq!(decode(None).unwrap_err().reason, Reason::Tombstone);
+        assert_eq!(
+            decode(Decoder::default(), None).unwrap_err().reason,
+            Reason::Tombstone
+        );
     }
 
     #[test]

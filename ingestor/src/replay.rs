@@ -4,6 +4,7 @@
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use shared::db::models::Source;
+use shared::order::Decoder;
 
 use crate::dead_letters::stored::{self, LetterState};
 use crate::record::{self, Consumer};
@@ -62,6 +63,7 @@ impl From<DieselError> for Undone {
 pub fn replay(
     connection: &mut PgConnection,
     consumer: &Consumer,
+    decoder: Decoder,
     id: i64,
     dry_run: bool,
 ) -> Result<Outcome, DecideError> {
@@ -75,7 +77,7 @@ pub fn replay(
                 letter.summary.payload_size
             )));
         }
-        let order = record::decode(letter.payload.as_deref()).map_err(|refusal| {
+        let order = record::decode(decoder, letter.payload.as_deref()).map_err(|refusal| {
             kept(format!(
                 "{}: {}",
                 <&str>::from(refusal.reason),

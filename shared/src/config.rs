@@ -13,6 +13,8 @@ use anyhow::{Context, bail};
 use clap::builder::Resettable;
 use clap::{Args, Command, Parser, ValueEnum};
 
+use crate::order::OrderRules;
+
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -331,6 +333,21 @@ impl LogSettings {
             ("RUST_LOG", self.filter.clone()),
         ]
     }
+}
+
+/// The rules for orders.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Orders")]
+pub struct OrderSettings {
+    /// Whether e-mail, phone and currency must have their usual form, or may be any text
+    #[arg(
+        long = "order-rules",
+        env = "ORDER_RULES",
+        default_value = "standard",
+        global = true,
+        value_name = "ORDER_RULES"
+    )]
+    pub order_rules: OrderRules,
 }
 
 /// The settings of the shutdown.

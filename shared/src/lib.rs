@@ -15,7 +15,7 @@
 //! | [`shutdown`] | stops the process on a signal | |
 //! | [`order`] | the order as JSON, and its rules | |
 //! | [`events`] | the contract between writers and caches | |
-//! | [`config`] | the shared settings, and how settings are read | |
+//! | [`config`] | the shared settings, and how settings are read | [`order`] |
 //! | [`telemetry`] | sets up the log | [`config`] |
 //! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert | [`backoff`], [`throttle`], [`order`], [`config`] |
 //! | [`testing`] | helpers for tests (feature `testing`) | [`order`], [`events`], [`config`], [`db`] |

@@ -4,13 +4,16 @@
 //! Rows of the database are other types ([`crate::db::models`]), so that a renamed column does not change the API.
 
 mod fault;
+mod numbers;
 mod raw;
+mod surroundings;
 mod validation;
 
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
+use clap::ValueEnum;
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -69,7 +72,7 @@ pub struct Delivery {
     pub zip: CompactString,
     /// The city.
     pub city: CompactString,
-    /// Street and house, at most 512 characters.
+    /// Street and house, at most 512 characters, which may include line breaks and tabs.
     pub address: CompactString,
     /// The region.
     pub region: CompactString,
@@ -84,7 +87,7 @@ pub struct Payment {
     pub transaction: CompactString,
     /// The request's id at the provider.
     pub request_id: CompactString,
-    /// Three upper-case letters.
+    /// The currency's code: three upper-case letters, unless the rules are lenient.
     pub currency: CompactString,
     /// The payment provider.
     pub provider: CompactString,
@@ -132,19 +135,111 @@ pub struct Item {
     pub status: i64,
 }
 
-impl Order {
-    /// Reads and checks an order.
+/// How strictly e-mail, phone and currency are checked (`ORDER_RULES`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OrderRules {
+    /// The three fields must have their usual form, unless they are empty.
+    #[default]
+    Standard,
+    /// Any text within the limits is accepted.
+    Lenient,
+}
+
+/// What encloses the order in a Kafka message (`KAFKA_VALUE_ENVELOPE`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Envelope {
+    /// Nothing: the value is the order.
+    #[default]
+    None,
+    /// Kafka Connect's `{"schema": ..., "payload": <order>}`.
+    Connect,
+    /// A CloudEvent in structured mode, with the order in `data`.
+    Cloudevents,
+}
+
+impl fmt::Display for OrderRules {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Standard => "standard",
+            Self::Lenient => "lenient",
+        })
+    }
+}
+
+impl fmt::Display for Envelope {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "none",
+            Self::Connect => "connect",
+            Self::Cloudevents => "cloudevents",
+        })
+    }
+}
+
+/// Reads orders by the operator's settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decoder {
+    /// How strictly three of the fields are checked.
+    pub rules: OrderRules,
+    /// What encloses each order.
+    pub envelope: Envelope,
+}
+
+impl Decoder {
+    /// Reads and checks an order. A byte order mark and the Schema Registry's header are skipped.
     ///
     /// # Errors
     /// Returns [`OrderError`] if the input is too large, is not JSON, or is not a valid order. In the last case the error
-    /// holds every fault.
-    pub fn decode(bytes: &[u8]) -> Result<Self, OrderError> {
+    /// holds every fault, or names what the document is instead of an order.
+    pub fn decode(&self, bytes: &[u8]) -> Result<Order, OrderError> {
         if bytes.len() > MAX_ORDER_BYTES {
             return Err(OrderError::TooLarge {
                 size_bytes: bytes.len(),
             });
         }
-        validation::validate(raw::parse(bytes)?).map_err(OrderError::Invalid)
+        let content = surroundings::content(bytes)?;
+        // One check of the whole text is cheaper: serde_json would check each string by itself.
+        let text =
+            str::from_utf8(content).map_err(|error| OrderError::NotJson(error.to_string()))?;
+        self.read(text).or_else(|refused| match refused {
+            OrderError::Invalid(_) => self.read_again(text, refused),
+            other => Err(other),
+        })
+    }
+
+    fn read(&self, text: &str) -> Result<Order, OrderError> {
+        let (document, pointer) = raw::parse(text, self.envelope)?;
+        validation::validate(document, self.rules).map_err(|mut faults| {
+            for fault in &mut faults {
+                fault.pointer.insert_str(0, pointer);
+            }
+            OrderError::Invalid(faults)
+        })
+    }
+
+    /// Reads a refused document with its numbers written plainly. Few orders have other numbers, so only these pay for it.
+    fn read_again(&self, text: &str, refused: OrderError) -> Result<Order, OrderError> {
+        let refused = match numbers::with_plain_integers(text) {
+            Some(plain) => match self.read(&plain) {
+                Err(refused) => refused,
+                order => return order,
+            },
+            None => refused,
+        };
+        Err(match surroundings::recognise(text, self.envelope) {
+            Some(recognised) => OrderError::Invalid(vec![recognised]),
+            None => refused,
+        })
+    }
+}
+
+impl Order {
+    /// Reads and checks an order by the default settings, see [`Decoder::decode`].
+    ///
+    /// # Errors
+    /// Returns [`OrderError`] as [`Decoder::decode`] does.
+    pub fn decode(bytes: &[u8]) -> Result<Self, OrderError> {
+        Decoder::default().decode(bytes)
     }
 }
 

@@ -201,7 +201,7 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     require_json_body(&head)?;
     refuse_announced_oversize(&head)?;
     let body = read_body(&app, body).await?;
-    let order = Order::decode(&body).map_err(|error| match error {
+    let order = app.decoder.decode(&body).map_err(|error| match error {
         OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
         OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
         OrderError::Invalid(faults) => ApiError::InvalidOrder(faults),

@@ -178,6 +178,8 @@ async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go
     }
     staying.sort_unstable();
     let stop = CancellationToken::new();
+    // If this test fails, its writers must end too, because the runtime waits for them.
+    let _stopped_at_the_end = stop.clone().drop_guard();
     let writers: Vec<_> = (0..2)
         .map(|writer| {
             let (database, stop) = (api.database.clone(), stop.clone());

@@ -8,6 +8,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use diesel::PgConnection;
+use shared::order::Decoder;
 
 use super::confirm::confirm;
 use super::operator_connection;
@@ -27,6 +28,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
     let mut operator = Operator {
         connection: operator_connection(settings)?,
         consumer: settings.kafka.new_consumer(),
+        decoder: settings.decoder,
     };
     match command {
         DeadLettersCommand::List {
@@ -47,7 +49,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
     }
 }
 
-type Decide = fn(&mut PgConnection, &Consumer, i64, bool) -> Result<Outcome, DecideError>;
+type Decide = fn(&mut Operator, i64, bool) -> Result<Outcome, DecideError>;
 
 /// A decision, and the words in which the user is asked for it.
 struct Decision {
@@ -59,18 +61,28 @@ struct Decision {
 const REPLAY: Decision = Decision {
     verb: "replay",
     consequence: "their orders are stored unless the stored order is newer; orders that were deleted are stored again",
-    decide: replay::replay,
+    decide: |operator, id, dry_run| {
+        let Operator {
+            connection,
+            consumer,
+            decoder,
+        } = operator;
+        replay::replay(connection, consumer, *decoder, id, dry_run)
+    },
 };
 
 const DROP: Decision = Decision {
     verb: "drop",
     consequence: "they stay in the table, but cannot be replayed any more",
-    decide: replay::drop_letter,
+    decide: |operator, id, dry_run| {
+        replay::drop_letter(&mut operator.connection, &operator.consumer, id, dry_run)
+    },
 };
 
 struct Operator {
     connection: PgConnection,
     consumer: Consumer,
+    decoder: Decoder,
 }
 
 impl Operator {
@@ -135,7 +147,7 @@ impl Operator {
         }
         let mut counts = Counts::default();
         for id in ids {
-            match (decision.decide)(&mut self.connection, &self.consumer, id, dry_run) {
+            match (decision.decide)(self, id, dry_run) {
                 Ok(outcome) => counts.add(id, &outcome),
                 Err(error @ DecideError::NotNew(_)) => {
                     eprintln!("{id}: {error}");

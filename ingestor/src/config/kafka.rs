@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use shared::config::{Secret, ShownSettings};
+use shared::order::Envelope;
 use uuid::Uuid;
 
 use crate::record::Consumer;
@@ -33,6 +34,9 @@ pub(super) struct KafkaArgs {
     /// Topic to read
     #[arg(long, env, default_value = "orders", global = true)]
     kafka_topic: String,
+    /// What encloses the order in a message's value
+    #[arg(long, env, default_value = "none", global = true)]
+    pub(super) kafka_value_envelope: Envelope,
     /// Consumer group; its offsets are stored in PostgreSQL under this name
     #[arg(long, env, default_value = "order-service", global = true)]
     kafka_group_id: String,

@@ -112,6 +112,12 @@ fn texts(cases: &mut Cases<'_>) {
     );
     cases.good("/delivery/name", json!("𝄞".repeat(256)));
     cases.good("/delivery/address", json!("ß".repeat(512)));
+    cases.good("/delivery/address", json!("Main street 1\r\n\tApt 2\n"));
+    for field in ["name", "phone", "city", "region", "address", "email"] {
+        cases.good(&format!("/delivery/{field}"), json!(""));
+    }
+    cases.good_text("a byte order mark", |order| format!("\u{feff}{order}"));
+    cases.good_text("a line break at the end", |order| format!("{order}\r\n"));
     cases.good("/order_uid", json!(format!("x{}", ".".repeat(63))));
     cases.good_text("escaped names of fields", |order| {
         order.replacen("\"track_number\"", "\"\\u0074rack_number\"", 1)
@@ -138,8 +144,10 @@ fn texts(cases: &mut Cases<'_>) {
     cases.bad_text("a raw line feed in a text", refused.0, refused.1, |order| {
         order.replacen("WBIL", "WB\nL", 1).into_bytes()
     });
-    cases.bad_text("a byte order mark", refused.0, refused.1, |order| {
-        format!("\u{feff}{order}").into_bytes()
+    cases.bad("/delivery/address", json!("a\u{1b}[31mb"));
+    cases.bad_text("gzip", refused.0, "gzip", |_| b"\x1f\x8b\x08\x00".to_vec());
+    cases.bad_text("UTF-16", refused.0, "UTF-16", |order| {
+        order.encode_utf16().flat_map(u16::to_le_bytes).collect()
     });
     cases.bad_text("no UTF-8", refused.0, refused.1, |order| {
         let mut bytes = order.as_bytes().to_vec();
@@ -157,8 +165,16 @@ fn numbers_and_times(cases: &mut Cases<'_>) {
     cases.good("/payment/amount", json!(MAX));
     cases.good("/items/0/chrt_id", json!(0));
     cases.good("/payment/payment_dt", json!(4_102_444_800_u64));
-    cases.good("/date_created", json!("2000-01-01T00:00:00Z"));
-    cases.good("/date_created", json!("2100-12-31T23:59:59.999999Z"));
+    cases.good("/date_created", json!("0001-01-01T00:00:00Z"));
+    cases.good("/date_created", json!("9999-12-31T23:59:59.999999Z"));
+    for literal in ["1817.0", "1.817e3", "18170E-1"] {
+        let mut order = cases.order();
+        order["payment"]["amount"] = json!("THE AMOUNT");
+        let message = order.to_string().replace("\"THE AMOUNT\"", literal);
+        order["payment"]["amount"] = json!(1817);
+        let name = format!("amount = {literal}");
+        cases.push(&name, message, Expected::Stored(order));
+    }
     let mut order = cases.order();
     let message = {
         order["date_created"] = json!("2026-02-28T23:30:00.123456789-01:00");
@@ -169,10 +185,9 @@ fn numbers_and_times(cases: &mut Cases<'_>) {
 
     for literal in [
         "-1",
-        "-0",
-        "1.0",
-        "1e3",
+        "18.17",
         "1e-400",
+        "9007199254740991.5",
         "9007199254740992",
         "9223372036854775808",
         "18446744073709551616",
@@ -196,8 +211,9 @@ fn numbers_and_times(cases: &mut Cases<'_>) {
         "2026-06-30T23:59:60Z",
         "2026-01-01T24:00:00Z",
         "2026-01-01T00:00:00",
-        "1999-12-31T23:59:59Z",
-        "2101-01-01T00:00:00Z",
+        "2026-01-01",
+        "0000-12-31T23:59:59Z",
+        "0001-01-01T00:00:00+01:00",
         "+10000-01-01T00:00:00Z",
         "-0001-01-01T00:00:00Z",
         "262143-01-01T00:00:00Z",
@@ -241,7 +257,6 @@ fn structures(cases: &mut Cases<'_>) {
     cases.bad("/items", json!([]));
     cases.bad("/items", json!({"0": item}));
     cases.bad("/delivery", json!(["name", "+123456"]));
-    cases.bad("/delivery", Value::Null);
     let (reason, document) = ("invalid_order", "");
     cases.bad_text("an array in the order's place", reason, document, |order| {
         format!("[{order}]").into_bytes()

@@ -12,7 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::fault::Fault;
-use super::{MAX_ITEMS, OrderError};
+use super::{Envelope, MAX_ITEMS, OrderError};
 
 /// What a field contained.
 #[derive(Debug, Default)]
@@ -22,8 +22,22 @@ pub(super) enum Field<T> {
     Absent,
     /// A value of the right type.
     Value(T),
-    /// A value of another type than the one named here.
-    WrongType(&'static str),
+    /// A value of another type.
+    WrongType(Kind),
+}
+
+/// The type of a JSON value that is not the one that a field needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Boolean,
+    /// An integer that fits into 64 bits and is not negative.
+    Integer,
+    NegativeInteger,
+    /// Any other number.
+    Number,
+    Text,
+    Array,
+    Object,
 }
 
 pub(super) type Text<'a> = Field<Cow<'a, str>>;
@@ -91,12 +105,47 @@ pub(super) struct RawItem<'a> {
     pub status: Integer,
 }
 
-/// Reads one JSON document.
+/// Kafka Connect's envelope. Its member `schema` is not needed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub(super) struct Connect<'a> {
+    payload: Field<RawOrder<'a>>,
+}
+
+/// A CloudEvent in structured mode.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub(super) struct CloudEvent<'a> {
+    data: Field<RawOrder<'a>>,
+}
+
+/// Reads one JSON document, and takes the order out of its envelope. An order without an envelope is accepted, too.
+///
+/// Returns what stands where the order should be, and the pointer to this place.
 ///
 /// A field that is given twice is a fault of the order, not of the JSON: nobody can know which of the two is meant.
-pub(super) fn parse(bytes: &[u8]) -> Result<Field<RawOrder<'_>>, OrderError> {
-    // One check of the whole text is cheaper: `from_slice` would check each string by itself.
-    let text = str::from_utf8(bytes).map_err(|error| OrderError::NotJson(error.to_string()))?;
+pub(super) fn parse(
+    text: &str,
+    envelope: Envelope,
+) -> Result<(Field<RawOrder<'_>>, &'static str), OrderError> {
+    let (enclosed, pointer) = match envelope {
+        Envelope::None => (Field::Absent, ""),
+        Envelope::Connect => match read(text)? {
+            Field::Value(Connect { payload }) => (payload, "/payload"),
+            _ => (Field::Absent, ""),
+        },
+        Envelope::Cloudevents => match read(text)? {
+            Field::Value(CloudEvent { data }) => (data, "/data"),
+            _ => (Field::Absent, ""),
+        },
+    };
+    match enclosed {
+        Field::Absent => Ok((read(text)?, "")),
+        order => Ok((order, pointer)),
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, OrderError> {
     serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             OrderError::Invalid(vec![Fault::of_document(error.to_string())])
@@ -107,9 +156,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Field<RawOrder<'_>>, OrderError> {
 
 /// Reads a type from each kind of JSON value. `None` means that the value is of the wrong kind.
 trait FromJson<'de>: Sized {
-    /// The message for a value of the wrong kind.
-    const WANTED: &'static str;
-
     fn from_text(_text: Cow<'de, str>) -> Option<Self> {
         None
     }
@@ -130,24 +176,18 @@ trait FromJson<'de>: Sized {
 }
 
 impl<'de: 'a, 'a> FromJson<'de> for Cow<'a, str> {
-    const WANTED: &'static str = "must be a string";
-
     fn from_text(text: Cow<'de, str>) -> Option<Self> {
         Some(text)
     }
 }
 
 impl FromJson<'_> for u64 {
-    const WANTED: &'static str = "must be an integer in 0..=9007199254740991";
-
     fn from_integer(integer: u64) -> Option<Self> {
         Some(integer)
     }
 }
 
 impl<'de, T: Deserialize<'de>> FromJson<'de> for Vec<T> {
-    const WANTED: &'static str = "must be an array";
-
     /// Keeps at most one element more than an order may have. That is enough to see that there are too many, and a body
     /// with tens of thousands of `{}` takes no more memory than a valid one.
     fn from_array<A: SeqAccess<'de>>(mut array: A) -> Result<Option<Self>, A::Error> {
@@ -167,15 +207,20 @@ impl<'de, T: Deserialize<'de>> FromJson<'de> for Vec<T> {
 macro_rules! object_from_json {
     ($($object:ident),+) => {$(
         impl<'de: 'a, 'a> FromJson<'de> for $object<'a> {
-            const WANTED: &'static str = "must be an object";
-
             fn from_object<A: MapAccess<'de>>(object: A) -> Result<Option<Self>, A::Error> {
                 Self::deserialize(MapAccessDeserializer::new(object)).map(Some)
             }
         }
     )+};
 }
-object_from_json!(RawOrder, RawDelivery, RawPayment, RawItem);
+object_from_json!(
+    RawOrder,
+    RawDelivery,
+    RawPayment,
+    RawItem,
+    Connect,
+    CloudEvent
+);
 
 impl<'de, T: FromJson<'de>> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -186,8 +231,8 @@ impl<'de, T: FromJson<'de>> Deserialize<'de> for Field<T> {
 struct FieldVisitor<T>(PhantomData<T>);
 
 impl<'de, T: FromJson<'de>> FieldVisitor<T> {
-    fn field(value: Option<T>) -> Field<T> {
-        value.map_or(Field::WrongType(T::WANTED), Field::Value)
+    fn field(value: Option<T>, kind: Kind) -> Field<T> {
+        value.map_or(Field::WrongType(kind), Field::Value)
     }
 }
 
@@ -203,36 +248,37 @@ impl<'de, T: FromJson<'de>> Visitor<'de> for FieldVisitor<T> {
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Field<T>, E> {
-        Ok(Self::field(None))
+        Ok(Field::WrongType(Kind::Boolean))
     }
 
     fn visit_u64<E>(self, integer: u64) -> Result<Field<T>, E> {
-        Ok(Self::field(T::from_integer(integer)))
+        Ok(Self::field(T::from_integer(integer), Kind::Integer))
     }
 
-    fn visit_i64<E>(self, integer: i64) -> Result<Field<T>, E> {
-        Ok(Self::field(
-            u64::try_from(integer).ok().and_then(T::from_integer),
-        ))
+    /// serde_json calls this for negative integers only.
+    fn visit_i64<E>(self, _: i64) -> Result<Field<T>, E> {
+        Ok(Field::WrongType(Kind::NegativeInteger))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Field<T>, E> {
-        Ok(Self::field(None))
+        Ok(Field::WrongType(Kind::Number))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Field<T>, E> {
-        Ok(Self::field(T::from_text(Cow::Owned(text.to_owned()))))
+        let text = Cow::Owned(text.to_owned());
+        Ok(Self::field(T::from_text(text), Kind::Text))
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Field<T>, E> {
-        Ok(Self::field(T::from_text(Cow::Borrowed(text))))
+        let text = Cow::Borrowed(text);
+        Ok(Self::field(T::from_text(text), Kind::Text))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, array: A) -> Result<Field<T>, A::Error> {
-        T::from_array(array).map(Self::field)
+        T::from_array(array).map(|value| Self::field(value, Kind::Array))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Field<T>, A::Error> {
-        T::from_object(object).map(Self::field)
+        T::from_object(object).map(|value| Self::field(value, Kind::Object))
     }
 }

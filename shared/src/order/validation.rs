@@ -2,19 +2,21 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
-use chrono::{DateTime, Datelike, SubsecRound, Timelike, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SubsecRound, Timelike, Utc};
 use compact_str::CompactString;
 
 use super::fault::Fault;
-use super::raw::{Field, Integer, RawDelivery, RawItem, RawOrder, RawPayment, Text};
-use super::{Delivery, Item, MAX_ITEMS, Order, OrderUid, Payment};
+use super::raw::{Field, Integer, Kind, RawDelivery, RawItem, RawOrder, RawPayment, Text};
+use super::{Delivery, Item, MAX_ITEMS, Order, OrderRules, OrderUid, Payment};
 
 /// Largest integer that every JSON reader keeps exactly (RFC 8259, section 6).
 const MAX_INTEGER: u64 = (1 << 53) - 1;
 const MAX_TEXT_CHARS: usize = 256;
 const MAX_ADDRESS_CHARS: usize = 512;
 const MAX_SALE_PERCENT: u64 = 100;
+const NOT_AN_OBJECT: &str = "must be an object";
 /// 2100-01-01T00:00:00Z.
 const MAX_PAYMENT_DT: u64 = 4_102_444_800;
 
@@ -22,15 +24,17 @@ const MAX_PAYMENT_DT: u64 = 4_102_444_800;
 ///
 /// # Errors
 /// Returns all faults.
-pub(super) fn validate(document: Field<RawOrder<'_>>) -> Result<Order, Vec<Fault>> {
+pub(super) fn validate(
+    document: Field<RawOrder<'_>>,
+    rules: OrderRules,
+) -> Result<Order, Vec<Fault>> {
     let mut check = Check {
+        rules,
         place: Place::Document,
         faults: Vec::new(),
     };
-    let raw = match document {
-        Field::Value(raw) => raw,
-        Field::Absent => return Err(vec![Fault::of_document("must be an object".into())]),
-        Field::WrongType(wanted) => return Err(vec![Fault::of_document(wanted.into())]),
+    let Field::Value(raw) = document else {
+        return Err(vec![Fault::of_document(NOT_AN_OBJECT.into())]);
     };
     let order = Order {
         order_uid: check.order_uid(raw.order_uid),
@@ -75,6 +79,7 @@ impl fmt::Display for Place {
 
 /// Collects faults. A faulty field yields an empty value, which nobody sees.
 struct Check {
+    rules: OrderRules,
     place: Place,
     faults: Vec<Fault>,
 }
@@ -88,14 +93,19 @@ impl Check {
     }
 
     fn delivery(&mut self, field: Field<RawDelivery<'_>>) -> Delivery {
+        // Digital goods have no delivery, and often only one of phone and e-mail is known.
+        let field = match field {
+            Field::Absent => Field::Value(RawDelivery::default()),
+            given => given,
+        };
         let raw = self.object(Place::Member("delivery"), field);
         let delivery = Delivery {
-            name: self.required_text("name", raw.name),
+            name: self.optional_text("name", raw.name),
             phone: self.phone(raw.phone),
             zip: self.optional_text("zip", raw.zip),
-            city: self.required_text("city", raw.city),
-            address: self.text("address", raw.address, true, MAX_ADDRESS_CHARS),
-            region: self.required_text("region", raw.region),
+            city: self.optional_text("city", raw.city),
+            address: self.address(raw.address),
+            region: self.optional_text("region", raw.region),
             email: self.email(raw.email),
         };
         self.place = Place::Document;
@@ -123,8 +133,8 @@ impl Check {
     fn items(&mut self, field: Field<Vec<Field<RawItem<'_>>>>) -> Vec<Item> {
         let raw_items = match field {
             Field::Value(items) if (1..=MAX_ITEMS).contains(&items.len()) => items,
-            Field::WrongType(wanted) => {
-                self.fault("items", wanted);
+            Field::WrongType(_) => {
+                self.fault("items", "must be an array");
                 return Vec::new();
             }
             // If there are too many items, none is checked: a hostile body could yield any number of faults.
@@ -168,7 +178,7 @@ impl Check {
         let fault = match field {
             Field::Value(object) => return object,
             Field::Absent => "is required",
-            Field::WrongType(wanted) => wanted,
+            Field::WrongType(_) => NOT_AN_OBJECT,
         };
         self.faults.push(Fault {
             pointer: place.to_string(),
@@ -178,63 +188,90 @@ impl Check {
     }
 
     fn required_text(&mut self, name: &str, field: Text<'_>) -> CompactString {
-        self.text(name, field, true, MAX_TEXT_CHARS)
+        if matches!(field, Field::Absent) {
+            self.fault(name, "is required");
+        } else if matches!(&field, Field::Value(text) if text.is_empty()) {
+            self.fault(name, "must not be empty");
+        }
+        self.optional_text(name, field)
     }
 
     fn optional_text(&mut self, name: &str, field: Text<'_>) -> CompactString {
-        self.text(name, field, false, MAX_TEXT_CHARS)
-    }
-
-    fn text(
-        &mut self,
-        name: &str,
-        field: Text<'_>,
-        required: bool,
-        max_chars: usize,
-    ) -> CompactString {
-        let text = match field {
-            Field::Value(text) => text,
-            Field::Absent if required => {
-                self.fault(name, "is required");
-                return CompactString::default();
-            }
-            Field::Absent => return CompactString::default(),
-            Field::WrongType(wanted) => {
-                self.fault(name, wanted);
-                return CompactString::default();
-            }
-        };
-        if required && text.is_empty() {
-            self.fault(name, "must not be empty");
-        }
-        // A text never has more characters than bytes, so only a long text is counted.
-        if text.len() > max_chars && text.chars().count() > max_chars {
-            self.fault(name, format!("must have at most {max_chars} characters"));
-        }
+        let text = self.text(name, field, MAX_TEXT_CHARS);
         if has_control_characters(&text) {
             self.fault(name, "must have no control characters");
         }
         text.into()
     }
 
-    /// Checks a required text against one more rule. The rule is skipped if the text has a fault already.
-    fn ruled_text(
+    /// People write addresses in several lines.
+    fn address(&mut self, field: Text<'_>) -> CompactString {
+        let text = self.text("address", field, MAX_ADDRESS_CHARS);
+        let is_allowed = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+        if has_control_characters(&text) && !text.chars().all(is_allowed) {
+            self.fault(
+                "address",
+                "must have no control characters except line breaks and tabs",
+            );
+        }
+        text.into()
+    }
+
+    /// The text, checked for its length; empty if it is absent or of the wrong type.
+    fn text<'a>(&mut self, name: &str, field: Text<'a>, max_chars: usize) -> Cow<'a, str> {
+        let text = match field {
+            Field::Value(text) => text,
+            Field::Absent => return Cow::Borrowed(""),
+            Field::WrongType(kind) => {
+                let detail = match kind {
+                    Kind::Integer | Kind::NegativeInteger | Kind::Number => {
+                        "must be a string: put the number into quotes"
+                    }
+                    _ => "must be a string",
+                };
+                self.fault(name, detail);
+                return Cow::Borrowed("");
+            }
+        };
+        // A text never has more characters than bytes, so only a long text is counted.
+        if text.len() > max_chars && text.chars().count() > max_chars {
+            self.fault(name, format!("must have at most {max_chars} characters"));
+        }
+        text
+    }
+
+    /// Checks a text against one more rule. The rule is skipped if the text has a fault already.
+    fn ruled(
         &mut self,
         name: &str,
-        field: Text<'_>,
-        rule: fn(&str) -> bool,
+        read: impl FnOnce(&mut Self) -> CompactString,
+        rule: impl FnOnce(&str) -> bool,
         detail: &'static str,
     ) -> CompactString {
         let faults_before = self.faults.len();
-        let text = self.required_text(name, field);
+        let text = read(self);
         if self.faults.len() == faults_before && !rule(&text) {
             self.fault(name, detail);
         }
         text
     }
 
+    /// Checks the form of a text if the rules ask for it. An empty text has no form.
+    fn formed(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Self) -> CompactString,
+        form: fn(&str) -> bool,
+        detail: &'static str,
+    ) -> CompactString {
+        let is_checked = self.rules == OrderRules::Standard;
+        let rule = |text: &str| !is_checked || text.is_empty() || form(text);
+        self.ruled(name, read, rule, detail)
+    }
+
     fn order_uid(&mut self, field: Text<'_>) -> OrderUid {
-        OrderUid(self.ruled_text("order_uid", field, OrderUid::is_valid, OrderUid::RULE))
+        let read = |check: &mut Self| check.required_text("order_uid", field);
+        OrderUid(self.ruled("order_uid", read, OrderUid::is_valid, OrderUid::RULE))
     }
 
     fn phone(&mut self, field: Text<'_>) -> CompactString {
@@ -246,7 +283,8 @@ impl Check {
                     .all(|byte| byte.is_ascii_digit() || b" +()-./x#".contains(&byte))
                 && text.bytes().filter(u8::is_ascii_digit).count() >= 5
         }
-        self.ruled_text("phone", field, is_phone, DETAIL)
+        let read = |check: &mut Self| check.optional_text("phone", field);
+        self.formed("phone", read, is_phone, DETAIL)
     }
 
     fn email(&mut self, field: Text<'_>) -> CompactString {
@@ -254,35 +292,27 @@ impl Check {
             let options = email_address::Options::default().without_display_text();
             email_address::EmailAddress::parse_with_options(text, options).is_ok()
         }
-        self.ruled_text("email", field, is_email, "must be an e-mail address")
+        let read = |check: &mut Self| check.optional_text("email", field);
+        self.formed("email", read, is_email, "must be an e-mail address")
     }
 
     fn currency(&mut self, field: Text<'_>) -> CompactString {
         fn is_currency(text: &str) -> bool {
             text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase())
         }
-        self.ruled_text(
-            "currency",
-            field,
-            is_currency,
-            "must be three upper-case letters",
-        )
+        const DETAIL: &str = "must be three upper-case letters";
+        let read = |check: &mut Self| check.required_text("currency", field);
+        self.formed("currency", read, is_currency, DETAIL)
     }
 
     fn date_created(&mut self, field: Text<'_>) -> DateTime<Utc> {
-        const DETAIL: &str = "must be an RFC 3339 time with a zone, year 2000..=2100, no second 60";
-        fn parse(text: &str) -> Option<DateTime<Utc>> {
-            let local = DateTime::parse_from_rfc3339(text).ok()?;
-            // chrono reads second 60 as a nanosecond above 999,999,999. PostgreSQL would return another second.
-            let is_leap_second = local.nanosecond() >= 1_000_000_000;
-            let utc = local.with_timezone(&Utc).trunc_subsecs(6);
-            (!is_leap_second && (2000..=2100).contains(&utc.year())).then_some(utc)
-        }
         let faults_before = self.faults.len();
         let text = self.required_text("date_created", field);
-        let parsed = parse(&text);
-        if parsed.is_none() && self.faults.len() == faults_before {
-            self.fault("date_created", DETAIL);
+        let parsed = parse_date(&text);
+        if let Err(detail) = parsed
+            && self.faults.len() == faults_before
+        {
+            self.fault("date_created", detail);
         }
         parsed.unwrap_or_default()
     }
@@ -295,14 +325,45 @@ impl Check {
     }
 
     fn optional_integer(&mut self, name: &str, field: Integer, max: u64) -> i64 {
-        match field {
-            Field::Value(integer) if integer <= max => i64::try_from(integer).unwrap_or_default(),
-            Field::Absent => 0,
-            Field::Value(_) | Field::WrongType(_) => {
-                self.fault(name, format!("must be an integer in 0..={max}"));
-                0
+        let hint = match field {
+            Field::Value(integer) if integer <= max => {
+                return i64::try_from(integer).unwrap_or_default();
             }
-        }
+            Field::Absent => return 0,
+            Field::WrongType(Kind::Number) => ", without a fraction",
+            Field::WrongType(Kind::NegativeInteger) => ", not negative",
+            Field::WrongType(Kind::Text) => ", not in quotes",
+            Field::Value(_) | Field::WrongType(_) => "",
+        };
+        self.fault(name, format!("must be an integer in 0..={max}{hint}"));
+        0
+    }
+}
+
+/// Reads a time, to the microsecond.
+///
+/// # Errors
+/// Says what is expected.
+fn parse_date(text: &str) -> Result<DateTime<Utc>, &'static str> {
+    const EXPECTED: &str = "must be an RFC 3339 time with a zone, such as 2021-11-26T06:22:19Z";
+    let Ok(local) = DateTime::parse_from_rfc3339(text) else {
+        return Err(if NaiveDate::from_str(text).is_ok() {
+            "must be an RFC 3339 time with a zone, such as 2021-11-26T06:22:19Z: the time of day is missing"
+        } else if NaiveDateTime::from_str(text).is_ok() {
+            "must be an RFC 3339 time with a zone, such as 2021-11-26T06:22:19Z: the zone is missing, such as Z or +03:00"
+        } else {
+            EXPECTED
+        });
+    };
+    // chrono reads second 60 as a nanosecond above 999,999,999. PostgreSQL would return another second.
+    if local.nanosecond() >= 1_000_000_000 {
+        return Err("must not have second 60");
+    }
+    let utc = local.with_timezone(&Utc).trunc_subsecs(6);
+    if (1..=9999).contains(&utc.year()) {
+        Ok(utc)
+    } else {
+        Err("must be in the years 0001 to 9999 in UTC")
     }
 }
 
