@@ -1,5 +1,6 @@
 //! What the command line can ask for.
 
+mod check;
 mod confirm;
 mod dead_letters;
 mod migrate;
@@ -32,10 +33,11 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
     match command {
         Some(Command::Run { no_migrate }) => run::run(settings, !no_migrate).await,
         Some(Command::Migrate) => migrate::migrate(settings).await,
+        Some(Command::Check { file }) => check::check(settings.decoder, &file),
         Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `offsets` or `dead-letters`; see `ingestor --help`"
+            "say what to do: `ingestor run`, `migrate`, `check`, `offsets` or `dead-letters`; see `ingestor --help`"
         ),
     }
 }

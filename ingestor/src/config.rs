@@ -5,6 +5,7 @@ mod kafka;
 mod offsets;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -46,6 +47,11 @@ pub enum Command {
     },
     /// Run the pending migrations of the database
     Migrate,
+    /// Say which orders of a file ingestion would accept; needs neither Kafka nor PostgreSQL
+    Check {
+        /// A file with one order per line, with a JSON array of orders, or with one order; `-` is standard input
+        file: PathBuf,
+    },
     /// Show and correct the offsets of the consumer group
     #[command(subcommand)]
     Offsets(OffsetsCommand),

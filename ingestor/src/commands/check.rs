@@ -1,0 +1,222 @@
+//! `ingestor check`: the verdict of ingestion on the orders of a file, without Kafka and without PostgreSQL.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde_json::value::RawValue;
+use shared::order::{Decoder, OrderError};
+
+/// Prints a line for each order of the file (`-` is standard input), and then a summary.
+///
+/// The file has one order per line, or is a JSON array of orders, or is one order.
+///
+/// # Errors
+/// Returns an error if the file cannot be read, if it is an array that is not JSON, or if any order is refused.
+pub(super) fn check(decoder: Decoder, file: &Path) -> anyhow::Result<()> {
+    let mut input: Box<dyn BufRead> = if file == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        let opened = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+        Box::new(BufReader::new(opened))
+    };
+    let mut report = Report::new(decoder, BufWriter::new(io::stdout().lock()));
+    check_all(&mut *input, &mut report).with_context(|| format!("{}", file.display()))?;
+    report.finish()
+}
+
+fn check_all(input: &mut dyn BufRead, report: &mut Report<impl Write>) -> anyhow::Result<()> {
+    let mut line = Vec::new();
+    let mut number = 0;
+    while input.read_until(b'\n', &mut line)? > 0 {
+        number += 1;
+        let is_first = report.orders == 0;
+        if is_first && begins_a_document(&line) {
+            input.read_to_end(&mut line)?;
+            return check_document(&line, number, report);
+        }
+        if !line.trim_ascii().is_empty() {
+            let end = line.strip_suffix(b"\n").unwrap_or(&line);
+            report.add(&format!("line {number}"), end)?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Returns whether a line begins a document of several lines: an array, or an object that does not end in this line.
+fn begins_a_document(line: &[u8]) -> bool {
+    match line.trim_ascii() {
+        [b'[', ..] => true,
+        [b'{', ..] => serde_json::from_slice::<&RawValue>(line).is_err_and(|error| error.is_eof()),
+        _ => false,
+    }
+}
+
+fn check_document(
+    text: &[u8],
+    number: usize,
+    report: &mut Report<impl Write>,
+) -> anyhow::Result<()> {
+    if !text.trim_ascii_start().starts_with(b"[") {
+        return report.add(&format!("line {number}"), text);
+    }
+    let elements: Vec<&RawValue> = match serde_json::from_slice(text) {
+        Ok(elements) => elements,
+        Err(error) => bail!("it begins with [ but is not a JSON array: {error}"),
+    };
+    for (index, element) in elements.into_iter().enumerate() {
+        report.add(&format!("element {index}"), element.get().as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Prints verdicts and counts them.
+struct Report<W> {
+    decoder: Decoder,
+    output: W,
+    orders: u64,
+    refused: u64,
+    /// How many orders break each rule.
+    rules: BTreeMap<String, u64>,
+}
+
+impl<W: Write> Report<W> {
+    fn new(decoder: Decoder, output: W) -> Self {
+        Self {
+            decoder,
+            output,
+            orders: 0,
+            refused: 0,
+            rules: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, place: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        self.orders += 1;
+        match self.decoder.decode(bytes) {
+            Ok(order) => writeln!(self.output, "{place}: accepted: {}", order.order_uid)?,
+            Err(error) => {
+                self.refused += 1;
+                for rule in broken_rules(&error) {
+                    *self.rules.entry(rule).or_default() += 1;
+                }
+                writeln!(self.output, "{place}: refused: {}: {error}", error.reason())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        let (orders, refused) = (self.orders, self.refused);
+        writeln!(
+            self.output,
+            "orders: {orders}, accepted: {}, refused: {refused}",
+            orders - refused
+        )?;
+        for (rule, count) in &self.rules {
+            writeln!(self.output, "{count} refused: {rule}")?;
+        }
+        self.output.flush()?;
+        if orders == 0 {
+            bail!("there is no order in the file");
+        }
+        if refused > 0 {
+            bail!("{refused} of {orders} orders are refused");
+        }
+        Ok(())
+    }
+}
+
+/// The rules that an order breaks, without the numbers of its items, so that they can be counted.
+fn broken_rules(error: &OrderError) -> Vec<String> {
+    let OrderError::Invalid(faults) = error else {
+        return vec![error.to_string()];
+    };
+    let mut rules: Vec<_> = faults
+        .iter()
+        .map(|fault| {
+            let parts = fault.pointer.split('/').map(|part| {
+                let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+                if is_number { "*" } else { part }
+            });
+            let pointer = parts.collect::<Vec<_>>().join("/");
+            format!("{pointer}: {}", fault.detail)
+        })
+        .collect();
+    rules.sort();
+    rules.dedup();
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::testing::model_json;
+
+    use super::*;
+
+    /// What is printed for a file, and the error at its end.
+    fn check_text(text: &str) -> (Vec<String>, Option<String>) {
+        let mut report = Report::new(Decoder::default(), Vec::new());
+        let read = check_all(&mut text.as_bytes(), &mut report);
+        let error = read.and_then(|()| report.finish()).err();
+        let printed = String::from_utf8(report.output).unwrap();
+        (
+            printed.lines().map(str::to_owned).collect(),
+            error.map(|error| error.to_string()),
+        )
+    }
+
+    fn one_line() -> String {
+        let model: serde_json::Value = serde_json::from_str(model_json()).unwrap();
+        model.to_string()
+    }
+
+    #[test]
+    fn lines_arrays_and_one_pretty_order_are_read() {
+        let line = one_line();
+        for (text, orders) in [
+            (format!("{line}\n\n{line}\r\n"), 2),
+            (line.clone(), 1),
+            (format!("[{line},\n{line}, {line}]\n"), 3),
+            (model_json().to_owned(), 1),
+        ] {
+            let (printed, error) = check_text(&text);
+            let summary = format!("orders: {orders}, accepted: {orders}, refused: 0");
+            assert_eq!((printed.last(), error), (Some(&summary), None), "{text}");
+            assert_eq!(printed.len(), orders + 1);
+        }
+    }
+
+    #[test]
+    fn broken_rules_are_counted_and_fail_the_check() {
+        let line = one_line();
+        let bad = line.replace("\"price\":453", "\"price\":-453");
+        let (printed, error) = check_text(&format!("{bad}\n{line}\nnope\n{bad}\n"));
+        assert_eq!(error.unwrap(), "3 of 4 orders are refused");
+        assert_eq!(
+            printed,
+            [
+                "line 1: refused: invalid_order: /items/0/price: must be an integer in 0..=9007199254740991, not negative",
+                "line 2: accepted: b563feb7b2b84b6test",
+                "line 3: refused: not_json: expected ident at line 1 column 2",
+                "line 4: refused: invalid_order: /items/0/price: must be an integer in 0..=9007199254740991, not negative",
+                "orders: 4, accepted: 1, refused: 3",
+                "2 refused: /items/*/price: must be an integer in 0..=9007199254740991, not negative",
+                "1 refused: expected ident at line 1 column 2",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_without_orders_or_with_a_broken_array_is_an_error() {
+        assert_eq!(check_text("\n").1.unwrap(), "there is no order in the file");
+        let error = check_text("[{}, {\n").1.unwrap();
+        assert!(error.contains("not a JSON array"), "{error}");
+        // An object that never ends is one order.
+        let (printed, _) = check_text("{\n\"order_uid\": 1,\n");
+        assert_eq!(printed[1], "orders: 1, accepted: 0, refused: 1");
+    }
+}
