@@ -1,6 +1,6 @@
 //! Rewrites integral numbers of a JSON text as plain integers: `1817.0` and `1.817e3` as `1817`.
 //!
-//! RFC 8259 gives a number no form: what counts is its value. serde_json reads a number with a fraction or an exponent as
+//! RFC 8259 gives a number no form: what counts is its value. `serde_json` reads a number with a fraction or an exponent as
 //! `f64`, which rounds. So the value is taken from the digits here.
 
 /// More digits than the largest integer of an order has.

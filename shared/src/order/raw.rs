@@ -255,7 +255,7 @@ impl<'de, T: FromJson<'de>> Visitor<'de> for FieldVisitor<T> {
         Ok(Self::field(T::from_integer(integer), Kind::Integer))
     }
 
-    /// serde_json calls this for negative integers only.
+    /// `serde_json` calls this for negative integers only.
     fn visit_i64<E>(self, _: i64) -> Result<Field<T>, E> {
         Ok(Field::WrongType(Kind::NegativeInteger))
     }
