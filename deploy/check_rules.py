@@ -124,11 +124,19 @@ def faults_of_variables():
             yield f".env.example: this line is neither a comment nor a setting without quotes: {line}"
     composed = set(re.findall(r"\$\{([A-Z0-9_]+)", Path("docker-compose.yaml").read_text()))
     sources = [file.read_text() for name in (*PROGRAMS, "shared") for file in Path(name, "src").rglob("*.rs")]
-    known = {variable for source in sources for variable in re.findall(r'\benv = "([A-Z0-9_]+)"', source)}
+    known = {variable for source in sources for variable in variables_of(source)}
     for variable in sorted(listed - composed - known):
         yield f".env.example: neither docker-compose.yaml nor a program reads {variable}"
     for variable in sorted((composed | known | set(DOCUMENTED)) - listed):
         yield f".env.example: {variable} is missing"
+
+
+def variables_of(source):
+    """The variables that clap reads. Without a name of its own, a variable is named as its field, in upper case."""
+    yield from re.findall(r'\benv = "([A-Z0-9_]+)"', source)
+    for attribute, field in re.findall(r"#\[arg\((.*?)\)\]\s+(?:pub(?:\(\w+\))? )?(\w+):", source, re.DOTALL):
+        if re.search(r"\benv\b(?! =)", attribute):
+            yield field.upper()
 
 
 def faults_of_dockerfile():
