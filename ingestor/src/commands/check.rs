@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::value::RawValue;
-use shared::order::{Decoder, OrderError};
+use shared::order::{Decoder, Fault, OrderError};
 
 /// Prints a line for each order of the file (`-` is standard input), and then a summary.
 ///
@@ -16,14 +16,20 @@ use shared::order::{Decoder, OrderError};
 /// # Errors
 /// Returns an error if the file cannot be read, if it is an array that is not JSON, or if any order is refused.
 pub(super) fn check(decoder: Decoder, file: &Path) -> anyhow::Result<()> {
-    let mut input: Box<dyn BufRead> = if file == Path::new("-") {
+    let is_standard_input = file == Path::new("-");
+    let mut input: Box<dyn BufRead> = if is_standard_input {
         Box::new(io::stdin().lock())
     } else {
         let opened = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
         Box::new(BufReader::new(opened))
     };
     let mut report = Report::new(decoder, BufWriter::new(io::stdout().lock()));
-    check_all(&mut *input, &mut report).with_context(|| format!("{}", file.display()))?;
+    let name = if is_standard_input {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
+    };
+    check_all(&mut *input, &mut report).context(name)?;
     report.finish()
 }
 
@@ -143,7 +149,8 @@ fn broken_rules(error: &OrderError) -> Vec<String> {
                 if is_number { "*" } else { part }
             });
             let pointer = parts.collect::<Vec<_>>().join("/");
-            format!("{pointer}: {}", fault.detail)
+            let detail = fault.detail.clone();
+            Fault { pointer, detail }.to_string()
         })
         .collect();
     rules.sort();
@@ -194,8 +201,8 @@ mod tests {
     fn broken_rules_are_counted_and_fail_the_check() {
         let line = one_line();
         let bad = line.replace("\"price\":453", "\"price\":-453");
-        let (printed, error) = check_text(&format!("{bad}\n{line}\nnope\n{bad}\n"));
-        assert_eq!(error.unwrap(), "3 of 4 orders are refused");
+        let (printed, error) = check_text(&format!("{bad}\n{line}\nnope\n{bad}\n[]\n"));
+        assert_eq!(error.unwrap(), "4 of 5 orders are refused");
         assert_eq!(
             printed,
             [
@@ -203,9 +210,11 @@ mod tests {
                 "line 2: accepted: b563feb7b2b84b6test",
                 "line 3: refused: not_json: expected ident at line 1 column 2",
                 "line 4: refused: invalid_order: /items/0/price: must be an integer in 0..=9007199254740991, not negative",
-                "orders: 4, accepted: 1, refused: 3",
+                "line 5: refused: invalid_order: the document: is an array: send one order per message",
+                "orders: 5, accepted: 1, refused: 4",
                 "2 refused: /items/*/price: must be an integer in 0..=9007199254740991, not negative",
                 "1 refused: expected ident at line 1 column 2",
+                "1 refused: the document: is an array: send one order per message",
             ]
         );
     }
