@@ -13,7 +13,7 @@ use clap::builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, Secret, ShownSettings,
-    ShutdownSettings,
+    ShutdownSettings, name_of,
 };
 use shared::order::OrderRules;
 
@@ -259,7 +259,7 @@ impl Config {
             ("CACHE_CAPACITY", &self.cache.capacity),
             ("CACHE_WARMUP", &self.cache.warmup),
             ("CACHE_LEASE_MS", &self.cache.lease.as_millis()),
-            ("ORDER_RULES", &self.order_rules),
+            ("ORDER_RULES", &name_of(self.order_rules)),
         ];
         shown.extend(settings.map(|(name, value)| (name, value.to_string())));
         shown.extend(self.log.shown());

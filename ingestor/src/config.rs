@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, ShownSettings, ShutdownSettings,
+    name_of,
 };
 use shared::order::Decoder;
 
@@ -214,8 +215,8 @@ impl Settings {
         let mut shown = self.database.shown();
         shown.extend(self.kafka.shown());
         shown.extend([
-            ("KAFKA_VALUE_ENVELOPE", self.decoder.envelope.to_string()),
-            ("ORDER_RULES", self.decoder.rules.to_string()),
+            ("KAFKA_VALUE_ENVELOPE", name_of(self.decoder.envelope)),
+            ("ORDER_RULES", name_of(self.decoder.rules)),
             ("BATCH_MAX_RECORDS", batch.max_records.to_string()),
             ("BATCH_MAX_AGE_MS", batch.max_age.as_millis().to_string()),
             (

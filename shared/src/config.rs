@@ -206,19 +206,6 @@ pub enum SslMode {
     VerifyFull,
 }
 
-impl SslMode {
-    /// The name in libpq.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Disable => "disable",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        }
-    }
-}
-
 /// How to reach PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct DatabaseSettings {
@@ -251,7 +238,7 @@ impl DatabaseArgs {
             bail!(
                 "DB_SSLMODE={} needs DB_SSLROOTCERT, the PEM file of the CA (Debian's public CAs are in \
                  /etc/ssl/certs/ca-certificates.crt)",
-                self.db_sslmode.as_str()
+                name_of(self.db_sslmode)
             );
         }
         let password = Secret::resolve("DB_PASSWORD", self.db_password, self.db_password_file)?;
@@ -276,7 +263,7 @@ impl DatabaseSettings {
             ("DB_USER", self.user.clone()),
             ("DB_PASSWORD", format!("{:?}", self.password)),
             ("DB_NAME", self.name.clone()),
-            ("DB_SSLMODE", self.sslmode.as_str().to_owned()),
+            ("DB_SSLMODE", name_of(self.sslmode)),
             (
                 "DB_SSLROOTCERT",
                 self.sslrootcert
@@ -324,12 +311,8 @@ pub enum LogFormat {
 impl LogSettings {
     /// The settings as given.
     pub fn shown(&self) -> ShownSettings {
-        let format = match self.format {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        };
         vec![
-            ("LOG_FORMAT", format.to_owned()),
+            ("LOG_FORMAT", name_of(self.format)),
             ("RUST_LOG", self.filter.clone()),
         ]
     }
@@ -381,6 +364,12 @@ impl ShutdownSettings {
     pub fn shown(&self) -> ShownSettings {
         vec![("SHUTDOWN_TIMEOUT_MS", self.shutdown_timeout_ms.to_string())]
     }
+}
+
+/// The value as it is written in a variable. For [`SslMode`] this is also its name in libpq.
+pub fn name_of(value: impl ValueEnum) -> String {
+    let name = value.to_possible_value().expect("no value is skipped");
+    name.get_name().to_owned()
 }
 
 /// Writes settings as `NAME=value` lines.

@@ -18,7 +18,7 @@ use diesel::pg::PgConnection;
 use diesel::{Connection, ConnectionResult};
 use tokio_postgres::config::SslMode as TokioSslMode;
 
-use crate::config::{DatabaseSettings, SslMode};
+use crate::config::{DatabaseSettings, SslMode, name_of};
 pub use migrations::{MIGRATIONS, migrate, pending_migrations};
 pub use pool::{AsyncPool, PoolLimits, pool};
 pub use startup::{StartupError, check, wait_until_reachable};
@@ -69,7 +69,7 @@ fn libpq_conninfo(settings: &DatabaseSettings, application_name: &str) -> String
         ("user", settings.user.clone()),
         ("password", settings.password.expose().to_owned()),
         ("dbname", settings.name.clone()),
-        ("sslmode", settings.sslmode.as_str().to_owned()),
+        ("sslmode", name_of(settings.sslmode)),
         // A file that does not exist replaces libpq's default in the home directory, so that only our settings decide
         // what is checked.
         (

@@ -157,25 +157,6 @@ pub enum Envelope {
     Cloudevents,
 }
 
-impl fmt::Display for OrderRules {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Standard => "standard",
-            Self::Lenient => "lenient",
-        })
-    }
-}
-
-impl fmt::Display for Envelope {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::None => "none",
-            Self::Connect => "connect",
-            Self::Cloudevents => "cloudevents",
-        })
-    }
-}
-
 /// Reads orders by the operator's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decoder {
