@@ -13,7 +13,6 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures_util::future::Either;
 use futures_util::{FutureExt, Stream, TryStreamExt, stream};
-use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use warp::http::header::ALLOW;
@@ -131,8 +130,35 @@ impl Route {
         methods.chain(["OPTIONS"]).collect::<Vec<_>>().join(", ")
     }
 
+    fn is_of_order(&self) -> bool {
+        self.path.ends_with(ORDER_UID)
+    }
+
+    /// Answers a request of this route, and adds the route's name.
+    fn dispatch(
+        &self,
+        app: &Arc<App>,
+        segment: &str,
+        head: Head,
+        body: Body,
+    ) -> Answering<Outcome> {
+        let call = Call {
+            app: Arc::clone(app),
+            order_uid: None,
+            head,
+            body,
+        };
+        let (name, answer) = (self.name, self.answer(segment, call));
+        match answer.unwrap_or_else(|refused| at_once(Err(refused))) {
+            Either::Left(result) => at_once(Outcome::new(name, result.into_inner())),
+            Either::Right(waiting) => {
+                Either::Right(Box::pin(waiting.map(|result| Outcome::new(name, result))))
+            }
+        }
+    }
+
     fn answer(&self, segment: &str, mut call: Call) -> Result<Answer, ApiError> {
-        if self.path.ends_with(ORDER_UID) {
+        if self.is_of_order() {
             call.order_uid = Some(order_uid(segment)?);
         }
         let method = match call.head.method.as_str() {
@@ -160,49 +186,35 @@ impl Route {
 
 /// Answers a request by the table.
 fn dispatch(app: &Arc<App>, path: &str, head: Head, body: Body) -> Answering<Outcome> {
-    let Some((route, segment)) = Route::find(path) else {
-        return at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint)));
-    };
-    let call = Call {
-        app: Arc::clone(app),
-        order_uid: None,
-        head,
-        body,
-    };
-    let answer = route.answer(segment, call);
-    match answer.unwrap_or_else(|refused| at_once(Err(refused))) {
-        Either::Left(result) => at_once(Outcome::new(route.name, result.into_inner())),
-        Either::Right(waiting) => Either::Right(Box::pin(
-            waiting.map(|result| Outcome::new(route.name, result)),
-        )),
+    match Route::find(path) {
+        Some((route, segment)) => route.dispatch(app, segment, head, body),
+        None => at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint))),
     }
 }
 
 /// Returns what answers all requests: `dispatch`, which warp calls.
 ///
-/// Only requests that read an order call it without warp: they are by far the most frequent and need no body, and warp
+/// Only requests that read an order go to their route without warp. They are by far the most frequent and need no body. Warp
 /// would copy their headers and could not answer a cache hit at once.
 pub fn router(app: &Arc<App>) -> Routes {
     let served = TowerToHyperService::new(warp::service(filter(app)));
     let app = Arc::clone(app);
-    Box::new(move |mut request| {
+    Box::new(move |request| {
         let can_stream = request.version() >= Version::HTTP_11;
-        if is_order_read(&request) {
-            let (parts, _) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if matches!(parts.method, Method::GET | Method::HEAD)
+            && let Some((route, segment)) = Route::find(parts.uri.path())
+            && route.is_of_order()
+        {
             let query = parts.uri.query().unwrap_or_default().to_owned();
             let head = Head::new(parts.method, parts.headers, query, can_stream);
-            return dispatch(&app, parts.uri.path(), head, Box::pin(stream::empty()));
+            return route.dispatch(&app, segment, head, Box::pin(stream::empty()));
         }
-        request.extensions_mut().insert(CanStream(can_stream));
+        parts.extensions.insert(CanStream(can_stream));
+        let request = Request::from_parts(parts, body);
         let served = served.call(request);
         Either::Right(Box::pin(served.map(|Ok(reply)| Outcome::of_reply(reply))))
     })
-}
-
-fn is_order_read(request: &Request<Incoming>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD)
-        && Route::find(request.uri().path())
-            .is_some_and(|(route, _)| route.path.ends_with(ORDER_UID))
 }
 
 /// [`Head::can_stream`] of a request on its way through warp, which does not tell the version.
