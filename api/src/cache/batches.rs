@@ -4,6 +4,7 @@
 //! wake-ups. They take few connections, however many readers miss. Each load has its slot before its statement begins, as
 //! the core demands.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -95,14 +96,20 @@ impl OrderCache {
         placement: Placement,
     ) -> Result<(), StoreError> {
         let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
-        let mut found = self.repository.find_orders(&uids).await;
+        let found = self.repository.find_orders(&uids).await;
+        // All answers are made before the first reader is woken. Then the readers come back together, and their next loads
+        // share a statement.
+        let mut ready = found.map(|found| {
+            let ready = |(uid, order): (_, Result<_, _>)| (uid, order.map(ReadyOrder::from));
+            found.into_iter().map(ready).collect::<HashMap<_, _>>()
+        });
         for load in loads {
-            let order = match &mut found {
-                Ok(found) => found.remove(load.uid()).transpose(),
+            let order = match &mut ready {
+                Ok(ready) => ready.remove(load.uid()).transpose(),
                 Err(error) => Err(*error),
             };
-            load.finish(order.map(|order| order.map(ReadyOrder::from)), placement);
+            load.finish(order, placement);
         }
-        found.map(|_| ())
+        ready.map(|_| ())
     }
 }
