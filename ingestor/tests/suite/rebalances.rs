@@ -10,7 +10,7 @@ const OWNERS: &str =
     "SELECT count(DISTINCT owner) AS value FROM consumer_offsets WHERE owner IS NOT NULL";
 
 #[test]
-fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
+fn a_frozen_member_writes_nothing_of_its_past_when_it_wakes_and_rejoins() {
     let mut scene = Scene::new(4);
     scene.audit_writes();
     let small_batches = [("BATCH_MAX_RECORDS", "20")];
@@ -36,15 +36,14 @@ fn a_frozen_member_is_fenced_when_it_wakes_and_rejoins() {
         "the other has taken over everything"
     );
 
+    // Its client sees that the session has ended, or a writer meets the fence. Either may come first.
     frozen.signal(Signal::CONT);
-    frozen.wait_until_logged("fenced");
     wait_until("the woken one owns partitions again", PATIENCE, || {
         scene.database.integer(OWNERS) == 2
     });
     orders.extend(scene.produce_orders(1_000));
     scene.wait_until_settled(41_000);
     scene.assert_each_stored_once(&orders);
-    assert!(frozen.metric("orders_ingestor_fences_total") >= 1.0);
     assert!(frozen.stop().success());
     assert!(taker.stop().success());
 }
