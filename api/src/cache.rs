@@ -30,12 +30,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use shared::db::HistoryId;
 use shared::db::models::VersionedOrder;
 use shared::order::Order;
 use warp::http::HeaderValue;
 
 use crate::feed::Feed;
-use crate::repository::Repository;
+use crate::repository::{Repository, Revision};
 use audit::AuditStatus;
 use batches::LoadQueue;
 use core::{Core, Versioned};
@@ -47,24 +48,24 @@ use warmup::Warmup;
 const TYPICAL_TEXT_BYTES: usize = 2048;
 /// What an entry takes in addition to its text: nodes of a list and a map, and the count of its users.
 const ENTRY_OVERHEAD_BYTES: usize = 192;
-const ETAG_IS_VALUE: &str = "digits and quotes are allowed in a header";
+const ETAG_IS_VALUE: &str = "digits, letters, hyphens and quotes are allowed in a header";
 
-/// A ready-made answer: an order with its version.
+/// A ready-made answer: an order with its revision.
 #[derive(Clone, Debug)]
 pub struct ReadyOrder {
-    /// The `ETag`, which is the version in quotes, and then the JSON. Both are in one piece: a large cache lies outside the
+    /// The `ETag`, which is the revision in quotes, and then the JSON. Both are in one piece: a large cache lies outside the
     /// processor's own caches, and each further piece would be waited for.
     text: Bytes,
     etag_bytes: usize,
-    /// The version of the order.
-    pub version: i64,
+    /// The revision of the order.
+    pub revision: Revision,
 }
 
 impl ReadyOrder {
     /// Makes the answer for an order.
-    pub fn new(order: &Order, version: i64) -> Self {
+    pub fn new(order: &Order, revision: Revision) -> Self {
         let mut text = Vec::with_capacity(TYPICAL_TEXT_BYTES);
-        text.extend_from_slice(etag_text(version).as_bytes());
+        text.extend_from_slice(etag_text(revision).as_bytes());
         let etag_bytes = text.len();
         serde_json::to_writer(&mut text, order)
             .expect("an order has only string keys, and serialising its fields cannot fail");
@@ -73,8 +74,14 @@ impl ReadyOrder {
             // A copy of exactly this size: the vector has spare room, and an entry may stay for days.
             text: Bytes::copy_from_slice(&text),
             etag_bytes,
-            version,
+            revision,
         }
+    }
+
+    /// Makes the answer for an order that was read in a history.
+    pub fn read_in(history: HistoryId, versioned: &VersionedOrder) -> Self {
+        let version = versioned.version;
+        Self::new(&versioned.order, Revision { version, history })
     }
 
     /// Returns the `ETag` and the JSON.
@@ -91,23 +98,17 @@ impl ReadyOrder {
 
 impl Versioned for ReadyOrder {
     fn version(&self) -> i64 {
-        self.version
+        self.revision.version
     }
 }
 
-impl From<VersionedOrder> for ReadyOrder {
-    fn from(versioned: VersionedOrder) -> Self {
-        Self::new(&versioned.order, versioned.version)
-    }
+/// Returns the `ETag` of a revision.
+pub fn revision_etag(revision: Revision) -> HeaderValue {
+    HeaderValue::try_from(etag_text(revision)).expect(ETAG_IS_VALUE)
 }
 
-/// Returns the `ETag` of a version.
-pub fn version_etag(version: i64) -> HeaderValue {
-    HeaderValue::try_from(etag_text(version)).expect(ETAG_IS_VALUE)
-}
-
-fn etag_text(version: i64) -> String {
-    format!("\"{version}\"")
+fn etag_text(revision: Revision) -> String {
+    format!("\"{revision}\"")
 }
 
 /// The cache, with everything that it needs to fill itself.
@@ -119,8 +120,6 @@ pub struct OrderCache {
     pub listener: ListenerStatus,
     /// What the auditor has seen.
     pub audit_status: AuditStatus,
-    /// The age that the listener's proof must stay below for hits to be served.
-    pub lease: Duration,
     /// The live feed. The listener tells it of every change after it has told the core.
     pub feed: Arc<Feed>,
     repository: Repository,
@@ -134,9 +133,8 @@ impl OrderCache {
     pub fn new(capacity: NonZeroUsize, lease: Duration, repository: Repository) -> Self {
         Self {
             core: Core::new(capacity),
-            listener: ListenerStatus::default(),
+            listener: ListenerStatus::new(lease),
             audit_status: AuditStatus::default(),
-            lease,
             feed: Arc::default(),
             repository,
             queue: LoadQueue::new(),

@@ -116,6 +116,8 @@ async fn wait_for_schema(app: &App, stop: &CancellationToken) -> bool {
     loop {
         // A failure is already in the log.
         if app.repository.has_schema().await == Ok(true) {
+            // The connections were made before there was a history to read.
+            app.repository.distrust_connections();
             app.set_has_schema();
             return true;
         }

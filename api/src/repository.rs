@@ -4,34 +4,36 @@
 
 mod outage;
 mod page;
+mod revision;
 mod session;
 mod snapshot;
+mod trust;
 mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use compact_str::CompactString;
-use deadpool::managed::TimeoutType;
+use deadpool::managed::{Object, PoolError, TimeoutType};
 use diesel::dsl::{AsExprOf, sql};
 use diesel::expression::{SqlLiteral, UncheckedBind};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text, Timestamptz};
-use diesel_async::pooled_connection::deadpool::{Object, PoolError};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use parking_lot::Mutex;
-use shared::db::AsyncPool;
 use shared::db::models::{OrderRow, UnreadableOrder, VersionedOrder};
 use shared::db::schema::orders;
-use tracing::error;
+use shared::db::{AsyncPool, HistoryId, SessionError};
+use tracing::{error, warn};
 
 use outage::OutageLog;
 pub use page::OrderFilter;
+pub use revision::Revision;
 use session::Session;
 pub use snapshot::Snapshot;
-pub use write::{Precondition, Versions, WriteError};
+use trust::Trust;
+pub use write::{Precondition, Revisions, WriteError};
 
 /// The name of the pool's sessions in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api";
@@ -59,9 +61,12 @@ pub enum StoreError {
     /// No connection became free in time.
     #[error("every database connection is busy")]
     Overloaded,
-    /// The server cannot be reached, the connection broke, or the server takes no writes.
+    /// The server cannot be reached, or the connection broke.
     #[error("the database is away")]
     Unavailable,
+    /// The server, or this role, may not write.
+    #[error("the database accepts no writes")]
+    ReadOnly,
     /// The statement ran for as long as it may.
     #[error("the database took too long")]
     Timeout,
@@ -70,14 +75,34 @@ pub enum StoreError {
     Internal,
 }
 
+/// What the database answered, and the history of that database.
+#[derive(Debug)]
+pub struct Answered<T> {
+    /// What was asked for.
+    pub content: T,
+    /// The history of the server's content when the session began.
+    pub history: HistoryId,
+}
+
+impl<T> Answered<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> U) -> Answered<U> {
+        Answered {
+            content: change(self.content),
+            history: self.history,
+        }
+    }
+}
+
+/// Orders by uid. An order that cannot be read is an error of its own.
+pub type OrdersByUid = HashMap<CompactString, Result<VersionedOrder, StoreError>>;
+
 /// The orders in PostgreSQL.
 #[derive(Clone)]
 pub struct Repository {
     pool: AsyncPool,
     snapshot_pool: AsyncPool,
     statement_timeout: Duration,
-    /// A connection that was made before this moment is not used any more.
-    trusted_since: Arc<Mutex<Instant>>,
+    trust: Arc<Trust>,
     outage_log: Arc<OutageLog>,
 }
 
@@ -96,65 +121,80 @@ impl Repository {
             pool,
             snapshot_pool,
             statement_timeout,
-            trusted_since: Arc::new(Mutex::new(Instant::now())),
+            trust: Arc::new(Trust::new()),
             outage_log: Arc::default(),
         }
     }
 
-    /// Drops every present connection: another server has taken over. Connections to the former server may still be up, but
-    /// the events do not tell of what it holds.
+    /// Drops every present connection: another server has taken over, or the schema has changed. Connections to the former
+    /// server may still be up, but the events do not tell of what it holds.
     pub fn distrust_connections(&self) {
-        let now = Instant::now();
-        *self.trusted_since.lock() = now;
+        let since = self.trust.distrust();
         for pool in [&self.pool, &self.snapshot_pool] {
-            pool.retain(|_, metrics| metrics.created > now);
+            pool.retain(|_, metrics| metrics.created >= since);
         }
+    }
+
+    /// Notes which history the listener hears of; `None` if it hears nothing.
+    pub fn set_heard_history(&self, history: Option<HistoryId>) {
+        self.trust.set_heard(history);
+    }
+
+    /// Ends when a connection has reached a server with another history than the listener hears of. That connection is
+    /// dropped after its use.
+    pub async fn history_mismatch(&self) {
+        self.trust.mismatch().await;
     }
 
     /// Reads one order; gives `None` if it does not exist.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer or the order cannot be read.
-    pub async fn find_order(&self, uid: &str) -> Result<Option<VersionedOrder>, StoreError> {
-        self.find_orders(&[uid]).await?.remove(uid).transpose()
+    pub async fn find_order(
+        &self,
+        uid: &str,
+    ) -> Result<Answered<Option<VersionedOrder>>, StoreError> {
+        let mut found = self.find_orders(&[uid]).await?;
+        let order = found.content.remove(uid).transpose()?;
+        Ok(found.map(|_| order))
     }
 
-    /// Reads those of the orders that exist, in one statement. An order that cannot be read is an error of its own.
+    /// Reads those of the orders that exist, in one statement.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer.
-    pub async fn find_orders(
-        &self,
-        uids: &[&str],
-    ) -> Result<HashMap<CompactString, Result<VersionedOrder, StoreError>>, StoreError> {
+    pub async fn find_orders(&self, uids: &[&str]) -> Result<Answered<OrdersByUid>, StoreError> {
         let padding = uids.first().copied().unwrap_or_default();
         let mut padded = uids.to_vec();
         padded.resize(uids.len().max(MIN_ARRAY), padding);
         let query = orders::table
             .filter(orders::order_uid.eq_any(padded))
             .select(OrderRow::as_select());
-        let rows: Vec<OrderRow> = self
-            .run(async |connection| query.load(connection).await)
+        let rows: Answered<Vec<OrderRow>> = self
+            .ask(async |connection| query.load(connection).await)
             .await?;
         let by_uid = |row: OrderRow| match VersionedOrder::try_from(row) {
             Ok(found) => (found.order.order_uid.as_str().into(), Ok(found)),
             Err(error) => (error.order_uid.as_str().into(), Err(unreadable(error))),
         };
-        Ok(rows.into_iter().map(by_uid).collect())
+        Ok(rows.map(|rows| rows.into_iter().map(by_uid).collect()))
     }
 
     /// Reads the versions of those of the orders that exist.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer.
-    pub async fn find_versions(&self, uids: &[&str]) -> Result<HashMap<String, i64>, StoreError> {
+    pub async fn find_versions(
+        &self,
+        uids: &[&str],
+    ) -> Result<Answered<HashMap<String, i64>>, StoreError> {
         let query = orders::table
             .filter(orders::order_uid.eq_any(uids))
             .select((orders::order_uid, orders::version));
-        let rows: Vec<(String, i64)> = self
-            .run(async |connection| query.load(connection).await)
+        let rows: Answered<Vec<(String, i64)>> = self
+            .ask(async |connection| query.load(connection).await)
             .await?;
-        Ok(rows.into_iter().collect())
+        Ok(rows.map(|rows| rows.into_iter().collect()))
     }
 
     /// Reads the positions of at most `limit` orders, newest first: those behind `after`, or the newest of all.
@@ -178,21 +218,31 @@ impl Repository {
             .await
     }
 
-    /// Asks the database for nothing but an answer.
+    /// Asks the database whether it accepts writes. A connection on which it does not is not used again: its role may have
+    /// been read-only only when the connection was made.
     ///
     /// # Errors
-    /// Returns a [`StoreError`] if there was none.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.select_bool("true").await.map(|_| ())
+    /// Returns a [`StoreError`] if there was no answer.
+    pub async fn accepts_writes(&self) -> Result<bool, StoreError> {
+        let mut session = self.session(&self.pool).await?;
+        let accepts = sql::<Bool>("current_setting('transaction_read_only') = 'off'");
+        let query = diesel::select(accepts);
+        let accepts: bool = session
+            .run(1, async |connection| query.get_result(connection).await)
+            .await?;
+        if !accepts {
+            session.close();
+        }
+        Ok(accepts)
     }
 
-    /// Returns whether the table and the sequence that this process needs exist.
+    /// Returns whether the tables and the sequence that this process needs exist.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer.
     pub async fn has_schema(&self) -> Result<bool, StoreError> {
         let present = "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('orders') AND attname = 'items') \
-                       AND to_regclass('order_version_seq') IS NOT NULL";
+                       AND to_regclass('order_version_seq') IS NOT NULL AND to_regclass('service_history') IS NOT NULL";
         self.select_bool(present).await
     }
 
@@ -207,24 +257,42 @@ impl Repository {
         &self,
         statement: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
-        let mut session = self.session(&self.pool).await?;
-        session.run(1, statement).await
+        Ok(self.ask(statement).await?.content)
     }
 
-    /// Takes a connection out of a pool.
+    /// Does the same, and says whose answer it is.
+    async fn ask<T>(
+        &self,
+        statement: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
+    ) -> Result<Answered<T>, StoreError> {
+        let mut session = self.session(&self.pool).await?;
+        let history = session.history();
+        let content = session.run(1, statement).await?;
+        Ok(Answered { content, history })
+    }
+
+    /// Takes a connection out of a pool. It may have another history than the listener hears of: any primary may answer a
+    /// read, but nothing that it answers is stored.
     async fn session(&self, pool: &AsyncPool) -> Result<Session, StoreError> {
         loop {
             let connection = pool.get().await.map_err(|error| self.refusal(&error))?;
-            if Object::metrics(&connection).created >= *self.trusted_since.lock() {
-                return Ok(Session::new(connection, self.statement_timeout));
+            if !self.trust.is_trusted(Object::metrics(&connection).created) {
+                // It was in use when the connections were distrusted.
+                drop(Object::take(connection));
+                continue;
             }
-            // It was in use when the connections were distrusted.
-            drop(Object::take(connection));
+            let session = Session::new(connection, self.statement_timeout);
+            if self.trust.is_foreign(session.history()) {
+                warn!("the pool has reached a server with another history than the listener's");
+                self.distrust_connections();
+                self.trust.report_mismatch();
+            }
+            return Ok(session);
         }
     }
 
     /// Says what it means that a pool gave no connection, and logs it.
-    fn refusal(&self, error: &PoolError) -> StoreError {
+    fn refusal(&self, error: &PoolError<SessionError>) -> StoreError {
         if let PoolError::Timeout(TimeoutType::Wait) = error {
             self.outage_log.warn(StoreError::Overloaded);
             return StoreError::Overloaded;

@@ -3,6 +3,7 @@
 //! There are two drivers. The ingestor's writers and the migrations use diesel over libpq, because typed COPY needs it.
 //! Everything asynchronous uses tokio-postgres, which shows SQLSTATEs and can LISTEN. Both get the same settings.
 
+mod history;
 mod migrations;
 pub mod models;
 pub mod orders;
@@ -14,13 +15,17 @@ mod tls;
 use std::io;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::pg::PgConnection;
-use diesel::{Connection, ConnectionResult};
+use diesel::sql_types::Bool;
+use diesel::{Connection, ConnectionError, ConnectionResult, RunQueryDsl};
 use tokio_postgres::config::SslMode as TokioSslMode;
 
 use crate::config::{DatabaseSettings, SslMode, name_of};
+pub use history::{History, HistoryId, STANDING, Standing};
 pub use migrations::{MIGRATIONS, migrate, pending_migrations};
-pub use pool::{AsyncPool, PoolLimits, pool};
+pub use pool::{AsyncPool, PoolLimits, PooledSession, SessionError, SessionManager, pool};
 pub use startup::{StartupError, check, wait_until_reachable};
 pub use tls::{TlsConnector, tls_connector};
 
@@ -34,14 +39,29 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent data may stay unacknowledged.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The settings of all of our sessions. A client that froze inside a transaction must not keep its locks, and the server
-/// must notice that a client is gone.
+/// The settings that every session of ours begins with. A client that froze inside a transaction must not keep its locks, and
+/// the server must notice that a client is gone.
+///
+/// `lock_timeout` also bounds a COMMIT that waits for the server's lock on the queue of notifications. `statement_timeout` does
+/// not: the server has switched it off by then.
 ///
 /// `orders.emits` is a promise: the program that changes orders in this session emits the events itself. For all other
 /// sessions the trigger function `emit_foreign_writes` does it.
-const SESSION_OPTIONS: &str = "-c idle_in_transaction_session_timeout=30s -c tcp_keepalives_idle=30 \
-                               -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s \
-                               -c orders.emits=on";
+///
+/// They are statements and not startup options, because poolers drop startup options (PgBouncer's
+/// `ignore_startup_parameters`).
+const SESSION_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '10s'; \
+                                SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; \
+                                SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s'; \
+                                SET orders.emits = 'on'";
+
+/// An SQL expression: does the session still have [`SESSION_SETTINGS`]? Behind a pooler that changes sessions between
+/// transactions it may have lost them.
+const HAS_SESSION_SETTINGS: &str =
+    "current_setting('orders.emits', true) IS NOT DISTINCT FROM 'on'";
+
+/// The message about such a session.
+const LOST_SETTINGS: &str = "the session has lost its settings: connect to PostgreSQL itself or to a pooler in session mode";
 
 /// The message about a server that accepts no writes.
 pub const NOT_A_PRIMARY: &str = "the server accepts no writes: it is a standby, whose rows lag behind, or it is read-only; \
@@ -55,7 +75,17 @@ pub fn connect_blocking(
     settings: &DatabaseSettings,
     application_name: &str,
 ) -> ConnectionResult<PgConnection> {
-    PgConnection::establish(&libpq_conninfo(settings, application_name))
+    let mut connection = PgConnection::establish(&libpq_conninfo(settings, application_name))?;
+    let refused = ConnectionError::CouldntSetupConfiguration;
+    connection
+        .batch_execute(SESSION_SETTINGS)
+        .map_err(refused)?;
+    let look = diesel::select(sql::<Bool>(HAS_SESSION_SETTINGS));
+    if look.get_result(&mut connection).map_err(refused)? {
+        Ok(connection)
+    } else {
+        Err(ConnectionError::BadConnection(LOST_SETTINGS.to_owned()))
+    }
 }
 
 fn libpq_conninfo(settings: &DatabaseSettings, application_name: &str) -> String {
@@ -86,7 +116,6 @@ fn libpq_conninfo(settings: &DatabaseSettings, application_name: &str) -> String
         ),
         ("keepalives_count", KEEPALIVE_RETRIES.to_string()),
         ("tcp_user_timeout", TCP_USER_TIMEOUT.as_millis().to_string()),
-        ("options", SESSION_OPTIONS.to_owned()),
     ];
     let quoted = parameters.map(|(name, value)| {
         format!(
@@ -97,7 +126,7 @@ fn libpq_conninfo(settings: &DatabaseSettings, application_name: &str) -> String
     quoted.join(" ")
 }
 
-/// The same settings for tokio-postgres. Callers may change them further.
+/// The same for tokio-postgres. Callers may change it further. The session has no settings before [`set_up_session`] has run.
 pub fn tokio_config(settings: &DatabaseSettings, application_name: &str) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config
@@ -116,9 +145,22 @@ pub fn tokio_config(settings: &DatabaseSettings, application_name: &str) -> toki
         .keepalives_idle(KEEPALIVE_IDLE)
         .keepalives_interval(KEEPALIVE_INTERVAL)
         .keepalives_retries(KEEPALIVE_RETRIES)
-        .tcp_user_timeout(TCP_USER_TIMEOUT)
-        .options(SESSION_OPTIONS);
+        .tcp_user_timeout(TCP_USER_TIMEOUT);
     config
+}
+
+/// Gives a new session its settings, and then those of the statements in `more`.
+///
+/// # Errors
+/// Returns an error if the server refuses, or if the session did not keep the settings.
+pub async fn set_up_session(client: &tokio_postgres::Client, more: &str) -> anyhow::Result<()> {
+    let described = |error: tokio_postgres::Error| anyhow::anyhow!(describe(&error));
+    let settings = [SESSION_SETTINGS, "; ", more].concat();
+    client.batch_execute(&settings).await.map_err(described)?;
+    let look = ["SELECT ", HAS_SESSION_SETTINGS].concat();
+    let row = client.query_one(&look, &[]).await.map_err(described)?;
+    anyhow::ensure!(row.get::<_, bool>(0), LOST_SETTINGS);
+    Ok(())
 }
 
 /// Returns whether connecting failed because `target_session_attrs` asked for a session that may write.

@@ -37,6 +37,10 @@ pub enum Mistake {
     NextLoadForgotten,
     LossKeepsTheEpoch,
     AbsenceLeftBehindByAStore,
+    StoreOfAnyHistory,
+    VerifyInAnyHistory,
+    OtherVersionsByTheirSize,
+    AuditOfAnUnverifiedEntry,
 }
 
 thread_local! {

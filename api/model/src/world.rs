@@ -17,6 +17,7 @@ const READERS: usize = 3;
 const READS: usize = 3;
 const COMMITS: usize = 4;
 const LISTENER_STEPS: usize = 7;
+const HISTORY: u64 = 1;
 
 type State = i64;
 
@@ -184,7 +185,7 @@ impl World {
                     Some(state) => Loaded::Found(state, 1),
                     None => Loaded::NotFound,
                 };
-                load = world.core.complete(ticket, loaded, placement).next;
+                load = world.core.complete(ticket, loaded, HISTORY, placement).next;
                 sender.end(if fails { Err(()) } else { Ok(found) });
             }
         });
@@ -200,7 +201,7 @@ impl World {
 
     fn reconnect(self: &Arc<Self>) {
         self.database.lock().unwrap().queue = Some(Vec::new());
-        self.core.open_fills();
+        self.core.open_fills(HISTORY);
         self.send_heartbeat();
         while !self.receive() {}
         self.core.set_serving(true);
@@ -210,7 +211,7 @@ impl World {
                 for uid in uids {
                     let key = KEYS.iter().position(|key| **key == *uid).unwrap();
                     let version = world.select(key);
-                    world.core.verify(&uid, epoch, version);
+                    world.core.verify(&uid, epoch, HISTORY, version);
                 }
             }
         });

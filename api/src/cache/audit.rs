@@ -1,9 +1,11 @@
-//! The auditor: compares a few random entries per second with the database.
+//! The auditor: compares what clients get with the database, for a few random entries and known absences per second.
 //!
 //! A change may come without an event: if its writer skips the triggers (`session_replication_role = replica`, a disabled
-//! trigger, a restore), or if our programs have a bug. The auditor finds such changes and raises an alarm.
+//! trigger, a restore), or if our programs have a bug. Such a writer draws no new version either, so the auditor compares the
+//! answers themselves. It evicts what is wrong, raises an alarm, and draws the missing version: otherwise a client would keep
+//! its old answer, because the `ETag` would still match.
 //!
-//! A mismatch alone proves nothing, because the event may still be on its way. It counts only if the same version is still
+//! A mismatch alone proves nothing, because the event may still be on its way. It counts only if the same answer is still
 //! cached after a heartbeat has returned that was sent after the mismatch was seen. By then every event of that time has been
 //! applied.
 
@@ -17,13 +19,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::OrderCache;
 use super::counters::Count;
-use crate::repository::StoreError;
+use super::{OrderCache, ReadyOrder};
+use crate::repository::{Answered, StoreError};
 
 /// How often the auditor looks.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How many entries the auditor looks at each time.
+/// How many entries the auditor looks at each time, and how many known absences.
 const SAMPLE: usize = 10;
 /// How long the auditor waits before the second look. A heartbeat is sent and returns in less time.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
@@ -33,9 +35,9 @@ const ALARM: Duration = Duration::from_secs(600);
 /// What the auditor has seen.
 #[derive(Debug, Default, Serialize)]
 pub struct AuditStatus {
-    /// The number of entries that were compared.
+    /// The number of entries and known absences that were compared.
     pub checked: Count,
-    /// The number of entries that were wrong, and would have stayed wrong if the auditor had not evicted them.
+    /// The number of them that were wrong, and would have stayed wrong if the auditor had not evicted them.
     pub mismatches: Count,
     #[serde(skip)]
     last_mismatch: Mutex<Option<Instant>>,
@@ -54,8 +56,8 @@ impl AuditStatus {
     }
 }
 
-/// A uid and the version that was cached.
-type Entry = (CompactString, i64);
+/// What a client gets for an order from the cache: its answer, or `None` if it gets that there is no such order.
+type Cached = (CompactString, Option<ReadyOrder>);
 
 impl OrderCache {
     /// Audits the cache until `shutdown`.
@@ -73,44 +75,90 @@ impl OrderCache {
     }
 
     async fn audit_once(&self) -> Result<(), StoreError> {
-        if !self.listener.is_fresh(self.lease) {
+        if !self.listener.is_fresh() {
             return Ok(());
         }
-        let sample = self.core.sample(SAMPLE, fastrand::u64(..)).into_iter();
-        let entries: Vec<Entry> = sample.map(|(uid, order)| (uid, order.version)).collect();
-        let suspects = self.differing(entries.clone()).await?;
+        let entries = self.core.sample(SAMPLE, fastrand::u64(..)).into_iter();
+        let absences = self.core.sample_absences(SAMPLE, fastrand::u64(..));
+        let sample: Vec<Cached> = entries
+            .map(|(uid, order)| (uid, Some(order)))
+            .chain(absences.into_iter().map(|uid| (uid, None)))
+            .collect();
+        let count = sample.len();
+        let suspects = self.differing(sample).await?;
         let first_look = Instant::now();
-        self.audit_status.checked.add(entries.len() as u64);
+        self.audit_status.checked.add(count as u64);
         if suspects.is_empty() {
             return Ok(());
         }
         sleep(SECOND_LOOK).await;
+        let suspects = suspects.into_iter().map(|suspect| suspect.cached).collect();
         let differing = self.differing(suspects).await?;
-        let is_proven_since = self.listener.is_fresh(self.lease)
+        let is_proven_since = self.listener.is_fresh()
             && (self.listener.proof_age()).is_some_and(|age| age < first_look.elapsed());
         if !is_proven_since {
             return Ok(());
         }
-        for (uid, version) in differing {
-            if self.core.evict_wrong(&uid, version) {
-                self.audit_status.add_mismatch();
-                error!(
-                    order.id = uid.as_str(),
-                    version, "a cached order was stale: no event had told of its change"
-                );
-            }
+        for difference in differing {
+            self.correct(difference).await?;
         }
         Ok(())
     }
 
-    /// The entries that have another version in the database, or do not exist there.
-    async fn differing(&self, mut entries: Vec<Entry>) -> Result<Vec<Entry>, StoreError> {
-        if entries.is_empty() {
-            return Ok(entries);
+    async fn correct(&self, difference: Difference) -> Result<(), StoreError> {
+        let (uid, order) = difference.cached;
+        let version = order.map(|order| order.revision.version);
+        if !self.core.evict_wrong(&uid, version) {
+            return Ok(());
         }
-        let uids: Vec<&str> = entries.iter().map(|(uid, _)| &**uid).collect();
-        let stored = self.repository.find_versions(&uids).await?;
-        entries.retain(|(uid, version)| stored.get(&**uid) != Some(version));
-        Ok(entries)
+        self.audit_status.add_mismatch();
+        error!(
+            order.id = uid.as_str(),
+            version, "a cached answer was wrong: no event had told of a change"
+        );
+        match version {
+            Some(version) if difference.stored_version == Some(version) => {
+                self.repository.redraw_version(&uid, version).await
+            }
+            _ => Ok(()),
+        }
     }
+
+    /// Those of the sample that differ from what the database holds.
+    async fn differing(&self, sample: Vec<Cached>) -> Result<Vec<Difference>, StoreError> {
+        if sample.is_empty() {
+            return Ok(Vec::new());
+        }
+        let uids: Vec<&str> = sample.iter().map(|(uid, _)| &**uid).collect();
+        let Answered { content, history } = self.repository.find_orders(&uids).await?;
+        if history.0 != self.core.history() {
+            return Ok(Vec::new());
+        }
+        let difference = |cached: Cached| {
+            let (uid, order) = &cached;
+            let stored = match content.get(uid) {
+                Some(Ok(stored)) => Some(ReadyOrder::read_in(history, stored)),
+                // Nobody can say what a client should get. It is in the log already.
+                Some(Err(_)) => return None,
+                None => None,
+            };
+            let is_same = match (order, &stored) {
+                (Some(cached), Some(stored)) => cached.text == stored.text,
+                (cached, stored) => cached.is_none() && stored.is_none(),
+            };
+            let stored_version = stored.map(|stored| stored.revision.version);
+            (!is_same).then_some(Difference {
+                cached,
+                stored_version,
+            })
+        };
+        Ok(sample.into_iter().filter_map(difference).collect())
+    }
+}
+
+/// A cached answer that the database would not give.
+struct Difference {
+    cached: Cached,
+    /// The version in the database; `None` if there is no such order.
+    stored_version: Option<i64>,
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -18,7 +19,7 @@ use tracing::error;
 use super::core::Placement;
 use super::loader::OwnedLoad;
 use super::{OrderCache, ReadyOrder};
-use crate::repository::StoreError;
+use crate::repository::{Answered, StoreError};
 
 /// The number of statements that run at the same time. While the rows of one are made into answers, the database works on the
 /// other.
@@ -78,6 +79,16 @@ impl OrderCache {
     async fn run_batches(self: Arc<Self>) {
         loop {
             let loads = self.queue.next_batch().await;
+            // A database that hangs must not be asked afterwards for what nobody waits for any more.
+            let (abandoned, loads): (Vec<_>, Vec<_>) =
+                loads.into_iter().partition(OwnedLoad::is_abandoned);
+            for load in abandoned {
+                // A reader who has come in this moment is told to try again.
+                load.fail(StoreError::Overloaded);
+            }
+            if loads.is_empty() {
+                continue;
+            }
             let batch = self.load_together(loads, Placement::Hot);
             // Each load answers the readers who wait for it, however it ends.
             if AssertUnwindSafe(batch).catch_unwind().await.is_err() {
@@ -97,19 +108,23 @@ impl OrderCache {
     ) -> Result<(), StoreError> {
         let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
         let found = self.repository.find_orders(&uids).await;
+        let Answered { content, history } = match found {
+            Ok(found) => found,
+            Err(error) => {
+                loads.into_iter().for_each(|load| load.fail(error));
+                return Err(error);
+            }
+        };
         // All answers are made before the first reader is woken. Then the readers come back together, and their next loads
         // share a statement.
-        let mut ready = found.map(|found| {
-            let ready = |(uid, order): (_, Result<_, _>)| (uid, order.map(ReadyOrder::from));
-            found.into_iter().map(ready).collect::<HashMap<_, _>>()
-        });
+        let ready = |(uid, order): (CompactString, Result<_, StoreError>)| {
+            (uid, order.map(|order| ReadyOrder::read_in(history, &order)))
+        };
+        let mut ready: HashMap<_, _> = content.into_iter().map(ready).collect();
         for load in loads {
-            let order = match &mut ready {
-                Ok(ready) => ready.remove(load.uid()).transpose(),
-                Err(error) => Err(*error),
-            };
-            load.finish(order, placement);
+            let content = ready.remove(load.uid()).transpose();
+            load.finish(Answered { content, history }, placement);
         }
-        ready.map(|_| ())
+        Ok(())
     }
 }

@@ -26,7 +26,7 @@ use compact_str::CompactString;
 use lru::LruCache;
 
 use super::counters::Counters;
-use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, sound};
+use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, sound};
 pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
 use segments::SegmentedLru;
@@ -48,6 +48,8 @@ pub struct Core<V, W, S> {
     /// The number of entries in all shards.
     size: AtomicUsize,
     gate: AtomicGate,
+    /// The history that the listener hears of, or has heard of last. It is set before the gate opens.
+    history: AtomicU64,
     counters: Counters,
 }
 
@@ -111,12 +113,15 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             capacity,
             size: AtomicUsize::new(0),
             gate: AtomicGate::default(),
+            history: AtomicU64::new(0),
             counters: Counters::default(),
         }
     }
 
-    /// Lets loads store what they bring. Must only be called after LISTEN has committed.
-    pub fn open_fills(&self) {
+    /// Lets loads store what they bring from the database with this history. Must only be called after LISTEN has committed
+    /// there.
+    pub fn open_fills(&self, history: u64) {
+        self.history.store(history, Ordering::SeqCst);
         self.gate.change(|gate| gate.stores = true);
     }
 
@@ -159,9 +164,12 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// database must have been asked after LISTEN had committed in this `epoch`.
     ///
     /// The entry becomes verified for that epoch if it has that version, and is dropped otherwise. An entry that was stored
-    /// or verified in that epoch already is left alone.
-    pub fn verify(&self, uid: &str, epoch: u64, version: Option<i64>) {
+    /// or verified in that epoch already is left alone, and so is every entry if the answer is of another `history`.
+    pub fn verify(&self, uid: &str, epoch: u64, history: u64, version: Option<i64>) {
         let mut shard = self.shard(uid);
+        if sound!(self.history() != history, VerifyInAnyHistory, false) {
+            return;
+        }
         let entry = shard.entries.peek_mut(uid);
         let Some(entry) = entry.filter(|entry| entry.epoch != epoch) else {
             return;
@@ -178,6 +186,11 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// Returns how often the listener's connection has been lost.
     pub fn epoch(&self) -> u64 {
         self.gate.read().epoch
+    }
+
+    /// Returns the history that the listener hears of, or has heard of last.
+    pub fn history(&self) -> u64 {
+        self.history.load(Ordering::SeqCst)
     }
 
     /// Returns whether loads may store.
@@ -279,12 +292,13 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         Ticket(uid)
     }
 
-    /// Ends a load: frees the slot, stores what the load brought if that is allowed, and begins the next load if readers wait
-    /// for one.
+    /// Ends a load: frees the slot, stores what the load brought from the database with this `history` if that is allowed, and
+    /// begins the next load if readers wait for one.
     pub fn complete(
         &self,
         Ticket(uid): Ticket,
         loaded: Loaded<V>,
+        history: u64,
         placement: Placement,
     ) -> Completed<S> {
         match &loaded {
@@ -295,9 +309,11 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         let mut shard = self.shard(&uid);
         let gate = self.gate.read();
         let ended = shard.loading.remove(&uid);
-        let may_store = ended
-            .as_ref()
-            .is_some_and(|load| sound!(load.is_current(gate), StoreWithoutSlot, load.is_of(gate)));
+        let is_heard = sound!(history == self.history(), StoreOfAnyHistory, true);
+        let may_store = is_heard
+            && (ended.as_ref()).is_some_and(|load| {
+                sound!(load.is_current(gate), StoreWithoutSlot, load.is_of(gate))
+            });
         let waiting = sound!(ended.and_then(|load| load.next), NextLoadForgotten, None);
         let next = waiting.map(|(waiter, sender)| {
             let ticket = self.begin(&mut shard, uid.clone(), gate, waiter);
@@ -308,7 +324,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             Loaded::Found(..) | Loaded::NotFound if !may_store => {
                 self.counters.loads.discarded.add(1);
                 if sound!(true, OlderEntryAfterADiscardedLoad, false) {
-                    self.drop_older(&mut shard, &uid, loaded.version());
+                    self.drop_other(&mut shard, &uid, loaded.version());
                 }
                 false
             }
@@ -393,23 +409,33 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     }
 
     /// Must be called before a reader is shown this version past the cache, or (`None`) learns that there is no order. From then
-    /// on nobody is shown an older version, although the event may still be on its way.
+    /// on nobody is shown another version that is older, although the event may still be on its way.
     pub fn supersede(&self, uid: &str, version: Option<i64>) {
         let mut shard = self.shard(uid);
         if let Some(loading) = shard.loading.get_mut(uid) {
             loading.is_taken = true;
         }
-        self.drop_older(&mut shard, uid, version);
+        self.drop_other(&mut shard, uid, version);
     }
 
-    /// Drops an entry that is older than this version, or any entry if there is no order (`None`). Drops a known absence if
-    /// there is an order.
-    fn drop_older(&self, shard: &mut Shard<V, W, S>, uid: &str, version: Option<i64>) {
+    /// Drops an entry that has another version than this one, or any entry if there is no order (`None`). Drops a known absence
+    /// if there is an order.
+    ///
+    /// Versions are not compared by size: an order that was deleted and inserted again may have a lower one, and so may an
+    /// order of another history.
+    fn drop_other(&self, shard: &mut Shard<V, W, S>, uid: &str, version: Option<i64>) {
         let entry = shard.entries.peek(uid);
-        let has_older = entry.is_some_and(|entry| Some(entry.value.version()) < version);
-        let is_older = sound!(has_older, OlderEntryAfterABlindRead, false);
+        let has_other = entry.is_some_and(|entry| {
+            let cached = Some(entry.value.version());
+            sound!(
+                cached != version,
+                OtherVersionsByTheirSize,
+                cached < version
+            )
+        });
+        let is_other = sound!(has_other, OlderEntryAfterABlindRead, false);
         let is_gone = version.is_none();
-        let was_cached = (is_older || is_gone) && self.remove_entry(shard, uid);
+        let was_cached = (is_other || is_gone) && self.remove_entry(shard, uid);
         let was_missing = !is_gone && shard.missing.pop(uid).is_some();
         if was_cached || was_missing {
             self.counters.evictions.event.add(1);

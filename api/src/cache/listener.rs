@@ -9,8 +9,11 @@
 //!
 //! The loss of the connection ends step 3 at once. This connection carries only LISTEN and heartbeats, because a query result
 //! that nobody reads would hold back the notifications.
+//!
+//! A heartbeat also reads the database's history (see `shared::db::history`). It renews the proof only if the history is
+//! still the same. What is stored must come from a connection with that history, so the pool tells when it reaches another.
 
-mod history;
+mod flushes;
 mod subscription;
 
 use std::convert::Infallible;
@@ -19,8 +22,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
+use shared::db::Standing;
 use shared::events::Operation;
 use shared::throttle::Throttle;
 use shared::{db, events};
@@ -32,7 +38,7 @@ use tracing::{info, warn};
 
 use super::OrderCache;
 use super::status::ListenerState;
-use history::History;
+use flushes::Flushes;
 use subscription::Subscription;
 
 /// The name of the listener's session in `pg_stat_activity`.
@@ -53,7 +59,15 @@ pub struct Listener {
     warmup_limit: usize,
     /// The channel of the heartbeats, which belongs to this process alone.
     heartbeat_channel: String,
+    flushes: Arc<Flushes>,
 }
+
+/// The pool reached a server with another history. Both must go to the same one before anything can be stored.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the listener and the pool are connected to servers of different histories, so both connect anew"
+)]
+struct HistoryMismatch;
 
 impl Listener {
     /// Prepares a listener. [`Self::run`] connects. After every connect the `warmup_limit` newest orders are loaded.
@@ -63,20 +77,23 @@ impl Listener {
             database,
             warmup_limit,
             heartbeat_channel: format!("order_hb_{}", uuid::Uuid::new_v4().simple()),
+            flushes: Arc::default(),
         }
     }
 
     /// Listens until `shutdown`, and connects anew whenever the connection is lost.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::for_database();
+        // Connecting succeeds each time, so the other one would stay short.
+        let mut mismatch_backoff = Backoff::for_database();
         let mut reports = Throttle::for_reports();
-        let mut history = None;
+        let mut last = None;
         loop {
             let status = &self.cache.listener;
             status.set_state(ListenerState::Connecting);
             let session = tokio::select! {
                 () = shutdown.cancelled() => return,
-                session = self.listen(&mut backoff, &mut history) => session,
+                session = self.listen(&mut backoff, &mut last) => session,
             };
             if self.cache.core.accepts_fills() {
                 // This comes before anything else is awaited: from here on no hit may be served.
@@ -84,58 +101,66 @@ impl Listener {
                 status.reconnects.add(1);
                 reports.reset();
             }
+            self.cache.repository.set_heard_history(None);
             status.forget_proof();
             status.set_state(ListenerState::Connecting);
             let Err(error) = session;
             if reports.is_due() {
                 warn!("listener is away, reads go to the database: {error:#}");
             }
+            let delay = if error.is::<HistoryMismatch>() {
+                mismatch_backoff.next_delay()
+            } else {
+                mismatch_backoff.reset();
+                backoff.next_delay()
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = tokio::time::sleep(delay) => {}
             }
         }
     }
 
-    /// Makes one connection and uses it until it is lost. The error says why.
+    /// Makes one connection and uses it until it is lost. The error says why. `last` is what was last heard of any database.
     async fn listen(
         &self,
         backoff: &mut Backoff,
-        history: &mut Option<History>,
+        last: &mut Option<Standing>,
     ) -> anyhow::Result<Infallible> {
-        let making = Subscription::make(&self.cache, &self.database, &self.heartbeat_channel);
+        let making = self.subscribe();
         let subscription = timeout(SUBSCRIBE_TIMEOUT, making)
             .await
             .context("no answer to LISTEN in time")??;
-        self.compare_history(history, &subscription.history);
-        self.cache.core.open_fills();
+        let standing = subscription.standing.clone();
+        if let Some(change) = last.as_ref().and_then(|last| change(last, &standing)) {
+            warn!("every entry is dropped: {change}");
+            self.cache.repository.distrust_connections();
+            self.cache.core.clear();
+        }
+        let history = standing.history.hash_id();
+        self.cache.repository.set_heard_history(Some(history));
+        self.cache.core.open_fills(history.0);
         // Nobody was told of what was committed before LISTEN.
         self.cache.feed.resync();
         self.serve(ListenerState::Syncing);
         backoff.reset();
-        self.follow(subscription).await
-    }
-
-    /// Drops every entry if the database has another history than at the connect before.
-    fn compare_history(&self, last: &mut Option<History>, now: &History) {
-        if let Some(before) = last.replace(now.clone())
-            && before != *now
-        {
-            warn!(
-                "the database has another history, every entry is dropped: {before} before, {now} now"
-            );
-            self.cache.repository.distrust_connections();
-            self.cache.core.clear();
-        }
+        self.follow(subscription, last.insert(standing)).await
     }
 
     /// Proves every second that the connection is alive, and verifies the entries from before, until the connection is lost.
-    async fn follow(&self, mut subscription: Subscription) -> anyhow::Result<Infallible> {
+    async fn follow(
+        &self,
+        mut subscription: Subscription,
+        last: &mut Standing,
+    ) -> anyhow::Result<Infallible> {
         let status = &self.cache.listener;
         let mut proven_state = ListenerState::Syncing;
         let mut revalidation = pin!(self.cache.revalidate());
-        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(HEARTBEAT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // More than one is under way if the link is slow.
+        let mut heartbeats = FuturesOrdered::new();
+        let (mut compared_ms, mut echoed_ms) = (0, 0);
         loop {
             tokio::select! {
                 ended = &mut subscription.driver => bail!(ended.context("the driver of the connection panicked")?),
@@ -147,22 +172,41 @@ impl Listener {
                     info!("listener is live");
                     self.cache.start_warmup(self.warmup_limit);
                 }
+                Some(answer) = heartbeats.next(), if !heartbeats.is_empty() => {
+                    let (sent_ms, standing): (u64, Standing) = answer?;
+                    if let Some(change) = change(last, &standing) {
+                        bail!("{change}");
+                    }
+                    *last = standing;
+                    compared_ms = sent_ms;
+                    self.prove(compared_ms.min(echoed_ms), proven_state);
+                }
                 echo = subscription.echo_rx.changed() => {
                     echo.context("connection lost")?;
-                    if status.state() == ListenerState::Suspect {
-                        // The echo came on the same connection and in order, so no event was lost: the echo was only late.
-                        self.serve(proven_state);
-                    }
+                    echoed_ms = *subscription.echo_rx.borrow_and_update();
+                    self.prove(compared_ms.min(echoed_ms), proven_state);
                 }
-                _ = heartbeat.tick() => {
-                    // A time-out here shows in the age of the proof. The heartbeat is sent all the same.
-                    let sent = subscription.send_heartbeat(&self.heartbeat_channel, status.now_ms());
-                    if let Ok(sent) = timeout(HEARTBEAT_INTERVAL, sent).await {
-                        sent?;
-                    }
+                () = self.cache.repository.history_mismatch() => bail!(HistoryMismatch),
+                _ = ticks.tick() => {
+                    self.flushes.run_delayed(&self.cache);
+                    heartbeats.push_back(subscription.heartbeat(&self.heartbeat_channel, status.now_ms()));
                     self.check_proof()?;
                 }
             }
+        }
+    }
+
+    /// Renews the proof up to a heartbeat that has returned and has read the same history. 0 means that there is none yet.
+    fn prove(&self, sent_ms: u64, proven_state: ListenerState) {
+        let status = &self.cache.listener;
+        // What a delayed flush has to drop is still there.
+        if sent_ms == 0 || self.flushes.is_delayed() {
+            return;
+        }
+        status.prove(sent_ms);
+        if status.state() == ListenerState::Suspect && status.proof_age() < Some(status.lease) {
+            // The heartbeat came on the same connection and in order, so no event was lost: it was only late.
+            self.serve(proven_state);
         }
     }
 
@@ -178,7 +222,7 @@ impl Listener {
     fn check_proof(&self) -> anyhow::Result<()> {
         let status = &self.cache.listener;
         let age = status.proof_age().unwrap_or_default();
-        let lease = self.cache.lease;
+        let lease = status.lease;
         if age >= lease + SUSPECT_TIMEOUT {
             bail!("no heartbeat has returned for {age:?}");
         }
@@ -197,26 +241,40 @@ fn described(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow::anyhow!(db::describe(&error))
 }
 
+/// Says what shows that the database is another one than it was, or an older state of it.
+fn change(before: &Standing, now: &Standing) -> Option<String> {
+    if before.history != now.history {
+        let (before, now) = (&before.history, &now.history);
+        Some(format!(
+            "the database has another history: {before} before, {now} now"
+        ))
+    } else if now.log_position < before.log_position {
+        let bytes = before.log_position - now.log_position;
+        Some(format!(
+            "the database's log is {bytes} bytes shorter than it was: older files have replaced the server's"
+        ))
+    } else {
+        None
+    }
+}
+
 /// Handles one notification: evicts the orders, and then tells the clients of the feed. It must be quick, because nothing else
 /// is received meanwhile.
 fn receive(
     cache: &OrderCache,
+    flushes: &Flushes,
     heartbeat_channel: &str,
     echo_tx: &watch::Sender<u64>,
     notification: &Notification,
 ) {
     if notification.channel() == heartbeat_channel {
         if let Ok(sent_ms) = notification.payload().parse() {
-            cache.listener.prove(sent_ms);
             echo_tx.send_replace(sent_ms);
         }
         return;
     }
     match events::parse(notification.payload()) {
-        Ok(event) if event.operation == Operation::Flush => {
-            cache.core.clear();
-            cache.feed.resync();
-        }
+        Ok(event) if event.operation == Operation::Flush => flushes.request(cache),
         Ok(event) => {
             event.uids.iter().for_each(|uid| cache.core.invalidate(uid));
             cache.feed.publish(event.operation, event.uids);
@@ -224,10 +282,9 @@ fn receive(
         Err(error) => {
             cache.listener.malformed.add(1);
             warn!("an event cannot be understood, every entry is dropped: {error}");
-            cache.core.clear();
-            cache.feed.resync();
+            flushes.request(cache);
         }
     }
-    // Counted last: whoever sees the count rise gets no older answer from then on.
+    // Counted last: whoever sees the count rise gets no older answer from then on, unless a flush was delayed.
     cache.listener.events.add(1);
 }

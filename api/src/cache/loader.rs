@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
+use shared::db::HistoryId;
 use tokio::sync::watch;
 
 use super::core::{Demand, Loaded, Lookup, Placement, Ticket};
 use super::{OrderCache, ReadyOrder};
-use crate::repository::StoreError;
+use crate::repository::{Answered, StoreError};
 
 /// The result of a load: the order or its absence, and whether it was stored.
 type LoadResult = Result<(Option<ReadyOrder>, bool), StoreError>;
@@ -71,7 +72,7 @@ impl OrderCache {
         uid: &str,
         demand: Demand,
     ) -> Either<Fetched, impl Future<Output = Result<Fetched, StoreError>> + Send + use<>> {
-        let proof_age = self.listener.fresh_proof_age(self.lease);
+        let proof_age = self.listener.fresh_proof_age();
         let cached = |order| Fetched {
             order,
             source: Source::Cache {
@@ -111,12 +112,12 @@ impl OrderCache {
     ) -> impl Future<Output = Result<Fetched, StoreError>> + Send + use<> {
         let (cache, uid) = (Arc::clone(self), uid.to_owned());
         async move {
-            let order = cache.repository.find_order(&uid).await?;
+            let Answered { content, history } = cache.repository.find_order(&uid).await?;
             cache
                 .core
-                .supersede(&uid, order.as_ref().map(|order| order.version));
+                .supersede(&uid, content.as_ref().map(|order| order.version));
             Ok(Fetched {
-                order: order.map(ReadyOrder::from),
+                order: content.map(|order| ReadyOrder::read_in(history, &order)),
                 source: Source::Blind,
             })
         }
@@ -154,27 +155,45 @@ impl OwnedLoad {
         self.ticket.as_ref().map_or("", Ticket::uid)
     }
 
-    /// Ends the load: stores the result if that is still allowed, and answers every reader who waits.
+    /// Returns whether every reader has left. The core itself holds one receiver, for readers who come.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.result_tx.receiver_count() <= 1
+    }
+
+    /// Ends the load with an answer of the database: stores it if that is still allowed, and answers every reader who waits.
     pub(super) fn finish(
         mut self,
-        result: Result<Option<ReadyOrder>, StoreError>,
+        answer: Answered<Result<Option<ReadyOrder>, StoreError>>,
         placement: Placement,
     ) {
-        let loaded = match &result {
+        let Answered { content, history } = answer;
+        let loaded = match &content {
             Ok(Some(order)) => Loaded::Found(order.clone(), order.weight_bytes()),
             Ok(None) => Loaded::NotFound,
             Err(_) => Loaded::Failed,
         };
-        let is_stored = self.complete(loaded, placement);
+        let is_stored = self.complete(loaded, history, placement);
         self.result_tx
-            .send_replace(Some(result.map(|order| (order, is_stored))));
+            .send_replace(Some(content.map(|order| (order, is_stored))));
     }
 
-    fn complete(&mut self, loaded: Loaded<ReadyOrder>, placement: Placement) -> bool {
+    /// Ends the load without an answer.
+    pub(super) fn fail(mut self, error: StoreError) {
+        self.complete(Loaded::Failed, HistoryId::NONE, Placement::Hot);
+        self.result_tx.send_replace(Some(Err(error)));
+    }
+
+    fn complete(
+        &mut self,
+        loaded: Loaded<ReadyOrder>,
+        HistoryId(history): HistoryId,
+        placement: Placement,
+    ) -> bool {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
-        let completed = self.cache.core.complete(ticket, loaded, placement);
+        let core = &self.cache.core;
+        let completed = core.complete(ticket, loaded, history, placement);
         if let Some((ticket, result_tx)) = completed.next {
             let next = Self::new(&self.cache, ticket, result_tx);
             self.cache.queue.push(next);
@@ -185,7 +204,7 @@ impl OwnedLoad {
 
 impl Drop for OwnedLoad {
     fn drop(&mut self) {
-        self.complete(Loaded::Failed, Placement::Hot);
+        self.complete(Loaded::Failed, HistoryId::NONE, Placement::Hot);
     }
 }
 
@@ -219,7 +238,7 @@ mod tests {
         let pool = pool(&database, "test", limits).unwrap();
         let repository = Repository::new(pool.clone(), pool, limit);
         let cache = OrderCache::new(NonZeroUsize::new(10).unwrap(), limit, repository);
-        cache.core.open_fills();
+        cache.core.open_fills(1);
         cache.core.set_serving(true);
         cache
     }

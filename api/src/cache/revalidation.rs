@@ -11,6 +11,7 @@ use shared::backoff::Backoff;
 use tracing::{info, warn};
 
 use super::OrderCache;
+use crate::repository::Answered;
 
 /// The number of keys per statement. They take one connection for some milliseconds, so that readers can come in between.
 const CHUNK_SIZE: usize = 1000;
@@ -44,7 +45,7 @@ impl OrderCache {
     async fn revalidate_chunk(&self, chunk: &[CompactString], epoch: u64) {
         let uids: Vec<&str> = chunk.iter().map(AsRef::as_ref).collect();
         let mut backoff = Backoff::for_database();
-        let versions = loop {
+        let Answered { content, history } = loop {
             match self.repository.find_versions(&uids).await {
                 Ok(versions) => break versions,
                 Err(error) => {
@@ -54,7 +55,8 @@ impl OrderCache {
             }
         };
         for uid in uids {
-            self.core.verify(uid, epoch, versions.get(uid).copied());
+            let version = content.get(uid).copied();
+            self.core.verify(uid, epoch, history.0, version);
         }
     }
 }

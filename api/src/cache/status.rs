@@ -53,6 +53,8 @@ impl ListenerState {
 #[derive(Debug)]
 pub struct ListenerStatus {
     clock: Clock,
+    /// The age that the proof must stay below for hits to be served.
+    pub lease: Duration,
     state: AtomicU8,
     /// The time of the newest proof by `clock`, in milliseconds, plus one. 0 means that there is no proof.
     proof: AtomicU64,
@@ -63,36 +65,44 @@ pub struct ListenerStatus {
     pub events: Count,
     /// Notifications that were not understood.
     pub malformed: Count,
+    /// How often every entry was dropped at once.
+    pub flushes: Count,
 }
 
 /// For how long nothing cached could be served.
 #[derive(Debug)]
 struct BlindTime {
-    /// When the present blind time began, by the status's clock.
-    since: Option<Duration>,
+    now: Sight,
     /// The sum of all earlier blind times.
     before: Duration,
 }
 
-impl Default for ListenerStatus {
+/// Since when hits are served, or are not, by the status's clock. While they are served, the lease may still run out.
+#[derive(Clone, Copy, Debug)]
+enum Sight {
+    Blind(Duration),
+    Serving(Duration),
+}
+
+impl ListenerStatus {
     /// Starts the clock. There is no proof yet.
-    fn default() -> Self {
+    pub fn new(lease: Duration) -> Self {
         Self {
             clock: Clock::start(),
+            lease,
             state: AtomicU8::new(ListenerState::Starting as u8),
             proof: AtomicU64::new(0),
             blind: Mutex::new(BlindTime {
-                since: Some(Duration::ZERO),
+                now: Sight::Blind(Duration::ZERO),
                 before: Duration::ZERO,
             }),
             reconnects: Count::default(),
             events: Count::default(),
             malformed: Count::default(),
+            flushes: Count::default(),
         }
     }
-}
 
-impl ListenerStatus {
     /// Returns what the listener is doing.
     pub fn state(&self) -> ListenerState {
         ListenerState::ALL[usize::from(self.state.load(Ordering::SeqCst))].0
@@ -101,35 +111,49 @@ impl ListenerStatus {
     pub(super) fn set_state(&self, state: ListenerState) {
         let mut blind = self.blind.lock();
         self.state.store(state as u8, Ordering::SeqCst);
-        match (state.serves(), blind.since) {
-            (true, Some(since)) => {
-                blind.before += self.clock.elapsed().saturating_sub(since);
-                blind.since = None;
+        let now = self.clock.elapsed();
+        match (state.serves(), blind.now) {
+            (true, Sight::Blind(since)) => {
+                blind.before += now.saturating_sub(since);
+                blind.now = Sight::Serving(now);
             }
-            (true, None) | (false, Some(_)) => {}
-            (false, None) => blind.since = Some(self.clock.elapsed()),
+            (true, Sight::Serving(_)) | (false, Sight::Blind(_)) => {}
+            (false, Sight::Serving(since)) => {
+                blind.now = Sight::Blind(now.min(self.lease_end(since)));
+            }
         }
     }
 
-    /// Returns whether hits may be served: whether the listener is in a state that serves and its proof is younger than
-    /// `lease`.
-    pub fn is_fresh(&self, lease: Duration) -> bool {
-        self.fresh_proof_age(lease).is_some()
+    /// Returns whether hits may be served: whether the listener is in a state that serves and its proof is younger than the
+    /// lease.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh_proof_age().is_some()
     }
 
     /// Returns the age of the proof if hits may be served because of it; see [`Self::is_fresh`].
-    pub fn fresh_proof_age(&self, lease: Duration) -> Option<Duration> {
+    pub fn fresh_proof_age(&self) -> Option<Duration> {
         if !self.state().serves() {
             return None;
         }
-        self.proof_age().filter(|age| *age < lease)
+        self.proof_age().filter(|age| *age < self.lease)
     }
 
     /// Returns the time since the last moment of which it is proven that the listener has seen every earlier commit.
     pub fn proof_age(&self) -> Option<Duration> {
+        let proven = self.proven()?;
+        Some(self.clock.elapsed().saturating_sub(proven))
+    }
+
+    /// The time of the newest proof.
+    fn proven(&self) -> Option<Duration> {
         let proof_ms = self.proof.load(Ordering::SeqCst).checked_sub(1)?;
-        let now = self.clock.elapsed();
-        Some(now.saturating_sub(Duration::from_millis(proof_ms)))
+        Some(Duration::from_millis(proof_ms))
+    }
+
+    /// When the lease runs out, or has run out, for hits that are served since `since`.
+    fn lease_end(&self, since: Duration) -> Duration {
+        let end = self.proven().map(|proven| proven + self.lease);
+        end.unwrap_or_default().max(since)
     }
 
     /// The present time in milliseconds, for a heartbeat to carry; see [`Self::prove`].
@@ -140,6 +164,13 @@ impl ListenerStatus {
     /// Renews the proof, because a heartbeat has returned that was sent at `sent_ms`. The queue of notifications is in the order
     /// of commits, so the listener has seen every commit from before that moment.
     pub(super) fn prove(&self, sent_ms: u64) {
+        let mut blind = self.blind.lock();
+        if let Sight::Serving(since) = blind.now {
+            // The lease may have run out before anybody noticed, for example while the whole process stood still.
+            let now = self.clock.elapsed();
+            blind.before += now.saturating_sub(self.lease_end(since));
+            blind.now = Sight::Serving(now);
+        }
         let sent_ms = sent_ms.min(self.now_ms());
         self.proof.fetch_max(sent_ms + 1, Ordering::SeqCst);
     }
@@ -152,9 +183,11 @@ impl ListenerStatus {
     /// Returns for how long in all nothing cached could be served.
     pub fn blind_time(&self) -> Duration {
         let blind = self.blind.lock();
-        let now = self.clock.elapsed();
-        let present = blind.since.map(|since| now.saturating_sub(since));
-        blind.before + present.unwrap_or_default()
+        let present_since = match blind.now {
+            Sight::Blind(since) => since,
+            Sight::Serving(since) => self.lease_end(since),
+        };
+        blind.before + self.clock.elapsed().saturating_sub(present_since)
     }
 }
 
@@ -166,23 +199,22 @@ mod tests {
 
     #[test]
     fn hits_need_a_live_listener_and_a_proof_within_the_lease() {
-        let status = ListenerStatus::default();
-        assert!(!status.is_fresh(LEASE));
+        let status = ListenerStatus::new(LEASE);
+        assert!(!status.is_fresh());
         status.set_state(ListenerState::Live);
-        assert!(!status.is_fresh(LEASE), "no proof yet");
+        assert!(!status.is_fresh(), "no proof yet");
         status.prove(status.now_ms());
-        assert!(status.is_fresh(LEASE));
-        assert!(!status.is_fresh(Duration::ZERO), "older than the lease");
+        assert!(status.is_fresh());
         status.set_state(ListenerState::Suspect);
-        assert!(!status.is_fresh(LEASE));
+        assert!(!status.is_fresh());
         status.set_state(ListenerState::Live);
         status.forget_proof();
-        assert!(!status.is_fresh(LEASE));
+        assert!(!status.is_fresh());
     }
 
     #[test]
     fn proof_is_never_in_the_future_and_never_goes_back() {
-        let status = ListenerStatus::default();
+        let status = ListenerStatus::new(LEASE);
         std::thread::sleep(Duration::from_millis(20));
         status.prove(u64::MAX - 1);
         let age = status.proof_age().unwrap();
@@ -194,8 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn time_after_the_lease_counts_as_blind_although_nobody_noticed() {
+        let status = ListenerStatus::new(Duration::ZERO);
+        status.prove(status.now_ms());
+        status.set_state(ListenerState::Live);
+        assert!(!status.is_fresh(), "older than the lease");
+        let blind = status.blind_time();
+        std::thread::sleep(Duration::from_millis(20));
+        let later = status.blind_time();
+        assert!(later >= blind + Duration::from_millis(19));
+        status.prove(status.now_ms());
+        assert!(status.blind_time() >= later);
+        status.set_state(ListenerState::Suspect);
+        assert!(status.blind_time() >= later);
+    }
+
+    #[test]
     fn blind_time_stands_still_while_live() {
-        let status = ListenerStatus::default();
+        let status = ListenerStatus::new(LEASE);
+        status.prove(status.now_ms());
         status.set_state(ListenerState::Live);
         let blind = status.blind_time();
         assert_eq!(status.blind_time(), blind);

@@ -120,7 +120,7 @@ impl<'a> Stats<'a> {
                 epoch: core.epoch(),
                 reconnects: &listener.reconnects,
                 proof_age_ms: listener.proof_age().map(millis),
-                lease_ms: millis(app.cache.lease),
+                lease_ms: millis(app.cache.listener.lease),
                 events: &listener.events,
                 malformed: &listener.malformed,
                 blind_seconds_total: listener.blind_time().as_secs_f64(),

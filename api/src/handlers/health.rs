@@ -15,30 +15,39 @@ use crate::repository::StoreError;
 const AUDIT_ALARM: &str =
     "a cached order was outdated although no event had announced the change, see the log";
 
+const NO_WRITES: &str = "the database accepts no writes";
+
 /// The health of the process.
 struct Health {
     status: &'static str,
     database: Result<(), &'static str>,
+    accepts_writes: bool,
 }
 
 impl Health {
     async fn of(app: &App) -> Self {
-        let database = match (app.has_schema(), app.repository.ping().await) {
-            (_, Err(StoreError::Unavailable | StoreError::Timeout | StoreError::Internal)) => {
-                Err("the database cannot be reached")
-            }
-            (false, _) => Err("waiting for the schema"),
+        let accepts_writes = app.repository.accepts_writes().await;
+        let database = match (app.has_schema(), accepts_writes) {
             // If every connection is busy, that is load and not an outage.
-            (true, Ok(()) | Err(StoreError::Overloaded)) => Ok(()),
+            (true, Ok(_) | Err(StoreError::Overloaded)) => Ok(()),
+            (false, Ok(_) | Err(StoreError::Overloaded)) => Err("waiting for the schema"),
+            (_, Err(_)) => Err("the database cannot be reached"),
         };
-        let is_live = app.cache.listener.is_fresh(app.cache.lease);
+        let accepts_writes = accepts_writes != Ok(false);
+        let is_live = app.cache.listener.is_fresh();
         let status = match database {
             _ if app.shutdown.is_cancelled() => "down",
             Err(_) => "down",
-            Ok(()) if !is_live || app.cache.audit_status.is_alarmed() => "degraded",
+            Ok(()) if !is_live || !accepts_writes || app.cache.audit_status.is_alarmed() => {
+                "degraded"
+            }
             Ok(()) => "ok",
         };
-        Self { status, database }
+        Self {
+            status,
+            database,
+            accepts_writes,
+        }
     }
 
     fn response(&self, value: &Value) -> Response {
@@ -67,6 +76,7 @@ pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
         Ok(()) if app.cache.audit_status.is_alarmed() => AUDIT_ALARM,
+        Ok(()) if !health.accepts_writes => NO_WRITES,
         Ok(()) if health.status == "degraded" => {
             "the listener is disconnected, so reads go to the database"
         }
@@ -90,6 +100,11 @@ pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
             "database": match health.database {
                 Ok(()) => json!({"status": "ok"}),
                 Err(reason) => json!({"status": "down", "detail": reason}),
+            },
+            "writes": if health.accepts_writes {
+                json!({"status": "ok"})
+            } else {
+                json!({"status": "degraded", "detail": NO_WRITES})
             },
             "listener": {
                 "status": if state == ListenerState::Live { "ok" } else { "degraded" },

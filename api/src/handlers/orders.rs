@@ -30,7 +30,7 @@ use crate::http::envelope::{X_REQUEST_ID, at_once};
 use crate::http::problem::{ApiError, CACHE_STATUS};
 use crate::http::request::{Body, Head};
 use crate::http::{empty, json_response};
-use crate::repository::WriteError;
+use crate::repository::{Revision, WriteError};
 
 /// Tells a browser's developer tools what took the time (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -88,12 +88,12 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
     let order = order.ok_or(ApiError::OrderNotFound {
         cache_status: Some(cache_status),
     })?;
-    let version = order.version;
+    let revision = order.revision;
     let (etag, body) = order.into_parts();
-    let mut response = match conditional::reading(&head.headers, version) {
+    let mut response = match conditional::reading(&head.headers, revision) {
         Reading::Send => Response::new(body.into()),
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Reading::Mismatch => return Err(ApiError::VersionMismatch { current: version }),
+        Reading::Mismatch => return Err(ApiError::VersionMismatch { current: revision }),
     };
     let is_empty = response.status() == StatusCode::NOT_MODIFIED;
     let headers = response.headers_mut();
@@ -212,11 +212,11 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     let precondition = conditional::precondition(&head.headers);
     let (repository, replacement) = (app.repository.clone(), Arc::new(order));
     let order = Arc::clone(&replacement);
-    let version = write(&app, "put", uid, async move {
+    let revision = write(&app, "put", uid, async move {
         repository.replace_order(&replacement, &precondition).await
     })
     .await?;
-    let (etag, body) = ReadyOrder::new(&order, version).into_parts();
+    let (etag, body) = ReadyOrder::new(&order, revision).into_parts();
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -242,13 +242,13 @@ pub async fn delete(call: Call) -> Result<Response, ApiError> {
 }
 
 /// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
-/// client is answered. Returns the version that was written or deleted.
+/// client is answered. Returns the revision that was written or deleted.
 async fn write(
     app: &Arc<App>,
     operation: &'static str,
     uid: OrderUid,
-    writing: impl Future<Output = Result<i64, WriteError>> + Send + 'static,
-) -> Result<i64, ApiError> {
+    writing: impl Future<Output = Result<Revision, WriteError>> + Send + 'static,
+) -> Result<Revision, ApiError> {
     app.require_schema()?;
     let cache = Arc::clone(&app.cache);
     let task = async move {
@@ -266,10 +266,10 @@ async fn write(
 /// Writes the log line that every write leaves, including those that the database refused: operation, order id, outcome, and
 /// the version that was written, deleted or conflicting. The span has the request's id. The line contains nothing else of
 /// the order and nothing of the client.
-fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<i64, ApiError>) {
+fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<Revision, ApiError>) {
     let (outcome, version) = match outcome {
-        Ok(version) => ("done", Some(*version)),
-        Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(*current)),
+        Ok(written) => ("done", Some(written.version)),
+        Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(current.version)),
         Err(error) => (error.kind().1, None),
     };
     info!(

@@ -1,56 +1,56 @@
 //! Evaluates `If-Match` and `If-None-Match`.
 //!
-//! Our `ETag` is the order's version in quotes. Versions are compared, so a tag that a proxy has weakened (`W/`) matches,
-//! too, in both headers: equal versions are equal orders, whatever the encoding. There is no `Last-Modified`, so the
+//! Our `ETag` is the order's revision in quotes. Revisions are compared, so a tag that a proxy has weakened (`W/`) matches,
+//! too, in both headers: equal revisions are equal orders, whatever the encoding. There is no `Last-Modified`, so the
 //! conditions on time do not apply.
 
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderName};
 
-use crate::repository::{Precondition, Versions};
+use crate::repository::{Precondition, Revision, Revisions};
 
 /// How to answer a read with preconditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// Send the order.
     Send,
-    /// 304: the client already has this version.
+    /// 304: the client already has this revision.
     NotModified,
-    /// 412: the client wants another version.
+    /// 412: the client wants another revision.
     Mismatch,
 }
 
 /// Evaluates the preconditions of a read, in the order of RFC 9110, section 13.2.2.
-pub fn reading(headers: &HeaderMap, version: i64) -> Reading {
+pub fn reading(headers: &HeaderMap, revision: Revision) -> Reading {
     let precondition = precondition(headers);
-    if !precondition.accepted.contains(version) {
+    if !precondition.accepted.contains(revision) {
         Reading::Mismatch
-    } else if precondition.refused.contains(version) {
+    } else if precondition.refused.contains(revision) {
         Reading::NotModified
     } else {
         Reading::Send
     }
 }
 
-/// Returns which versions of the order a write may change.
+/// Returns which revisions of the order a write may change.
 pub fn precondition(headers: &HeaderMap) -> Precondition {
     Precondition {
-        accepted: versions(headers, &IF_MATCH).unwrap_or(Versions::Any),
-        refused: versions(headers, &IF_NONE_MATCH).unwrap_or(Versions::These(Vec::new())),
+        accepted: revisions(headers, &IF_MATCH).unwrap_or(Revisions::Any),
+        refused: revisions(headers, &IF_NONE_MATCH).unwrap_or(Revisions::These(Vec::new())),
     }
 }
 
-/// Returns the versions in a header, `None` without the header. Tags that are not ours are left out.
-fn versions(headers: &HeaderMap, name: &HeaderName) -> Option<Versions> {
+/// Returns the revisions in a header, `None` without the header. Tags that are not ours are left out.
+fn revisions(headers: &HeaderMap, name: &HeaderName) -> Option<Revisions> {
     if !headers.contains_key(name) {
         return None;
     }
-    let versions = if tags(headers, name).any(|tag| tag == "*") {
-        Versions::Any
+    let revisions = if tags(headers, name).any(|tag| tag == "*") {
+        Revisions::Any
     } else {
-        Versions::These(tags(headers, name).filter_map(tag_version).collect())
+        Revisions::These(tags(headers, name).filter_map(revision_of).collect())
     };
-    Some(versions)
+    Some(revisions)
 }
 
 /// Lists the tags of a header. Our tags contain no comma, so a tag with a comma never matches, as a whole or in parts.
@@ -62,17 +62,21 @@ pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-fn tag_version(tag: &str) -> Option<i64> {
+fn revision_of(tag: &str) -> Option<Revision> {
     let quoted = tag.strip_prefix("W/").unwrap_or(tag);
-    let digits = quoted.strip_prefix('"')?.strip_suffix('"')?;
-    // Only the spelling that we send counts. `parse` would also accept "+7" and "07".
-    let version: i64 = digits.parse().ok()?;
-    (version.to_string() == digits).then_some(version)
+    quoted.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use shared::db::HistoryId;
+
     use super::*;
+
+    const SEVEN: Revision = Revision {
+        version: 7,
+        history: HistoryId(0xab),
+    };
 
     fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -85,20 +89,24 @@ mod tests {
     #[test]
     fn tags_are_lists_weak_ones_and_the_star() {
         for (values, is_match) in [
-            (&["\"7\""][..], true),
-            (&["W/\"7\""], true),
-            (&["\"6\", W/\"7\""], true),
-            (&["\"6\",,\"7\" , "], true),
-            (&["\"6\"", "\"7\""], true),
+            (&["\"7-00000000000000ab\""][..], true),
+            (&["W/\"7-00000000000000ab\""], true),
+            (&["\"6-00000000000000ab\", W/\"7-00000000000000ab\""], true),
+            (&["\"6-00000000000000ab\",,\"7-00000000000000ab\" , "], true),
+            (&["\"6-00000000000000ab\"", "\"7-00000000000000ab\""], true),
             (&["*"], true),
-            (&["\"6\"", "*"], true),
-            (&["\"8\""], false),
-            (&["7"], false),
-            (&["w/\"7\""], false),
-            (&["W/ \"7\""], false),
-            (&["\"07\""], false),
-            (&["\"+7\""], false),
-            (&["\"7"], false),
+            (&["\"6-00000000000000ab\"", "*"], true),
+            (&["\"8-00000000000000ab\""], false),
+            (&["7-00000000000000ab"], false),
+            (&["\"7\""], false),
+            (&["\"7-ab\""], false),
+            (&["\"7-00000000000000AB\""], false),
+            (&["\"7-00000000000000ac\""], false),
+            (&["w/\"7-00000000000000ab\""], false),
+            (&["W/ \"7-00000000000000ab\""], false),
+            (&["\"07-00000000000000ab\""], false),
+            (&["\"+7-00000000000000ab\""], false),
+            (&["\"7-00000000000000ab"], false),
             (&["\"\""], false),
             (&["\"*\""], false),
             (&[""], false),
@@ -109,7 +117,7 @@ mod tests {
                 Reading::Mismatch
             };
             assert_eq!(
-                reading(&headers("if-match", values), 7),
+                reading(&headers("if-match", values), SEVEN),
                 expected,
                 "{values:?}"
             );
@@ -119,25 +127,41 @@ mod tests {
                 Reading::Send
             };
             assert_eq!(
-                reading(&headers("if-none-match", values), 7),
+                reading(&headers("if-none-match", values), SEVEN),
                 expected,
                 "{values:?}"
             );
         }
-        assert_eq!(reading(&HeaderMap::new(), 7), Reading::Send);
+        assert_eq!(reading(&HeaderMap::new(), SEVEN), Reading::Send);
     }
 
     #[test]
     fn if_match_comes_before_if_none_match() {
         for (if_match, if_none_match, expected) in [
-            ("\"7\"", "\"7\"", Reading::NotModified),
-            ("\"7\"", "\"8\"", Reading::Send),
-            ("\"8\"", "\"7\"", Reading::Mismatch),
-            ("\"8\"", "*", Reading::Mismatch),
+            (
+                "\"7-00000000000000ab\"",
+                "\"7-00000000000000ab\"",
+                Reading::NotModified,
+            ),
+            (
+                "\"7-00000000000000ab\"",
+                "\"8-00000000000000ab\"",
+                Reading::Send,
+            ),
+            (
+                "\"8-00000000000000ab\"",
+                "\"7-00000000000000ab\"",
+                Reading::Mismatch,
+            ),
+            ("\"8-00000000000000ab\"", "*", Reading::Mismatch),
         ] {
             let mut both = headers("if-match", &[if_match]);
             both.extend(headers("if-none-match", &[if_none_match]));
-            assert_eq!(reading(&both, 7), expected, "{if_match} {if_none_match}");
+            assert_eq!(
+                reading(&both, SEVEN),
+                expected,
+                "{if_match} {if_none_match}"
+            );
         }
     }
 }

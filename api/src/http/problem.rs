@@ -10,8 +10,8 @@ use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
 use super::json_response;
-use crate::cache::version_etag;
-use crate::repository::{StoreError, WriteError};
+use crate::cache::revision_etag;
+use crate::repository::{Revision, StoreError, WriteError};
 
 /// The header that says where an answer came from (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -94,8 +94,8 @@ pub enum ApiError {
     /// The order's version does not satisfy the precondition.
     #[error("the order's current version is in the header ETag")]
     VersionMismatch {
-        /// The order's version.
-        current: i64,
+        /// The order's revision.
+        current: Revision,
     },
     /// The body is larger than an order may be.
     #[error("the body may have at most {MAX_ORDER_BYTES} bytes")]
@@ -212,7 +212,7 @@ impl ApiError {
                 HeaderValue::from_str(allow).expect("methods are valid in a header"),
             ),
             Self::UnsupportedMediaType => (ACCEPT, HeaderValue::from_static("application/json")),
-            Self::VersionMismatch { current } => (ETAG, version_etag(*current)),
+            Self::VersionMismatch { current } => (ETAG, revision_etag(*current)),
             Self::OrderNotFound {
                 cache_status: Some(cache_status),
             } => (CACHE_STATUS, HeaderValue::from_static(cache_status)),
@@ -242,6 +242,9 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Unavailable => {
                 Self::DatabaseUnavailable("the database cannot be reached, try again")
+            }
+            StoreError::ReadOnly => {
+                Self::DatabaseUnavailable("the database accepts no writes at present, try again")
             }
             StoreError::Timeout => Self::DatabaseTimeout,
             StoreError::Internal => Self::Internal,

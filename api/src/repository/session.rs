@@ -6,13 +6,14 @@
 
 use std::time::{Duration, Instant};
 
+use deadpool::managed::Object;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::Bool;
 use diesel_async::pooled_connection::PoolableConnection;
-use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use shared::db::{HistoryId, SessionManager};
 use tokio::time::timeout;
 use tracing::{error, warn};
 
@@ -24,21 +25,29 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 /// A connection that was taken out of its pool. It goes back when the session is dropped.
 pub(super) struct Session {
     /// `None` once the connection must not be used again.
-    connection: Option<Object<AsyncPgConnection>>,
+    connection: Option<Object<SessionManager>>,
+    history: HistoryId,
     statement_timeout: Duration,
 }
 
 impl Session {
-    pub(super) fn new(connection: Object<AsyncPgConnection>, statement_timeout: Duration) -> Self {
+    pub(super) fn new(connection: Object<SessionManager>, statement_timeout: Duration) -> Self {
         Self {
+            history: connection.history(),
             connection: Some(connection),
             statement_timeout,
         }
     }
 
+    /// The history of the server's content when the session began.
+    pub(super) fn history(&self) -> HistoryId {
+        self.history
+    }
+
     /// Runs `work`, of which at most `slow_statements` may each run for the whole statement time-out.
     ///
-    /// Logs a failure. Closes the connection if no answer has come in time, because it may still come.
+    /// Logs a failure. Closes the connection if no answer has come in time, because it may still come, and if the session can
+    /// do no good any more.
     pub(super) async fn run<T>(
         &mut self,
         slow_statements: u32,
@@ -62,30 +71,37 @@ impl Session {
         }
     }
 
-    /// Closes the connection instead of giving it back to the pool.
+    /// Closes the connection instead of giving it back to the pool, and cancels what it does.
     pub(super) fn close(&mut self) {
-        drop(self.connection.take().map(Object::take));
+        if let Some(connection) = self.connection.take() {
+            Object::take(connection).cancel_and_close();
+        }
     }
 
     /// Says what a failure means, and logs it.
     async fn meaning(&mut self, error: DieselError, elapsed: Duration) -> StoreError {
         let connection = self.connection.as_deref_mut();
-        let is_broken = connection.is_none_or(|connection| connection.is_broken());
+        let is_broken = connection.is_none_or(|session| session.is_broken());
         let meaning = match &error {
             _ if is_broken => StoreError::Unavailable,
             DieselError::BrokenTransactionManager => StoreError::Unavailable,
             DieselError::DatabaseError(kind, _) => match kind {
-                DatabaseErrorKind::UnableToSendCommand
-                | DatabaseErrorKind::ClosedConnection
-                // The primary has become a standby.
-                | DatabaseErrorKind::ReadOnlyTransaction => StoreError::Unavailable,
-                DatabaseErrorKind::Unknown if elapsed >= self.statement_timeout => StoreError::Timeout,
+                DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection => {
+                    StoreError::Unavailable
+                }
+                DatabaseErrorKind::ReadOnlyTransaction => StoreError::ReadOnly,
+                DatabaseErrorKind::Unknown if elapsed >= self.statement_timeout => {
+                    StoreError::Timeout
+                }
                 // 57P01 and similar codes come as an ordinary error, just before the connection closes.
                 DatabaseErrorKind::Unknown if !self.is_alive().await => StoreError::Unavailable,
                 _ => StoreError::Internal,
             },
             _ => StoreError::Internal,
         };
+        if matches!(meaning, StoreError::Unavailable | StoreError::ReadOnly) {
+            self.close();
+        }
         if meaning == StoreError::Internal {
             // With the causes, which diesel's own text leaves out.
             error!("query failed: {:#}", anyhow::Error::from(error));

@@ -3,8 +3,10 @@
 //! Each write is one transaction about one row. It locks the row first, as every writer does. Then it checks the version,
 //! writes, and tells the caches in the same transaction.
 
+use diesel::dsl::{now, sql};
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
+use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use shared::db::models::NewOrder;
 use shared::db::orders::UpsertOrders;
@@ -12,43 +14,43 @@ use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 
-use super::{Repository, StoreError};
+use super::{Repository, Revision, Session, StoreError};
 
 /// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
 /// COMMIT for the server's lock on the queue of notifications.
 const WAITING_STATEMENTS: u32 = 2;
 
-/// A set of versions.
+/// A set of revisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Versions {
-    /// Every version.
+pub enum Revisions {
+    /// Every revision.
     Any,
-    /// These versions.
-    These(Vec<i64>),
+    /// These revisions.
+    These(Vec<Revision>),
 }
 
-impl Versions {
-    /// Returns whether the version belongs to the set.
-    pub fn contains(&self, version: i64) -> bool {
+impl Revisions {
+    /// Returns whether the revision belongs to the set.
+    pub fn contains(&self, revision: Revision) -> bool {
         match self {
             Self::Any => true,
-            Self::These(versions) => versions.contains(&version),
+            Self::These(revisions) => revisions.contains(&revision),
         }
     }
 }
 
-/// The versions that a client allows to be changed.
+/// The revisions that a client allows to be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Precondition {
-    /// The version must be one of these.
-    pub accepted: Versions,
-    /// The version must not be one of these.
-    pub refused: Versions,
+    /// The revision must be one of these.
+    pub accepted: Revisions,
+    /// The revision must not be one of these.
+    pub refused: Revisions,
 }
 
 impl Precondition {
-    fn holds(&self, version: i64) -> bool {
-        self.accepted.contains(version) && !self.refused.contains(version)
+    fn holds(&self, revision: Revision) -> bool {
+        self.accepted.contains(revision) && !self.refused.contains(revision)
     }
 }
 
@@ -58,11 +60,11 @@ pub enum WriteError {
     /// The order does not exist.
     #[error("no such order")]
     NotFound,
-    /// The client does not allow the order's present version to be changed.
-    #[error("the order has version {current}")]
+    /// The client does not allow the order's present revision to be changed.
+    #[error("the order has revision {current}")]
     VersionMismatch {
-        /// The present version.
-        current: i64,
+        /// The present revision.
+        current: Revision,
     },
     /// The database gave no answer. The write may have happened.
     #[error(transparent)]
@@ -82,7 +84,7 @@ impl From<DieselError> for Rollback {
 }
 
 impl Repository {
-    /// Replaces an order that exists; returns its new version.
+    /// Replaces an order that exists; returns its new revision.
     ///
     /// # Errors
     /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
@@ -90,12 +92,12 @@ impl Repository {
         &self,
         order: &Order,
         precondition: &Precondition,
-    ) -> Result<i64, WriteError> {
+    ) -> Result<Revision, WriteError> {
         self.write(order.order_uid.as_str(), Some(order), precondition)
             .await
     }
 
-    /// Deletes an order; returns the version that it had.
+    /// Deletes an order; returns the revision that it had.
     ///
     /// # Errors
     /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
@@ -103,19 +105,45 @@ impl Repository {
         &self,
         uid: &str,
         precondition: &Precondition,
-    ) -> Result<i64, WriteError> {
+    ) -> Result<Revision, WriteError> {
         self.write(uid, None, precondition).await
     }
 
-    /// Deletes the order if there is no replacement for it.
+    /// Writes on a session that may write. A session stays read-only if its role was read-only when it began. It is then
+    /// replaced once, together with the others.
     async fn write(
         &self,
         uid: &str,
         replacement: Option<&Order>,
         precondition: &Precondition,
-    ) -> Result<i64, WriteError> {
+    ) -> Result<Revision, WriteError> {
+        for _ in 0..2 {
+            let mut session = self.session(&self.pool).await?;
+            let written = Self::write_on(&mut session, uid, replacement, precondition).await;
+            if let Err(WriteError::Store(StoreError::ReadOnly)) = written {
+                self.distrust_connections();
+            } else {
+                return written;
+            }
+        }
+        Err(StoreError::ReadOnly.into())
+    }
+
+    /// Deletes the order if there is no replacement for it.
+    async fn write_on(
+        session: &mut Session,
+        uid: &str,
+        replacement: Option<&Order>,
+        precondition: &Precondition,
+    ) -> Result<Revision, WriteError> {
+        let history = session.history();
         let transaction = async |connection: &mut AsyncPgConnection| {
-            let current = lock_order(connection, uid, precondition).await?;
+            let version = lock_order(connection, uid).await?;
+            let version = version.ok_or(Rollback::Refused(WriteError::NotFound))?;
+            let current = Revision { version, history };
+            if !precondition.holds(current) {
+                return Err(Rollback::Refused(WriteError::VersionMismatch { current }));
+            }
             let (operation, version) = match replacement {
                 Some(order) => {
                     let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
@@ -124,14 +152,13 @@ impl Repository {
                 None => {
                     let delete = diesel::delete(orders::table.find(uid));
                     delete.execute(connection).await?;
-                    (Operation::Delete, current)
+                    (Operation::Delete, version)
                 }
             };
             let notify = events::notify(operation, [uid]);
             notify.execute(connection).await?;
-            Ok(version)
+            Ok(Revision { version, history })
         };
-        let mut session = self.session(&self.pool).await?;
         let written = session.run(WAITING_STATEMENTS, async |connection| {
             match connection.transaction(transaction).await {
                 Ok(version) => Ok(Ok(version)),
@@ -143,17 +170,39 @@ impl Repository {
     }
 }
 
-/// Locks the row, and returns the version that it has.
-async fn lock_order(
-    connection: &mut AsyncPgConnection,
-    uid: &str,
-    precondition: &Precondition,
-) -> Result<i64, Rollback> {
-    let query = orders::table.find(uid).select(orders::version);
-    let current = query.for_update().first(connection).await.optional()?;
-    match current {
-        Some(version) if precondition.holds(version) => Ok(version),
-        Some(current) => Err(Rollback::Refused(WriteError::VersionMismatch { current })),
-        None => Err(Rollback::Refused(WriteError::NotFound)),
+impl Repository {
+    /// Draws a new version for an order that still has this one, and tells the caches. Its content was changed without one.
+    ///
+    /// # Errors
+    /// Returns a [`StoreError`] if the database gave no answer or accepts no writes.
+    pub async fn redraw_version(&self, uid: &str, version: i64) -> Result<(), StoreError> {
+        let redraw = diesel::update(orders::table.find(uid))
+            .filter(orders::version.eq(version))
+            .set((
+                orders::version.eq(sql::<BigInt>("nextval('order_version_seq')")),
+                orders::updated_at.eq(now),
+            ));
+        let transaction = async |connection: &mut AsyncPgConnection| {
+            redraw.execute(connection).await?;
+            let notify = events::notify(Operation::Upsert, [uid]);
+            notify.execute(connection).await?;
+            Ok::<_, DieselError>(())
+        };
+        let mut session = self.session(&self.pool).await?;
+        let redrawn = session.run(WAITING_STATEMENTS, async |connection| {
+            connection.transaction(transaction).await
+        });
+        redrawn.await
     }
+}
+
+/// Locks the row, and returns the version that it has; `None` if there is no such order.
+///
+/// Says once more that this transaction emits its own events: a pooler may have given it a session without our settings. Then
+/// a trigger would draw another version than the one that the client is told.
+async fn lock_order(connection: &mut AsyncPgConnection, uid: &str) -> QueryResult<Option<i64>> {
+    let emits = sql::<Text>("set_config('orders.emits', 'on', true)");
+    let query = orders::table.find(uid).select((orders::version, emits));
+    let locked = query.for_update().first::<(i64, String)>(connection).await;
+    Ok(locked.optional()?.map(|(version, _)| version))
 }

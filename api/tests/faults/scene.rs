@@ -118,9 +118,10 @@ impl Scene {
 
     /// Waits until every process answers from its cache what the table holds, for as long as healing may take.
     pub async fn assert_converged(&self) {
-        let rows = self.rows();
         for port in self.ports() {
             eventually("the cache equals the table", HEALING, async || {
+                // Read each time: a write that the process has begun may still end.
+                let rows = self.rows();
                 let mut client = Client::new(port);
                 for order in 0..ORDERS {
                     let uid = uid(order);

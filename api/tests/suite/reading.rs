@@ -100,7 +100,7 @@ async fn known_version_is_not_sent_again() {
     api.store(&model()).await;
     let etag = api.get(MODEL).await.header("etag").unwrap().to_owned();
     let version = api.database.integer("SELECT version AS value FROM orders");
-    assert_eq!(etag, format!("\"{version}\""));
+    assert!(etag.starts_with(&format!("\"{version}-")), "{etag}");
     let other = "\"0\"".to_owned();
     let weak = format!("\"0\", W/{etag}");
     let star = "*".to_owned();

@@ -16,7 +16,9 @@ const MIGRATION_LOCK: i64 = 0x6f72_6465_7273;
 
 /// During a migration the trigger emits the events, because a migration that changes orders emits none.
 const EMITS_NOTHING: &str = "SET orders.emits = 'off'";
-const EMITS_AGAIN: &str = "RESET orders.emits";
+const EMITS_AGAIN: &str = "SET orders.emits = 'on'";
+/// Another process may migrate for long.
+const WAIT_FOR_LOCKS: &str = "SET lock_timeout = 0";
 
 /// An SQL expression: does the database hold the schema from before the first release? Items had a table then. A view has
 /// its name now.
@@ -76,6 +78,7 @@ fn with_migration_lock<T>(
             .bind::<BigInt, _>(MIGRATION_LOCK)
             .execute(connection)
     };
+    connection.batch_execute(WAIT_FOR_LOCKS)?;
     lock(connection, "SELECT pg_advisory_lock($1)")
         .context("cannot lock the schema for migration")?;
     connection.batch_execute(EMITS_NOTHING)?;

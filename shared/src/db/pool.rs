@@ -1,22 +1,30 @@
-//! The pool of asynchronous connections.
+//! The pool of asynchronous sessions.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use anyhow::Context;
-use diesel::ConnectionError;
+use deadpool::managed::{Manager, Metrics, Pool, RecycleError, RecycleResult};
 use diesel::dsl::sql;
 use diesel::sql_types::Bool;
-use diesel_async::pooled_connection::deadpool::{Hook, HookError, Pool};
-use diesel_async::pooled_connection::{
-    AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
-};
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use diesel::{OptionalExtension, QueryResult};
+use diesel_async::pooled_connection::PoolableConnection;
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use tokio_postgres::Config;
 
-use super::{NOT_A_PRIMARY, describe, tls_connector, tokio_config};
+use super::{
+    HAS_SESSION_SETTINGS, HistoryId, LOST_SETTINGS, NOT_A_PRIMARY, SESSION_SETTINGS, STANDING,
+    Standing, TlsConnector, describe, tls_connector, tokio_config,
+};
 use crate::config::DatabaseSettings;
 
-/// The pool of asynchronous connections.
-pub type AsyncPool = Pool<AsyncPgConnection>;
+/// How long a session is used. Then its memory in the server is given back, and changed settings of its role take effect.
+const MAX_AGE: Duration = Duration::from_secs(1800);
+/// How long a request to cancel a statement may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pool of asynchronous sessions.
+pub type AsyncPool = Pool<SessionManager>;
 
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +33,127 @@ pub struct PoolLimits {
     pub size: usize,
     /// The longest wait for a connection. It includes the time to open one.
     pub wait: Duration,
-    /// The longest time that a statement may run. The server enforces it.
+    /// The longest time that a statement may run or wait for a lock. The server enforces it.
     pub statement_timeout: Duration,
+}
+
+/// Why there is no new session.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SessionError(String);
+
+impl From<diesel::result::Error> for SessionError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A connection with the history that was read on it.
+pub struct PooledSession {
+    connection: AsyncPgConnection,
+    history: HistoryId,
+    tls: TlsConnector,
+}
+
+impl PooledSession {
+    /// Returns the history of the server's content when the session began; [`HistoryId::NONE`] if there was no schema yet.
+    pub fn history(&self) -> HistoryId {
+        self.history
+    }
+
+    /// Ends the session, also if the server hangs in its statement: a server looks at a connection only between statements.
+    ///
+    /// It happens in a task of its own, so nobody waits for it.
+    pub fn cancel_and_close(self) {
+        tokio::spawn(async move {
+            let cancel_token = self.connection.cancel_token();
+            let cancelling = cancel_token.cancel_query(self.tls);
+            // Without an answer, `lock_timeout` or `statement_timeout` ends the statement later.
+            tokio::time::timeout(CANCEL_TIMEOUT, cancelling).await.ok();
+            drop(self.connection);
+        });
+    }
+
+    async fn read_history(connection: &mut AsyncPgConnection) -> QueryResult<HistoryId> {
+        let look = sql::<Bool>("to_regclass('service_history') IS NOT NULL");
+        if !diesel::select(look).get_result(connection).await? {
+            return Ok(HistoryId::NONE);
+        }
+        let standing = diesel::sql_query(STANDING).get_result::<Standing>(connection);
+        let standing = standing.await.optional()?;
+        Ok(standing.map_or(HistoryId::NONE, |standing| standing.history.hash_id()))
+    }
+}
+
+impl Deref for PooledSession {
+    type Target = AsyncPgConnection;
+
+    fn deref(&self) -> &AsyncPgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for PooledSession {
+    fn deref_mut(&mut self) -> &mut AsyncPgConnection {
+        &mut self.connection
+    }
+}
+
+/// Makes the sessions of a pool.
+pub struct SessionManager {
+    config: Config,
+    tls: TlsConnector,
+    settings: String,
+}
+
+impl Manager for SessionManager {
+    type Type = PooledSession;
+    type Error = SessionError;
+
+    async fn create(&self) -> Result<PooledSession, SessionError> {
+        let tls = self.tls.clone();
+        let connected = self.config.connect(tls.clone()).await;
+        let (client, connection) = connected.map_err(|error| SessionError(describe(&error)))?;
+        let connection =
+            AsyncPgConnection::try_from_client_and_connection(client, connection).await;
+        let mut connection = connection.map_err(|error| SessionError(error.to_string()))?;
+        connection.batch_execute(&self.settings).await?;
+        // A read-only primary may be read. The rows of a standby lag behind the events.
+        let look = (
+            sql::<Bool>("pg_is_in_recovery()"),
+            sql::<Bool>(HAS_SESSION_SETTINGS),
+        );
+        let (is_standby, has_settings): (bool, bool) =
+            diesel::select(look).get_result(&mut connection).await?;
+        if is_standby {
+            return Err(SessionError(NOT_A_PRIMARY.to_owned()));
+        }
+        if !has_settings {
+            return Err(SessionError(LOST_SETTINGS.to_owned()));
+        }
+        let history = PooledSession::read_history(&mut connection).await?;
+        Ok(PooledSession {
+            connection,
+            history,
+            tls,
+        })
+    }
+
+    /// Asks the server nothing: a closed connection is noticed without a query, and a connection that hangs would not answer
+    /// one either.
+    async fn recycle(
+        &self,
+        session: &mut PooledSession,
+        metrics: &Metrics,
+    ) -> RecycleResult<SessionError> {
+        if session.connection.is_broken() {
+            return Err(RecycleError::message("the connection is broken"));
+        }
+        if metrics.created.elapsed() > MAX_AGE {
+            return Err(RecycleError::message("the connection is old"));
+        }
+        Ok(())
+    }
 }
 
 /// Makes a pool. It connects when it is first used.
@@ -38,56 +165,20 @@ pub fn pool(
     application_name: &'static str,
     limits: PoolLimits,
 ) -> anyhow::Result<AsyncPool> {
-    let tls = tls_connector(settings)?;
-    let config = tokio_config(settings, application_name);
-    let mut manager_config = ManagerConfig::default();
-    // No query before each use. A closed connection is noticed without one, and a connection that hangs would not answer
-    // that query either.
-    manager_config.recycling_method = RecyclingMethod::Fast;
-    manager_config.custom_setup = Box::new(move |_url| {
-        let (config, tls) = (config.clone(), tls.clone());
-        Box::pin(async move {
-            let (client, connection) = config
-                .connect(tls)
-                .await
-                .map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
-            AsyncPgConnection::try_from_client_and_connection(client, connection).await
-        })
-    });
-    // `custom_setup` does not use the URL.
-    let manager = AsyncDieselConnectionManager::new_with_config(String::new(), manager_config);
-    let set_timeout = format!(
-        "SET statement_timeout = {}",
-        limits.statement_timeout.as_millis()
-    );
+    let timeout_ms = limits.statement_timeout.as_millis();
+    let manager = SessionManager {
+        config: tokio_config(settings, application_name),
+        tls: tls_connector(settings)?,
+        settings: format!(
+            "{SESSION_SETTINGS}; SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}"
+        ),
+    };
     Pool::builder(manager)
         .max_size(limits.size)
         .wait_timeout(Some(limits.wait))
         .create_timeout(Some(limits.wait))
         .recycle_timeout(Some(limits.wait))
         .runtime(deadpool::Runtime::Tokio1)
-        .post_create(Hook::async_fn(
-            move |connection: &mut AsyncPgConnection, _| {
-                let set_timeout = set_timeout.clone();
-                Box::pin(async move {
-                    let refused =
-                        |error: diesel::result::Error| HookError::message(error.to_string());
-                    connection
-                        .batch_execute(&set_timeout)
-                        .await
-                        .map_err(refused)?;
-                    // A read-only primary may be read. The rows of a standby lag behind the events.
-                    let query = diesel::select(sql::<Bool>("pg_is_in_recovery()"));
-                    let is_standby: bool = diesel_async::RunQueryDsl::get_result(query, connection)
-                        .await
-                        .map_err(refused)?;
-                    if is_standby {
-                        return Err(HookError::message(NOT_A_PRIMARY));
-                    }
-                    Ok(())
-                })
-            },
-        ))
         .build()
         .context("cannot set up the connection pool")
 }

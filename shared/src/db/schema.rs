@@ -107,3 +107,14 @@ diesel::table! {
         relayed_at -> Nullable<Timestamptz>,
     }
 }
+
+diesel::table! {
+    /// The identity of the database.
+    service_history (is_only) {
+        is_only -> Bool,
+        id -> Uuid,
+        system_identifier -> Int8,
+        timeline -> Int4,
+        made_at -> Timestamptz,
+    }
+}

@@ -2,7 +2,7 @@
 
 use compact_str::CompactString;
 
-/// A value with a version. Of two states of an order, the newer one has the higher version.
+/// A value with a version. Within a history, two states of an order have different versions.
 pub trait Versioned {
     /// Returns the version.
     fn version(&self) -> i64;

@@ -1,8 +1,9 @@
-//! What the auditor needs: a random sample of entries, and a way to drop an entry that is wrong.
+//! What the auditor needs: a random sample of entries and of known absences, and a way to drop what is wrong.
 
 use compact_str::CompactString;
 
 use super::{Core, Versioned};
+use crate::cache::sync::sound;
 
 impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// Returns at most `count` verified entries. They are neighbours at a random place of a random shard. If this shard has too
@@ -49,15 +50,44 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         sample
     }
 
-    /// Drops an entry if it still has this version, which is wrong. Returns whether it was dropped.
-    pub fn evict_wrong(&self, uid: &str, version: i64) -> bool {
-        let mut shard = self.shard(uid);
-        let entry = shard.entries.peek(uid);
-        if entry.is_none_or(|entry| entry.value.version() != version) {
-            return false;
+    /// Returns at most `count` keys of which it is known that there is no such order. They are neighbours at a random place.
+    pub fn sample_absences(&self, count: usize, random: u64) -> Vec<CompactString> {
+        let shard_count = self.shards.len();
+        let first = (random % shard_count as u64) as usize;
+        let place = random / shard_count as u64;
+        let mut sample = Vec::with_capacity(count);
+        for offset in 0..shard_count {
+            let shard = self.shards[(first + offset) % shard_count].lock();
+            let length = shard.missing.len() as u64;
+            let start = place.checked_rem(length).unwrap_or_default() as usize;
+            let absences = shard.missing.iter().cycle().skip(start);
+            let wanted = (count - sample.len()).min(shard.missing.len());
+            sample.extend(absences.take(wanted).map(|(uid, ())| uid.clone()));
         }
-        self.remove_entry(&mut shard, uid);
-        self.counters.evictions.audit.add(1);
-        true
+        sample
+    }
+
+    /// Drops what is cached if it is still wrong: the entry if it still has this version, or the known absence (`None`).
+    /// Returns whether something was dropped.
+    ///
+    /// An entry that is not verified yet is not wrong: nobody is shown it.
+    pub fn evict_wrong(&self, uid: &str, version: Option<i64>) -> bool {
+        let mut shard = self.shard(uid);
+        let epoch = self.gate.read().epoch;
+        let was_wrong = match version {
+            Some(version) => {
+                let entry = shard.entries.peek(uid);
+                let is_wrong = entry.is_some_and(|entry| {
+                    entry.value.version() == version
+                        && sound!(entry.epoch == epoch, AuditOfAnUnverifiedEntry, true)
+                });
+                is_wrong && self.remove_entry(&mut shard, uid)
+            }
+            None => shard.missing.pop(uid).is_some(),
+        };
+        if was_wrong {
+            self.counters.evictions.audit.add(1);
+        }
+        was_wrong
     }
 }

@@ -11,12 +11,15 @@ impl Versioned for i64 {
     }
 }
 
+/// The history of the database that the listener hears.
+const HISTORY: u64 = 7;
+
 /// A value is its version. A waiter is a number that tells loads apart.
 type TestCore = Core<i64, u64, ()>;
 
 fn open_core(capacity: usize) -> TestCore {
     let core = TestCore::new(NonZeroUsize::new(capacity).unwrap());
-    core.open_fills();
+    core.open_fills(HISTORY);
     core.set_serving(true);
     core
 }
@@ -30,8 +33,13 @@ fn begin(core: &TestCore, uid: &str) -> Ticket {
 
 fn fill(core: &TestCore, uid: &str, value: i64) {
     assert!(
-        core.complete(begin(core, uid), Loaded::Found(value, 10), Placement::Hot)
-            .is_stored
+        core.complete(
+            begin(core, uid),
+            Loaded::Found(value, 10),
+            HISTORY,
+            Placement::Hot
+        )
+        .is_stored
     );
 }
 
@@ -59,11 +67,11 @@ fn load_that_lost_its_slot_stores_nothing_and_gains_no_reader() {
         matches!(look_up(&core, 4), Lookup::Join(2)),
         "a load that has not begun will see what the event tells of"
     );
-    let ended = core.complete(old, Loaded::Found(1, 10), Placement::Hot);
+    let ended = core.complete(old, Loaded::Found(1, 10), HISTORY, Placement::Hot);
     assert!(!ended.is_stored);
     let (new, ()) = ended.next.unwrap();
     assert!(matches!(look_up(&core, 5), Lookup::Join(2)));
-    let ended = core.complete(new, Loaded::Found(2, 10), Placement::Hot);
+    let ended = core.complete(new, Loaded::Found(2, 10), HISTORY, Placement::Hot);
     assert!(ended.is_stored && ended.next.is_none());
     assert_eq!(hit(&core, "a"), Some(2));
     let counters = core.counters();
@@ -78,14 +86,14 @@ fn load_across_a_loss_of_the_listener_stores_nothing() {
     let core = open_core(10);
     let ticket = begin(&core, "a");
     core.close();
-    core.open_fills();
+    core.open_fills(HISTORY);
     core.set_serving(true);
     assert!(matches!(look_up(&core, 1), Lookup::Next(1)));
-    let ended = core.complete(ticket, Loaded::Found(1, 10), Placement::Hot);
+    let ended = core.complete(ticket, Loaded::Found(1, 10), HISTORY, Placement::Hot);
     assert!(!ended.is_stored);
     assert_eq!(core.sizes(), (0, 0, 0));
     let (next, ()) = ended.next.unwrap();
-    let ended = core.complete(next, Loaded::Found(1, 10), Placement::Hot);
+    let ended = core.complete(next, Loaded::Found(1, 10), HISTORY, Placement::Hot);
     assert!(ended.is_stored);
 }
 
@@ -95,9 +103,14 @@ fn entries_from_before_a_loss_are_served_after_their_version_was_compared() {
     for (uid, version) in [("same", 1), ("changed", 2), ("deleted", 3), ("event", 4)] {
         fill(&core, uid, version);
     }
-    core.complete(begin(&core, "absent"), Loaded::NotFound, Placement::Hot);
+    core.complete(
+        begin(&core, "absent"),
+        Loaded::NotFound,
+        HISTORY,
+        Placement::Hot,
+    );
     core.close();
-    core.open_fills();
+    core.open_fills(HISTORY);
     let mut unverified: Vec<_> = core.unverified().flatten().collect();
     unverified.sort();
     assert_eq!(
@@ -107,7 +120,7 @@ fn entries_from_before_a_loss_are_served_after_their_version_was_compared() {
     core.set_serving(true);
     core.invalidate("event");
     let epoch = core.epoch();
-    core.verify("same", epoch - 1, Some(1));
+    core.verify("same", epoch - 1, HISTORY, Some(1));
     assert!(
         !core.contains("same"),
         "an answer of another epoch verifies nothing"
@@ -118,7 +131,7 @@ fn entries_from_before_a_loss_are_served_after_their_version_was_compared() {
         ("deleted", None),
         ("event", Some(4)),
     ] {
-        core.verify(uid, epoch, version);
+        core.verify(uid, epoch, HISTORY, version);
     }
     assert_eq!(core.unverified().flatten().count(), 0);
     assert_eq!(hit(&core, "same"), Some(1));
@@ -127,7 +140,7 @@ fn entries_from_before_a_loss_are_served_after_their_version_was_compared() {
     }
     assert_eq!(core.sizes(), (1, 0, 10));
     assert_eq!(core.counters().evictions.resync.get(), 3);
-    core.verify("same", epoch, Some(9));
+    core.verify("same", epoch, HISTORY, Some(9));
     assert_eq!(
         hit(&core, "same"),
         Some(1),
@@ -140,7 +153,7 @@ fn unverified_entry_is_loaded_like_an_absent_one() {
     let core = open_core(10);
     fill(&core, "a", 1);
     core.close();
-    core.open_fills();
+    core.open_fills(HISTORY);
     core.set_serving(true);
     fill(&core, "a", 2);
     assert_eq!(hit(&core, "a"), Some(2));
@@ -158,12 +171,12 @@ fn demand_for_the_database_joins_no_running_load_and_renews_the_entry() {
     assert_eq!(hit(&core, "a"), Some(1), "others are served meanwhile");
     assert!(matches!(demand(2), Lookup::Next(2)));
     assert!(matches!(demand(3), Lookup::Join(2)));
-    let ended = core.complete(first, Loaded::Found(2, 20), Placement::Hot);
+    let ended = core.complete(first, Loaded::Found(2, 20), HISTORY, Placement::Hot);
     assert!(ended.is_stored);
     assert_eq!(hit(&core, "a"), Some(2));
     assert_eq!(core.sizes(), (1, 0, 20));
     let (next, ()) = ended.next.unwrap();
-    core.complete(next, Loaded::NotFound, Placement::Hot);
+    core.complete(next, Loaded::NotFound, HISTORY, Placement::Hot);
     assert!(matches!(look_up(&core, 4), Lookup::Missing));
     assert_eq!(core.sizes(), (0, 1, 0));
 }
@@ -172,16 +185,23 @@ fn demand_for_the_database_joins_no_running_load_and_renews_the_entry() {
 fn nothing_older_is_served_than_what_was_shown_past_the_cache() {
     let core = open_core(10);
     fill(&core, "a", 5);
-    core.supersede("a", Some(4));
-    assert_eq!(hit(&core, "a"), Some(5), "newer than what was shown");
+    core.supersede("a", Some(5));
+    assert_eq!(hit(&core, "a"), Some(5), "what was shown");
     core.supersede("a", Some(6));
-    assert_eq!(hit(&core, "a"), None);
+    assert!(!core.contains("a"));
+    fill(&core, "a", 6);
+    core.supersede("a", Some(4));
+    assert_eq!(
+        hit(&core, "a"),
+        None,
+        "an order that was deleted and inserted again may have a lower version"
+    );
 
-    core.complete(begin(&core, "b"), Loaded::NotFound, Placement::Hot);
+    core.complete(begin(&core, "b"), Loaded::NotFound, HISTORY, Placement::Hot);
     core.supersede("b", Some(7));
     let load = begin(&core, "b");
     core.supersede("b", Some(8));
-    let ended = core.complete(load, Loaded::Found(7, 10), Placement::Hot);
+    let ended = core.complete(load, Loaded::Found(7, 10), HISTORY, Placement::Hot);
     assert!(!ended.is_stored);
     fill(&core, "b", 8);
     core.supersede("b", None);
@@ -212,7 +232,12 @@ fn absences_have_room_of_their_own_and_an_event_drops_them() {
     fill(&core, "a", 1);
     for number in 0..1000 {
         let uid = format!("scan-{number}");
-        core.complete(begin(&core, &uid), Loaded::NotFound, Placement::Hot);
+        core.complete(
+            begin(&core, &uid),
+            Loaded::NotFound,
+            HISTORY,
+            Placement::Hot,
+        );
     }
     assert_eq!(hit(&core, "a"), Some(1), "a scan evicts no order");
     assert_eq!(core.sizes().1, 64);
@@ -231,13 +256,13 @@ fn least_recently_used_entry_is_evicted_first_and_cold_entries_only_fill_room() 
     fill(&core, "b", 2);
     let (cold, ()) = core.begin_warmup("c", || (0, ())).unwrap();
     assert!(
-        core.complete(cold, Loaded::Found(3, 10), Placement::Cold)
+        core.complete(cold, Loaded::Found(3, 10), HISTORY, Placement::Cold)
             .is_stored
     );
     let (refused, ()) = core.begin_warmup("d", || (0, ())).unwrap();
     assert!(
         !core
-            .complete(refused, Loaded::Found(4, 10), Placement::Cold)
+            .complete(refused, Loaded::Found(4, 10), HISTORY, Placement::Cold)
             .is_stored
     );
     fill(&core, "e", 5);
@@ -301,10 +326,55 @@ fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
         })
         .collect();
     assert_eq!(seen.len(), 500);
-    assert!(!core.evict_wrong("7", 8));
-    assert!(core.evict_wrong("7", 7));
-    assert!(!core.evict_wrong("7", 7), "it is already gone");
+    assert!(!core.evict_wrong("7", Some(8)));
+    assert!(core.evict_wrong("7", Some(7)));
+    assert!(!core.evict_wrong("7", Some(7)), "it is already gone");
     assert_eq!(core.sizes(), (499, 0, 4990));
     core.close();
     assert!(core.sample(3, 0).is_empty());
+}
+
+#[test]
+fn nothing_is_stored_or_verified_that_comes_from_another_history() {
+    let core = open_core(10);
+    let other = HISTORY + 1;
+    let ended = core.complete(
+        begin(&core, "a"),
+        Loaded::Found(1, 10),
+        other,
+        Placement::Hot,
+    );
+    assert!(!ended.is_stored);
+    let ended = core.complete(begin(&core, "a"), Loaded::NotFound, other, Placement::Hot);
+    assert!(!ended.is_stored);
+    assert_eq!(core.counters().loads.discarded.get(), 2);
+
+    fill(&core, "a", 1);
+    core.close();
+    core.open_fills(other);
+    core.set_serving(true);
+    core.verify("a", core.epoch(), HISTORY, Some(1));
+    assert!(!core.contains("a"));
+    core.verify("a", core.epoch(), other, Some(1));
+    assert_eq!(hit(&core, "a"), Some(1));
+}
+
+#[test]
+fn auditor_drops_what_is_wrong_and_still_served() {
+    let core = open_core(10);
+    fill(&core, "a", 1);
+    core.complete(begin(&core, "b"), Loaded::NotFound, HISTORY, Placement::Hot);
+    assert_eq!(core.sample_absences(10, 12_345), ["b"]);
+    assert!(core.evict_wrong("b", None) && !core.evict_wrong("b", None));
+    assert!(core.sample_absences(10, 12_345).is_empty());
+    assert!(!core.evict_wrong("a", Some(2)), "another version");
+    core.close();
+    core.open_fills(HISTORY);
+    assert!(
+        !core.evict_wrong("a", Some(1)),
+        "not verified, so not served"
+    );
+    core.verify("a", core.epoch(), HISTORY, Some(1));
+    assert!(core.evict_wrong("a", Some(1)));
+    assert_eq!(core.counters().evictions.audit.get(), 2);
 }

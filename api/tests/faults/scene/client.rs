@@ -84,7 +84,8 @@ async fn read_answer(stream: &mut BufReader<TcpStream>) -> io::Result<Answer> {
     let is_hit = header("cache-status").is_some_and(|status| status.starts_with("orders; hit"));
     let seen = match head.split(' ').nth(1).unwrap() {
         "200" => {
-            let version = header("etag").unwrap().trim_matches('"').parse().unwrap();
+            let etag = header("etag").unwrap().trim_matches('"');
+            let version = etag.split('-').next().unwrap().parse().unwrap();
             let order: Value = serde_json::from_slice(&body).unwrap();
             Some(Seen {
                 version,
