@@ -21,7 +21,7 @@ const NO_WRITES: &str = "the database accepts no writes";
 struct Health {
     status: &'static str,
     database: Result<(), &'static str>,
-    accepts_writes: bool,
+    writes: Result<(), &'static str>,
 }
 
 impl Health {
@@ -33,12 +33,15 @@ impl Health {
             (false, Ok(_) | Err(StoreError::Overloaded)) => Err("waiting for the schema"),
             (_, Err(_)) => Err("the database cannot be reached"),
         };
-        let accepts_writes = accepts_writes != Ok(false);
+        let writes = match accepts_writes {
+            Ok(false) => Err(NO_WRITES),
+            _ => database,
+        };
         let is_live = app.cache.listener.is_fresh();
         let status = match database {
             _ if app.shutdown.is_cancelled() => "down",
             Err(_) => "down",
-            Ok(()) if !is_live || !accepts_writes || app.cache.audit_status.is_alarmed() => {
+            Ok(()) if !is_live || writes.is_err() || app.cache.audit_status.is_alarmed() => {
                 "degraded"
             }
             Ok(()) => "ok",
@@ -46,7 +49,7 @@ impl Health {
         Self {
             status,
             database,
-            accepts_writes,
+            writes,
         }
     }
 
@@ -75,8 +78,8 @@ pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let detail = match health.database {
         _ if app.shutdown.is_cancelled() => "stopping",
         Err(reason) => reason,
+        Ok(()) if health.writes.is_err() => NO_WRITES,
         Ok(()) if app.cache.audit_status.is_alarmed() => AUDIT_ALARM,
-        Ok(()) if !health.accepts_writes => NO_WRITES,
         Ok(()) if health.status == "degraded" => {
             "the listener is disconnected, so reads go to the database"
         }
@@ -101,10 +104,9 @@ pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
                 Ok(()) => json!({"status": "ok"}),
                 Err(reason) => json!({"status": "down", "detail": reason}),
             },
-            "writes": if health.accepts_writes {
-                json!({"status": "ok"})
-            } else {
-                json!({"status": "degraded", "detail": NO_WRITES})
+            "writes": match health.writes {
+                Ok(()) => json!({"status": "ok"}),
+                Err(reason) => json!({"status": "degraded", "detail": reason}),
             },
             "listener": {
                 "status": if state == ListenerState::Live { "ok" } else { "degraded" },

@@ -18,6 +18,9 @@ use self::run::Api;
 /// The address that the page uses.
 const ADDRESS: &str = "localhost:8081";
 
+/// The history that the page's `ETag`s have.
+const HISTORY: &str = "5f0c1a7be2d94836";
+
 const PAGE: &str = include_str!("../../../docs/API.md");
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use diesel::sql_types::{BigInt, Text};
 use servers::postgres::PrivatePostgres;
 
 use crate::config::{DatabaseSettings, Secret, SslMode};
-use crate::db;
+use crate::db::{self, HistoryId, STANDING, Standing};
 
 /// The advisory lock that lets one test process make the template at a time.
 const TEMPLATE_LOCK: i64 = 0x7465_6d70;
@@ -151,6 +151,12 @@ impl TestDatabase {
         }
         let rows: Vec<Row> = diesel::sql_query(query).load(&mut self.connect()).unwrap();
         rows.into_iter().map(|row| row.value).collect()
+    }
+
+    /// The history of the database.
+    pub fn history(&self) -> HistoryId {
+        let standing = diesel::sql_query(STANDING).get_result::<Standing>(&mut self.connect());
+        standing.unwrap().history.hash_id()
     }
 
     /// Runs statements.

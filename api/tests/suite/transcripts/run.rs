@@ -10,7 +10,7 @@ use regex::Regex;
 use serde_json::Value;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
-use super::ADDRESS;
+use super::{ADDRESS, HISTORY};
 use crate::support::program::Program;
 use crate::support::{PATIENCE, generator, model, store};
 
@@ -18,6 +18,8 @@ use crate::support::{PATIENCE, generator, model, store};
 pub struct Api {
     program: Arc<Program>,
     database: TestDatabase,
+    /// The database's history as `ETag`s have it.
+    history: String,
     proxy: TcpProxy,
     lock: Option<PgConnection>,
 }
@@ -40,6 +42,7 @@ impl Api {
         settings.extend([("DB_HOST", "127.0.0.1"), ("DB_PORT", &*proxy_port)]);
         let mut api = Self {
             program: Arc::new(Program::start(&database, &settings).await),
+            history: format!("{:016x}", database.history().0),
             database,
             proxy,
             lock: None,
@@ -90,10 +93,10 @@ impl Api {
     /// Runs a command as readers of the page would, and waits until the cache has received the events of its writes.
     pub async fn output_of(&self, command: &str) -> String {
         if !(command.contains("-X PUT") || command.contains("-X DELETE")) {
-            return run(command, self.program.port).await;
+            return self.run(command).await;
         }
         let before = self.stats().await["listener"]["events"].as_u64();
-        let output = run(command, self.program.port).await;
+        let output = self.run(command).await;
         if command.contains("/api/v1/orders/") && output.starts_with("HTTP/1.1 20") {
             eventually("the event has come", PATIENCE, async || {
                 self.stats().await["listener"]["events"].as_u64() > before
@@ -102,37 +105,39 @@ impl Api {
         }
         output
     }
+
+    /// Returns what a command prints, without the progress that curl shows.
+    async fn run(&self, command: &str) -> String {
+        let address = format!("localhost:{}", self.program.port);
+        let command = command
+            .replace(ADDRESS, &address)
+            .replace(HISTORY, &self.history);
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-c", &command])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            // Ignores the curl settings of the developer.
+            .env("CURL_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .env("no_proxy", "*");
+        let ended = tokio::task::spawn_blocking(move || shell.output());
+        let output = ended.await.unwrap().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            !printed.is_empty(),
+            "{command} has printed nothing: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        printed
+            .replace('\r', "")
+            .replace(&address, ADDRESS)
+            .replace(&self.history, HISTORY)
+            .trim_end()
+            .to_owned()
+    }
 }
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-}
-
-/// Returns what a command prints, without the progress that curl shows.
-async fn run(command: &str, port: u16) -> String {
-    let mut shell = Command::new("bash");
-    shell
-        .args([
-            "-c",
-            &command.replace(ADDRESS, &format!("localhost:{port}")),
-        ])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        // Ignores the curl settings of the developer.
-        .env("CURL_HOME", env!("CARGO_TARGET_TMPDIR"))
-        .env("no_proxy", "*");
-    let ended = tokio::task::spawn_blocking(move || shell.output());
-    let output = ended.await.unwrap().unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        !printed.is_empty(),
-        "{command} has printed nothing: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    printed
-        .replace('\r', "")
-        .replace(&format!("localhost:{port}"), ADDRESS)
-        .trim_end()
-        .to_owned()
 }
 
 /// Removes from an output what differs from run to run: request ids, dates, times, counts of background work, and what
