@@ -15,10 +15,10 @@ use uuid::Uuid;
 /// Reads a [`Standing`]. Fails if the schema does not exist, and on a standby.
 ///
 /// The timeline is that of the log which is being written. The one in the control file lags behind a promotion.
-pub const STANDING: &str = "SELECT system_identifier, \
+pub const STANDING: &str = "SELECT server.system_identifier, \
      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer AS timeline, \
      id, to_regclass('orders')::oid AS orders_oid, (pg_current_wal_flush_lsn() - '0/0')::bigint AS log_position \
-     FROM pg_control_system(), service_history";
+     FROM pg_control_system() AS server, service_history";
 
 /// The identity of a database's content.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
