@@ -1,8 +1,9 @@
 //! Evaluates `If-Match` and `If-None-Match`.
 //!
-//! Our `ETag` is the order's revision in quotes. Revisions are compared, so a tag that a proxy has weakened (`W/`) matches,
-//! too, in both headers: equal revisions are equal orders, whatever the encoding. There is no `Last-Modified`, so the
-//! conditions on time do not apply.
+//! Our `ETag` is the order's revision in quotes. Revisions are compared, so a tag that a proxy has changed matches, too, in
+//! both headers: equal revisions are equal orders, whatever the encoding. A proxy that compresses an answer weakens the tag
+//! (`W/`) or appends the coding to it (`-gzip`), and usually does not undo this when the client sends the tag back. There
+//! is no `Last-Modified`, so the conditions on time do not apply.
 
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderName};
@@ -64,7 +65,21 @@ pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
 
 fn revision_of(tag: &str) -> Option<Revision> {
     let quoted = tag.strip_prefix("W/").unwrap_or(tag);
-    quoted.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+    let text = quoted.strip_prefix('"')?.strip_suffix('"')?;
+    without_coding(text).parse().ok()
+}
+
+/// Returns the text of a tag without what a proxy has appended when it compressed the answer: one separator and one coding.
+/// Apache, lighttpd and Caddy append `-gzip`, Jetty appends `--gzip`, and some older programs append `;gzip`.
+fn without_coding(tag: &str) -> &str {
+    const CODINGS: [&str; 4] = ["gzip", "br", "zstd", "deflate"];
+    // The longer separator must come first, because it ends with the shorter one.
+    const SEPARATORS: [&str; 3] = ["--", "-", ";"];
+    CODINGS
+        .iter()
+        .find_map(|coding| tag.strip_suffix(coding))
+        .and_then(|rest| SEPARATORS.iter().find_map(|end| rest.strip_suffix(end)))
+        .unwrap_or(tag)
 }
 
 #[cfg(test)]
@@ -107,6 +122,29 @@ mod tests {
             (&["\"07-00000000000000ab\""], false),
             (&["\"+7-00000000000000ab\""], false),
             (&["\"7-00000000000000ab"], false),
+            (&["\"7-00000000000000ab-gzip\""], true),
+            (&["\"7-00000000000000ab-br\""], true),
+            (&["\"7-00000000000000ab-zstd\""], true),
+            (&["\"7-00000000000000ab-deflate\""], true),
+            (&["\"7-00000000000000ab--gzip\""], true),
+            (&["\"7-00000000000000ab--br\""], true),
+            (&["\"7-00000000000000ab;gzip\""], true),
+            (&["\"7-00000000000000ab;br\""], true),
+            (&["W/\"7-00000000000000ab-gzip\""], true),
+            (
+                &["\"6-00000000000000ab-gzip\", \"7-00000000000000ab-gzip\""],
+                true,
+            ),
+            (&["\"8-00000000000000ab-gzip\""], false),
+            (&["\"7-00000000000000ab-gzip-gzip\""], false),
+            (&["\"7-00000000000000ab---gzip\""], false),
+            (&["\"7-00000000000000ab-;gzip\""], false),
+            (&["\"7-00000000000000abgzip\""], false),
+            (&["\"7-00000000000000ab-GZIP\""], false),
+            (&["\"7-00000000000000ab-\""], false),
+            (&["\"7-00000000000000ab-other\""], false),
+            (&["\"7-00000000000000ab\"-gzip"], false),
+            (&["\"-gzip\""], false),
             (&["\"\""], false),
             (&["\"*\""], false),
             (&[""], false),
@@ -133,6 +171,22 @@ mod tests {
             );
         }
         assert_eq!(reading(&HeaderMap::new(), SEVEN), Reading::Send);
+    }
+
+    #[test]
+    fn one_coding_is_removed_whatever_comes_before_it() {
+        for (tag, expected) in [
+            ("7-0123456789abcdef", "7-0123456789abcdef"),
+            ("7-0123456789abcdef-gzip", "7-0123456789abcdef"),
+            ("7-0123456789abcdef--br", "7-0123456789abcdef"),
+            ("7-0123456789abcdef;zstd", "7-0123456789abcdef"),
+            ("7-gzip-br", "7-gzip"),
+            ("-gzip", ""),
+            ("gzip", "gzip"),
+            ("", ""),
+        ] {
+            assert_eq!(without_coding(tag), expected, "{tag:?}");
+        }
     }
 
     #[test]
