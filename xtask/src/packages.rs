@@ -6,21 +6,32 @@ use anyhow::{Result, bail};
 use servers::kafka::{Jars, java_is_new_enough};
 use servers::postgres::{find_binaries, find_pgbouncer};
 use servers::process::{Launch, find_program};
+use servers::proxy::{find_apache, find_nginx};
 use servers::{interrupt, progress};
 
 /// Installs the packages in its arguments.
 ///
 /// Debian's package of PostgreSQL creates and starts a cluster, unless a setting of postgresql-common forbids that. The
-/// setting exists only while apt-get runs.
+/// setting exists only while apt-get runs. The package of nginx starts a service on port 80 of all addresses, unless a policy
+/// forbids that, and at each start of the system, unless the service is disabled. A machine that has a policy keeps it.
 const INSTALL: &str = r#"
 set -e
 setting=/etc/postgresql-common/createcluster.d/order-service-xtask.conf
-trap 'rm -f "$setting"' EXIT
+policy=/usr/sbin/policy-rc.d
+[ ! -e "$policy" ] || policy=
+trap 'rm -f "$setting" ${policy:+"$policy"}' EXIT
 trap 'exit 130' HUP INT TERM
 apt-get -q update
 mkdir -p "${setting%/*}"
 echo 'create_main_cluster = false' > "$setting"
+if [ -n "$policy" ]; then
+  printf '#!/bin/sh\ncase "$1" in nginx*) exit 101 ;; esac\n' > "$policy"
+  chmod 755 "$policy"
+fi
 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
+for package; do
+  if [ "$package" = nginx ]; then update-rc.d nginx disable || true; fi
+done
 "#;
 
 /// What a command of xtask needs packages for.
@@ -36,14 +47,14 @@ pub(crate) enum Purpose {
     BenchRead,
     /// The tests that take minutes.
     Faults,
-    /// The tests that run schemathesis and curl.
+    /// The tests that run schemathesis, curl and proxies.
     ApiTests,
 }
 
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
 struct Need(Purpose, &'static str, &'static str, fn() -> bool);
 
-const NEEDS: [Need; 13] = [
+const NEEDS: [Need; 15] = [
     Need(
         Purpose::Build,
         "a C compiler, a C++ compiler and make (librdkafka is built from source)",
@@ -115,6 +126,19 @@ const NEEDS: [Need; 13] = [
         "curl (runs the examples of docs/API.md)",
         "curl",
         || is_on_path("curl"),
+    ),
+    // Unlike the package apache2, this one has no service.
+    Need(
+        Purpose::ApiTests,
+        "Apache httpd (a test puts it in front of the api)",
+        "apache2-bin",
+        || find_apache().is_some(),
+    ),
+    Need(
+        Purpose::ApiTests,
+        "nginx (a test puts it in front of the api)",
+        "nginx",
+        || find_nginx().is_some(),
     ),
 ];
 

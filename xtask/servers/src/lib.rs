@@ -1,4 +1,4 @@
-//! Private PostgreSQL and Kafka servers, and child processes that never outlive their parent.
+//! Private PostgreSQL and Kafka servers and proxies, and child processes that never outlive their parent.
 //!
 //! `cargo xtask`, the benchmarks and the tests of the other crates start their servers with this crate. It uses nothing of
 //! the services, so that `cargo xtask` builds in seconds.
@@ -15,6 +15,7 @@
 //! | [`temporary`] | temporary folders that do not outlive their owner for long | [`proc`] |
 //! | [`kafka`] | a private Apache Kafka | [`project`], [`progress`], [`ports`], [`proc`], [`signals`], [`interrupt`], [`process`], [`temporary`] |
 //! | [`postgres`] | a private PostgreSQL, its standby, and a pooler in front of it | [`project`], [`progress`], [`ports`], [`signals`], [`interrupt`], [`process`], [`temporary`] |
+//! | [`proxy`] | a private Apache httpd or nginx in front of another server | [`ports`], [`interrupt`], [`process`], [`temporary`] |
 
 pub mod interrupt;
 pub mod kafka;
@@ -24,5 +25,6 @@ pub mod proc;
 pub mod process;
 pub mod progress;
 pub mod project;
+pub mod proxy;
 pub mod signals;
 pub mod temporary;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-pub use launch::{Launch, find_program};
+pub use launch::{Launch, find_program, find_system_program};
 
 use crate::interrupt;
 use crate::signals::{self, Signal};

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::account::{Account, make_folder, remove_cluster_folder};
 use crate::interrupt::wait_for;
-use crate::process::{Launch, Process, find_program};
+use crate::process::{Launch, Process, find_system_program};
 use crate::{ports, temporary};
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,10 +87,7 @@ impl Drop for PrivatePooler {
     }
 }
 
-/// Returns the path of PgBouncer. On Debian only root has it on the PATH.
+/// Returns the path of PgBouncer.
 pub fn find_pgbouncer() -> Option<PathBuf> {
-    find_program("pgbouncer").or_else(|| {
-        let debian = PathBuf::from("/usr/sbin/pgbouncer");
-        debian.is_file().then_some(debian)
-    })
+    find_system_program("pgbouncer")
 }

@@ -215,6 +215,14 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// Returns the path of a server's program. On Debian only root has such programs on the PATH.
+pub fn find_system_program(name: &str) -> Option<PathBuf> {
+    find_program(name).or_else(|| {
+        let debian = Path::new("/usr/sbin").join(name);
+        debian.is_file().then_some(debian)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
