@@ -18,6 +18,7 @@ mod invalid_requests;
 mod listener;
 mod listing;
 mod openapi;
+mod proxies;
 mod rate_limit;
 mod reading;
 mod revalidation;
