@@ -63,10 +63,15 @@ async fn run_until_shutdown(
     if !db::wait_until_reachable(&settings.database, APPLICATION_NAME, &shutdown).await? {
         return Ok(());
     }
-    let database = settings.database.clone();
-    tokio::task::spawn_blocking(move || database::bring_schema_up_to_date(&database, migrate))
+    let (database, stopping) = (settings.database.clone(), shutdown.clone());
+    let work = move || database::bring_schema_up_to_date(&database, migrate, &stopping);
+    let migrated = tokio::task::spawn_blocking(work)
         .await
-        .context("the migration panicked")??;
+        .context("the migration panicked")?;
+    if shutdown.is_cancelled() {
+        return Ok(());
+    }
+    migrated?;
     board.set_database_seen();
 
     let timeout = settings.shutdown.timeout();

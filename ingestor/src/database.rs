@@ -5,6 +5,7 @@ use diesel::connection::SimpleConnection;
 use diesel::{ConnectionError, ConnectionResult, PgConnection};
 use shared::config::DatabaseSettings;
 use shared::db;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::APPLICATION_NAME;
@@ -57,11 +58,12 @@ impl Connection {
 pub fn bring_schema_up_to_date(
     settings: &DatabaseSettings,
     is_allowed: bool,
+    shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut connection = db::connect_blocking(settings, APPLICATION_NAME)
         .context("cannot connect to the database for the migrations")?;
     if is_allowed {
-        let applied = db::migrate(&mut connection)?;
+        let applied = db::migrate(&mut connection, || shutdown.is_cancelled())?;
         info!(applied = ?applied, "the schema is up to date");
         return Ok(());
     }

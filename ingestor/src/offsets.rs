@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::record::{Consumer, Epoch, Incarnation, Offset, Partition, Position};
 use incidents::find_gap;
 pub use incidents::{Glimpse, Incident, Sighting, Witness, open_incident};
-use lock::lock_row;
+use lock::{Patience, lock_row};
 
 /// Selects the row of a partition.
 macro_rules! row_of {
@@ -265,7 +265,7 @@ fn stopped(
 /// `is_confirmed` says that this is the second look at the brokers' offsets.
 ///
 /// # Errors
-/// Returns the database's error.
+/// Returns the database's error, and `NotFound` if another session holds the row or the row does not exist.
 pub fn claim(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -274,7 +274,7 @@ pub fn claim(
     is_confirmed: bool,
 ) -> QueryResult<ClaimOutcome> {
     connection.transaction(|connection| {
-        let row = lock_row(connection, consumer, partition)?;
+        let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
         if let Some(reason) = stopped(connection, consumer, partition, &row)? {
             return Ok(ClaimOutcome::Stopped(reason));
         }
@@ -317,10 +317,10 @@ pub fn halted_reason(partition: Partition) -> String {
 }
 
 /// Returns the partition's offset if the partition is still ours under this epoch, otherwise `None`. Waits for a COMMIT
-/// of ours that may still be running on the server.
+/// of ours that may still be running on the server, and ends nobody's session.
 ///
 /// # Errors
-/// Returns the database's error.
+/// Returns the database's error, and `NotFound` if another session holds the row or the row does not exist.
 pub fn reread(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -328,7 +328,7 @@ pub fn reread(
     epoch: Epoch,
 ) -> QueryResult<Option<Offset>> {
     connection.transaction(|connection| {
-        let row = lock_row(connection, consumer, partition)?;
+        let row = lock_row(connection, consumer, partition, Patience::Wait)?;
         let is_ours = row.epoch == epoch && row.owner == Some(consumer.owner) && !row.halted;
         Ok(is_ours.then_some(row.next_offset))
     })

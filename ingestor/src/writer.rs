@@ -313,12 +313,8 @@ impl Writer {
     fn reread(&mut self, partition: Partition, claim: &Claim) -> Result<Option<Offset>, Trouble> {
         let connection = self.connection.get()?;
         let consumer = &self.context.consumer;
-        Ok(offsets::reread(
-            connection,
-            consumer,
-            partition,
-            claim.epoch,
-        )?)
+        offsets::reread(connection, consumer, partition, claim.epoch)
+            .map_err(|error| Trouble::with_row(partition, error))
     }
 
     fn stored(&mut self, batch: &Batch, claim: &Claim, orders: usize) {
@@ -361,6 +357,8 @@ impl Writer {
                     board.confirm(reading);
                 }
                 Ok(_) => self.lose(reading),
+                // An operator may hold it. The next batch waits for it, too.
+                Err(Trouble::RowLocked(_)) => {}
                 Err(trouble) => return self.trouble(&trouble, "read the offsets again"),
             }
         }
@@ -406,6 +404,10 @@ enum Trouble {
     Connect(#[from] diesel::ConnectionError),
     #[error("{0}")]
     Query(#[from] DieselError),
+    #[error(
+        "another session has locked the row of partition {0} in consumer_offsets, or the row is missing"
+    )]
+    RowLocked(Partition),
     #[error("Kafka: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
     #[error("{0:#}")]
@@ -413,6 +415,14 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// What an error means that came with locking a partition's row.
+    fn with_row(partition: Partition, error: DieselError) -> Self {
+        match error {
+            DieselError::NotFound => Self::RowLocked(partition),
+            other => other.into(),
+        }
+    }
+
     fn class(&self) -> RetryClass {
         match self {
             Self::Connect(_) => RetryClass::Connect,
@@ -420,7 +430,7 @@ impl Trouble {
                 DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
                 _,
             )) => RetryClass::LostConnection,
-            Self::Query(_) => RetryClass::Query,
+            Self::Query(_) | Self::RowLocked(_) => RetryClass::Query,
             Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
         }
     }

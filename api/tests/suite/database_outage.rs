@@ -55,9 +55,11 @@ async fn api_waits_for_a_missing_schema_and_says_so() {
         (503, "database_unavailable".into())
     );
     let database = Arc::clone(&api.database);
-    tokio::task::spawn_blocking(move || shared::db::migrate(&mut database.connect()).unwrap())
-        .await
-        .unwrap();
+    tokio::task::spawn_blocking(move || {
+        shared::db::migrate(&mut database.connect(), || false).unwrap()
+    })
+    .await
+    .unwrap();
     api.wait_until_live().await;
     assert_eq!(
         api.get(MODEL).await.problem(),
@@ -92,7 +94,7 @@ async fn schema_from_before_the_first_release_is_never_ready() {
 
     // It is enough to empty this one.
     database.execute("DROP TABLE order_items, orders; DROP SEQUENCE order_version_seq");
-    shared::db::migrate(&mut database.connect()).unwrap();
+    shared::db::migrate(&mut database.connect(), || false).unwrap();
     program.wait_until_ready().await;
     assert_eq!(program.get(MODEL).await.status, 404);
 }

@@ -13,7 +13,8 @@ pub(super) async fn migrate(settings: Settings) -> anyhow::Result<()> {
     if !db::wait_until_reachable(&settings, APPLICATION_NAME, &shutdown).await? {
         return Ok(());
     }
-    tokio::task::spawn_blocking(move || database::bring_schema_up_to_date(&settings, true))
+    let work = move || database::bring_schema_up_to_date(&settings, true, &shutdown);
+    tokio::task::spawn_blocking(work)
         .await
         .context("the migration panicked")?
 }

@@ -8,7 +8,7 @@ use diesel::sql_types::BigInt;
 use shared::db::schema::{consumer_offsets, offset_incidents};
 use uuid::Uuid;
 
-use super::{INITIALISE_LOCK, Incident, OffsetRow, lock_row, new_rows, open_incident};
+use super::{INITIALISE_LOCK, Incident, OffsetRow, Patience, lock_row, new_rows, open_incident};
 use crate::record::{Consumer, Offset, Partition};
 
 /// Why nothing was changed.
@@ -92,7 +92,7 @@ pub fn accept_gap(
     incident: &Incident,
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
-        let row = lock_row(connection, consumer, partition)?;
+        let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
         if open_incident(connection, consumer, partition)?.as_ref() != Some(incident) {
             return refused(format!(
                 "incident {} of partition {partition} is not open any more; see `ingestor offsets show`",
@@ -129,7 +129,7 @@ pub fn rewind(
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
         for &(partition, target) in targets {
-            let row = lock_row(connection, consumer, partition)?;
+            let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
             check_rewind(connection, consumer, &row, target)?;
             forget_last_record(connection, consumer, partition)?;
             diesel::update(row_of!(consumer, partition))
@@ -177,7 +177,7 @@ pub fn resume(
 ) -> Result<(), OperatorError> {
     connection.transaction(|connection| {
         for &partition in partitions {
-            let row = lock_row(connection, consumer, partition)?;
+            let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
             diesel::update(row_of!(consumer, partition))
                 .set((
                     consumer_offsets::halted.eq(false),

@@ -74,12 +74,7 @@ impl Writer {
         let witness = self.context.board.witness(partition);
         let sighting = Sighting::take(probe, partition, &glimpse, witness)?;
         let connection = self.connection.get()?;
-        Ok(offsets::claim(
-            connection,
-            consumer,
-            partition,
-            &sighting,
-            is_confirmed,
-        )?)
+        offsets::claim(connection, consumer, partition, &sighting, is_confirmed)
+            .map_err(|error| Trouble::with_row(partition, error))
     }
 }

@@ -177,7 +177,7 @@ fn partitions_that_are_added_are_read_from_their_start() {
 }
 
 #[test]
-fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
+fn a_session_of_ours_that_holds_a_partitions_row_is_ended_and_no_other() {
     use diesel::connection::SimpleConnection;
 
     let mut scene = Scene::new(1);
@@ -188,7 +188,9 @@ fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
     // One session is frozen inside a batch; a bystander has a transaction of its own.
     let mut frozen = scene.database.connect();
     frozen
-        .batch_execute("BEGIN; UPDATE consumer_offsets SET updated_at = now()")
+        .batch_execute(
+            "SET application_name = 'orders-ingestor'; BEGIN; UPDATE consumer_offsets SET updated_at = now()",
+        )
         .unwrap();
     let mut bystander = scene.database.connect();
     bystander
@@ -201,10 +203,34 @@ fn a_session_that_holds_a_partitions_row_is_ended_and_no_other() {
     assert!(
         daemon
             .log()
-            .contains("ended a session that held the partition's row")
+            .contains("ended a session of ours that held the partition's row")
     );
     bystander.batch_execute("COMMIT").unwrap();
     assert!(frozen.batch_execute("COMMIT").is_err());
+}
+
+#[test]
+fn an_operators_transaction_on_a_partitions_row_is_waited_for_and_named() {
+    use diesel::connection::SimpleConnection;
+
+    let mut scene = Scene::new(1);
+    scene.produce_orders(10);
+    let daemon = scene.start_daemon();
+    scene.wait_until_settled(10);
+    assert!(daemon.stop().success());
+    let mut operator = scene.database.connect_foreign();
+    operator
+        .batch_execute(
+            "SET application_name = 'psql'; BEGIN; SELECT FROM consumer_offsets FOR UPDATE",
+        )
+        .unwrap();
+    scene.produce_orders(5);
+    let daemon = scene.start_daemon();
+    daemon.wait_until_logged("another session has locked its row in consumer_offsets");
+    assert!(daemon.log().contains("holder.application=\"psql\""));
+    operator.batch_execute("COMMIT").unwrap();
+    scene.wait_until_settled(15);
+    assert!(!daemon.log().contains("ended a session"));
 }
 
 #[test]

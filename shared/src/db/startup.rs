@@ -20,7 +20,7 @@ pub enum StartupError {
     Unreachable(String),
 }
 
-/// Connects once and checks that the server is a primary.
+/// Connects once, and checks that the server is a primary and that the database is in UTF-8.
 ///
 /// # Errors
 /// Returns [`StartupError`], which says whether waiting may help.
@@ -46,20 +46,25 @@ pub async fn check(
         .await
         .map_err(|error| classify(&error))?;
     let connection = tokio::spawn(connection);
-    let answer = client.simple_query("SELECT pg_is_in_recovery()").await;
+    let look = "SELECT pg_is_in_recovery(), current_setting('server_encoding')";
+    let answer = client.simple_query(look).await;
     drop(client);
     connection.await.ok();
     let messages = answer.map_err(|error| classify(&error))?;
-    let is_standby = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(|value| value == "t"),
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((row.get(0)?, row.get(1)?)),
         _ => None,
     });
-    match is_standby {
-        Some(false) => Ok(()),
+    match row {
+        Some(("f", "UTF8")) => Ok(()),
         // A standby may be promoted.
-        Some(true) => Err(StartupError::Unreachable(format!("{at}: {NOT_A_PRIMARY}"))),
+        Some(("t", "UTF8")) => Err(StartupError::Unreachable(format!("{at}: {NOT_A_PRIMARY}"))),
+        Some((_, encoding)) => Err(StartupError::Fatal(format!(
+            "{at}: the database has the encoding {encoding}, which cannot hold every order: create one with ENCODING 'UTF8' \
+             TEMPLATE template0, and name it in DB_NAME"
+        ))),
         None => Err(StartupError::Unreachable(format!(
-            "{at}: pg_is_in_recovery() gave no row"
+            "{at}: the server gave no row"
         ))),
     }
 }

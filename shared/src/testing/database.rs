@@ -209,10 +209,13 @@ fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String 
             &["DROP DATABASE IF EXISTS ", &unfinished].concat(),
         );
         execute(connection, &["CREATE DATABASE ", &unfinished].concat());
-        db::migrate(&mut connect(&DatabaseSettings {
-            name: unfinished.clone(),
-            ..server.clone()
-        }))
+        db::migrate(
+            &mut connect(&DatabaseSettings {
+                name: unfinished.clone(),
+                ..server.clone()
+            }),
+            || false,
+        )
         .unwrap();
         execute(
             connection,

@@ -1,5 +1,7 @@
 //! The migrations, down and up, and what the schema promises.
 
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::pg::Pg;
@@ -7,11 +9,13 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_migrations::MigrationHarness;
 use serde_json::{Value, json};
+use servers::postgres::{Options, PrivatePostgres};
+use shared::config::{DatabaseSettings, Secret};
 use shared::db::models::NewOrder;
 use shared::db::schema::orders;
 use shared::db::{self, MIGRATIONS};
 use shared::order::Order;
-use shared::testing::{TestDatabase, model_json};
+use shared::testing::{TestDatabase, model_json, settings_of, wait_until};
 
 /// Everything that migrations make: columns, constraints, indexes, functions, views, comments.
 fn schema_of(database: &TestDatabase) -> Vec<String> {
@@ -36,7 +40,10 @@ fn migrations_go_up_down_and_up_again() {
     let database = TestDatabase::create_empty();
     let mut connection = database.connect();
     let all = db::pending_migrations(&mut connection).unwrap();
-    assert_eq!(db::migrate(&mut connection).unwrap().len(), all.len());
+    assert_eq!(
+        db::migrate(&mut connection, || false).unwrap().len(),
+        all.len()
+    );
     assert!(db::pending_migrations(&mut connection).unwrap().is_empty());
     let first = schema_of(&database);
     assert!(first.len() > 100, "{first:?}");
@@ -49,7 +56,7 @@ fn migrations_go_up_down_and_up_again() {
         "left behind: {left:?}"
     );
 
-    db::migrate(&mut connection).unwrap();
+    db::migrate(&mut connection, || false).unwrap();
     assert_eq!(schema_of(&database), first);
 }
 
@@ -58,7 +65,13 @@ fn two_processes_may_migrate_at_once() {
     let database = TestDatabase::create_empty();
     let applied: usize = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| db::migrate(&mut database.connect()).unwrap().len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    db::migrate(&mut database.connect(), || false)
+                        .unwrap()
+                        .len()
+                })
+            })
             .collect();
         runs.into_iter().map(|run| run.join().unwrap()).sum()
     });
@@ -68,6 +81,77 @@ fn two_processes_may_migrate_at_once() {
             .unwrap()
             .len()
     );
+}
+
+#[test]
+fn a_wait_for_another_process_that_migrates_can_be_ended() {
+    let database = TestDatabase::create_empty();
+    let mut other = database.connect();
+    other
+        .batch_execute("SELECT pg_advisory_lock(122537101324915)")
+        .unwrap();
+    let stopped = db::migrate(&mut database.connect(), || true).unwrap_err();
+    assert_eq!(
+        stopped.to_string(),
+        "stopped while another process migrated the database"
+    );
+}
+
+#[test]
+fn a_migration_that_waits_for_a_table_lets_others_pass_and_is_tried_again() {
+    let database = TestDatabase::create_empty();
+    let mut connection = database.connect();
+    let all = db::pending_migrations(&mut connection).unwrap();
+    connection.run_next_migration(MIGRATIONS).unwrap();
+    let mut holder = database.connect();
+    holder
+        .batch_execute("BEGIN; LOCK TABLE __diesel_schema_migrations")
+        .unwrap();
+    std::thread::scope(|scope| {
+        let migrating = scope.spawn(|| db::migrate(&mut database.connect(), || false));
+        let waits = "SELECT count(*) AS value FROM pg_locks JOIN pg_database ON pg_database.oid = database \
+                     WHERE datname = current_database() AND NOT granted";
+        let wait_for = |what, number| {
+            wait_until(what, Duration::from_secs(20), || {
+                database.integer(waits) == number
+            });
+        };
+        wait_for("it waits", 1);
+        wait_for("it gives way", 0);
+        wait_for("it waits again", 1);
+        holder.batch_execute("COMMIT").unwrap();
+        assert_eq!(migrating.join().unwrap().unwrap().len(), all.len() - 1);
+    });
+}
+
+#[test]
+fn pending_migrations_are_found_with_no_right_but_to_read() {
+    let server = PrivatePostgres::start(&Options::default()).unwrap();
+    let owner = settings_of(&server);
+    server
+        .psql_as_superuser(
+            "CREATE ROLE reader LOGIN PASSWORD 'reader'; REVOKE ALL ON SCHEMA public FROM PUBLIC",
+        )
+        .unwrap();
+    let reader = DatabaseSettings {
+        user: "reader".to_owned(),
+        password: Secret::new("reader"),
+        ..owner.clone()
+    };
+    let pending = || {
+        let mut connection = db::connect_blocking(&reader, "orders-test").unwrap();
+        db::pending_migrations(&mut connection).unwrap()
+    };
+    assert_eq!(pending().len(), 2);
+    db::migrate(
+        &mut db::connect_blocking(&owner, "orders-test").unwrap(),
+        || false,
+    )
+    .unwrap();
+    server
+        .psql_as_superuser("GRANT USAGE ON SCHEMA public TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        .unwrap();
+    assert!(pending().is_empty());
 }
 
 #[test]
@@ -302,7 +386,7 @@ fn a_database_of_before_the_first_release_is_refused_and_left_as_it_is() {
     let mut connections = [database.connect(), database.connect()];
     for connection in &mut connections {
         let refusals = [
-            db::migrate(connection).unwrap_err(),
+            db::migrate(connection, || false).unwrap_err(),
             db::pending_migrations(connection).unwrap_err(),
         ];
         for refusal in refusals {

@@ -45,6 +45,32 @@ async fn what_only_a_person_can_mend_is_fatal_and_says_what_it_is() {
 }
 
 #[tokio::test]
+async fn a_database_that_cannot_hold_every_order_is_fatal() {
+    let server = TestDatabase::create_empty();
+    for (encoding, name) in [("LATIN1", "latin1"), ("SQL_ASCII", "ascii")] {
+        let name = format!("test_{name}_{}", uuid::Uuid::new_v4().simple());
+        let create = [
+            "CREATE DATABASE ",
+            &name,
+            " TEMPLATE template0 LOCALE 'C' ENCODING ",
+            encoding,
+        ];
+        server.execute(&create.concat());
+        let settings = DatabaseSettings {
+            name: name.clone(),
+            ..server.settings()
+        };
+        let message = fatal(settings).await;
+        server.execute(&["DROP DATABASE ", &name].concat());
+        assert!(
+            message.contains(&format!("has the encoding {encoding}"))
+                && message.contains("create one with ENCODING 'UTF8'"),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_waited_for() {
     let database = TestDatabase::create_empty();
     let proxy = TcpProxy::start(&database.settings().host, database.settings().port).await;
