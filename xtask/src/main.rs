@@ -8,6 +8,7 @@
 //! | [`arguments`] | options of the commands | |
 //! | [`cargo`] | runs cargo for the workspace | |
 //! | [`packages`] | what a bare machine lacks, installed by apt-get | |
+//! | [`postgres`] | `postgres`: fetches the programs of another version of PostgreSQL | |
 //! | [`stack`] | PostgreSQL and Kafka together, and the environment that names them | [`cargo`], [`packages`] |
 //! | [`tools`] | psql and the console tools of Kafka, for the servers of a stack | [`stack`] |
 //! | [`testing`] | `test`: all tests, with their own servers | [`cargo`], [`packages`], [`stack`] |
@@ -25,6 +26,7 @@ mod demo;
 mod faults;
 mod fuzz;
 mod packages;
+mod postgres;
 mod stack;
 mod testing;
 mod tools;
@@ -45,6 +47,7 @@ usage: cargo xtask <command>
   check                          check formatting, lints, documentation and gates
   check-deploy                   check the compose file and the image, without running them
   stack                          run only PostgreSQL and Kafka, until Ctrl-C; .stack/dev.env has their addresses
+  postgres VERSION               fetch another version of PostgreSQL and print the folder of its programs
   bench ingest|read|freshness    measure throughput and delays, and compare them with COPY, nginx and LISTEN
   install                        install what the other commands need
 
@@ -52,7 +55,8 @@ While a demo or a stack runs:
   psql, kafka-topics, kafka-consumer-groups, kafka-console-producer, kafka-console-consumer, kafka-get-offsets
 
 PostgreSQL and Kafka are private: they listen on free ports and write to the folder .stack, which git ignores. To use
-other servers, set DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME or KAFKA_BROKERS.";
+other servers, set DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME or KAFKA_BROKERS. To use the programs of another
+PostgreSQL for the private one, set POSTGRES_BIN to their folder.";
 
 fn main() -> ExitCode {
     progress::start_clock();
@@ -88,6 +92,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,
+        ("postgres", [version]) => postgres::run(version)?,
         ("bench", [which, arguments @ ..]) => benchmarks::run(which, arguments)?,
         ("install", []) => packages::ensure(&[
             Purpose::Build,

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 use servers::kafka::{Jars, java_is_new_enough};
-use servers::postgres::{find_binaries, find_pgbouncer};
+use servers::postgres::{chosen_binaries, find_binaries, find_pgbouncer};
 use servers::process::{Launch, find_program};
 use servers::proxy::{find_apache, find_nginx};
 use servers::{interrupt, progress};
@@ -86,7 +86,8 @@ const NEEDS: [Need; 15] = [
         Purpose::Postgres,
         "the server programs of PostgreSQL",
         "postgresql",
-        || find_binaries().is_ok(),
+        // What has been chosen is not replaced by a package.
+        || chosen_binaries().is_some() || find_binaries().is_ok(),
     ),
     Need(Purpose::Postgres, "psql", "postgresql-client", || {
         is_on_path("psql") || find_binaries().is_ok_and(|folder| folder.join("psql").is_file())

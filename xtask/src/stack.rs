@@ -222,7 +222,8 @@ fn start_postgres(
         ..postgres::Options::default()
     })?;
     progress::step(&format!(
-        "PostgreSQL runs at {}:{} ({:.1} s)",
+        "PostgreSQL {} runs at {}:{} ({:.1} s)",
+        postgres.version()?,
         postgres.host(),
         postgres.port(),
         start.elapsed().as_secs_f32()

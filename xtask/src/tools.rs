@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use servers::kafka::Jars;
-use servers::postgres::find_binaries;
+use servers::postgres::{find_binaries, find_client};
 
 use crate::stack::{env_file, parse_exports, variable};
 
@@ -56,8 +56,10 @@ pub(crate) fn become_kafka_tool(class: &str, arguments: &[String]) -> Result<Exi
 
 /// Replaces this process by psql. It returns only if that fails.
 pub(crate) fn become_psql(arguments: &[String]) -> Result<ExitCode> {
-    let program =
-        find_binaries().map_or_else(|_| PathBuf::from("psql"), |folder| folder.join("psql"));
+    let program = find_binaries().map_or_else(
+        |_| PathBuf::from("psql"),
+        |folder| find_client(&folder, "psql"),
+    );
     let mut command = Command::new(program);
     for (name, source) in [
         ("PGHOST", "DB_HOST"),

@@ -1,4 +1,4 @@
-//! A private PostgreSQL cluster, made with the system's server binaries.
+//! A private PostgreSQL cluster, made with the system's server binaries, or with those that `POSTGRES_BIN` names.
 //!
 //! It listens only on 127.0.0.1, has its data in its own folder and never touches a cluster of the system. PostgreSQL refuses
 //! to run as root. If root starts it, it runs as the user `postgres` (see [`Account`]).
@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 pub use account::{Account, remove_cluster_folder as remove_folder};
-pub use binaries::find_binaries;
+pub use binaries::{chosen_binaries, find_binaries, find_client};
 pub use pooler::{PoolMode, PrivatePooler, find_pgbouncer};
 
 use crate::interrupt::wait_for;
@@ -148,6 +148,14 @@ impl PrivatePostgres {
     /// Returns the process id of the postmaster, the parent of all other processes of the server; `None` if it does not run.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Process::pid)
+    }
+
+    /// Returns the version of the server, such as 15.18.
+    pub fn version(&self) -> Result<String> {
+        // Debian adds its own version after a space.
+        let version = self.psql("SHOW server_version")?;
+        let number = version.split_whitespace().next();
+        Ok(number.unwrap_or_default().to_owned())
     }
 
     /// Returns the environment variables that make the project's processes and tests use it.
@@ -284,7 +292,7 @@ impl PrivatePostgres {
         variables: &[(&str, &str)],
         statements: &str,
     ) -> Result<String> {
-        let mut launch = Launch::new("psql", self.cluster.binary("psql"))
+        let mut launch = Launch::new("psql", self.cluster.client("psql"))
             .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"])
             .args(["--set", "ON_ERROR_STOP=1"])
             .args(["--host", self.host(), "--port", &self.port.to_string()])

@@ -49,7 +49,7 @@ impl Account {
     }
 
     /// Returns whether it can enter a folder.
-    fn can_enter(self, folder: &Path) -> bool {
+    pub(super) fn can_enter(self, folder: &Path) -> bool {
         Launch::new("ls", "ls")
             .arg("-d")
             .arg(folder.join("."))

@@ -5,10 +5,10 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::account::{Account, make_folder, remove_cluster_folder};
-use super::{Options, TlsFiles, find_binaries};
+use super::{Options, TlsFiles, find_binaries, find_client};
 use crate::process::Launch;
 use crate::temporary;
 
@@ -40,7 +40,7 @@ impl Cluster {
     pub(super) fn copy_of(primary: &Self, host: &str, port: u16) -> Result<Self> {
         let standby = Self::empty(None, primary.superuser_password.clone())?;
         let password = &primary.superuser_password;
-        Launch::new("pg_basebackup", standby.binary("pg_basebackup"))
+        Launch::new("pg_basebackup", standby.client("pg_basebackup"))
             .arg("-D")
             .arg(standby.data())
             .arg("-d")
@@ -58,6 +58,12 @@ impl Cluster {
     fn empty(folder: Option<&Path>, superuser_password: String) -> Result<Self> {
         let binaries = find_binaries()?;
         let account = Account::for_postgres()?;
+        if account.is_some_and(|account| !account.can_enter(&binaries)) {
+            bail!(
+                "the user postgres cannot enter {}: copy PostgreSQL to a place that this user can enter, and set POSTGRES_BIN",
+                binaries.display()
+            );
+        }
         let wanted = match folder {
             Some(folder) => std::path::absolute(folder)
                 .with_context(|| format!("cannot find {}", folder.display()))?,
@@ -85,14 +91,14 @@ impl Cluster {
         &self.superuser_password
     }
 
-    pub(super) fn binary(&self, name: &str) -> PathBuf {
-        self.binaries.join(name)
+    pub(super) fn client(&self, name: &str) -> PathBuf {
+        find_client(&self.binaries, name)
     }
 
     /// Prepares the start of the server.
     pub(super) fn launch(&self, port: u16) -> Launch {
         // SIGQUIT is an immediate shutdown, which also ends the children and frees the shared memory.
-        Launch::with_death_signal("PostgreSQL", self.binary("postgres"), "QUIT")
+        Launch::with_death_signal("PostgreSQL", self.binaries.join("postgres"), "QUIT")
             .arg("-D")
             .arg(self.data())
             .args(["-c", &format!("port={port}")])
@@ -128,7 +134,7 @@ impl Cluster {
         self.write_private(&password_file, self.superuser_password.as_bytes())?;
         // SCRAM, not "trust": a wrong password must fail here as it does in production. Nothing is synced to disk, because
         // there is no data yet that a crash of the machine could lose.
-        Launch::new("initdb", self.binary("initdb"))
+        Launch::new("initdb", self.binaries.join("initdb"))
             .arg("-D")
             .arg(self.data())
             .args(["--username", SUPERUSER, "--auth", "scram-sha-256"])
