@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use ingestor::batch::Batch;
 use ingestor::kafka::Watermarks;
 use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting, Standing};
@@ -178,8 +179,6 @@ fn partitions_that_are_added_are_read_from_their_start() {
 
 #[test]
 fn a_session_of_ours_that_holds_a_partitions_row_is_ended_and_no_other() {
-    use diesel::connection::SimpleConnection;
-
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -211,8 +210,6 @@ fn a_session_of_ours_that_holds_a_partitions_row_is_ended_and_no_other() {
 
 #[test]
 fn an_operators_transaction_on_a_partitions_row_is_waited_for_and_named() {
-    use diesel::connection::SimpleConnection;
-
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
@@ -348,6 +345,15 @@ fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
         database.integer("SELECT next_offset AS value FROM consumer_offsets"),
         9
     );
+
+    // Even a session of ours is left alone by a re-read: its COMMIT may be what the re-read waits for.
+    let mut holder = database.connect();
+    holder
+        .batch_execute("BEGIN; SELECT FROM consumer_offsets FOR UPDATE")
+        .unwrap();
+    let reread = offsets::reread(&mut database.connect(), &new, P0, new_claim.epoch);
+    assert_eq!(reread, Err(diesel::result::Error::NotFound));
+    holder.batch_execute("COMMIT").unwrap();
 }
 
 #[test]
