@@ -4,7 +4,8 @@
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
-use servers::postgres::PrivatePostgres;
+use servers::postgres::{PrivatePostgres, find_binaries};
+use servers::process::Launch;
 
 use crate::config::{DatabaseSettings, Secret, SslMode};
 use crate::db::{self, HistoryId, STANDING, Standing};
@@ -162,6 +163,31 @@ impl TestDatabase {
     /// Runs statements.
     pub fn execute(&self, statements: &str) {
         execute(&mut self.connect(), statements);
+    }
+
+    /// Everything in the database, as statements that replace what is there then.
+    pub fn dump(&self) -> String {
+        let dump = self.launch("pg_dump").args(["--clean", "--if-exists"]);
+        dump.output_of("").unwrap()
+    }
+
+    /// Restores a [`Self::dump`] into the database, which may be in use.
+    pub fn restore(&self, dump: &str) {
+        let psql = self.launch("psql").args(["--no-psqlrc", "--quiet"]);
+        psql.args(["--set", "ON_ERROR_STOP=1"])
+            .output_of(dump)
+            .unwrap();
+    }
+
+    /// Prepares a program of PostgreSQL that connects to the database.
+    fn launch(&self, program: &str) -> Launch {
+        let settings = &self.settings;
+        Launch::new(program, find_binaries().unwrap().join(program))
+            .env("PGHOST", &settings.host)
+            .env("PGPORT", settings.port.to_string())
+            .env("PGUSER", &settings.user)
+            .env("PGPASSWORD", settings.password.expose())
+            .env("PGDATABASE", &settings.name)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,6 +61,9 @@ impl Link {
     }
 }
 
+/// Returns where a connection goes that begins with these bytes.
+type Route = dyn Fn(&[u8]) -> (String, u16) + Send + Sync;
+
 fn contains(beginning: &[u8], name: &str) -> bool {
     let mut parts = beginning.windows(name.len());
     parts.any(|part| part == name.as_bytes())
@@ -68,9 +72,23 @@ fn contains(beginning: &[u8], name: &str) -> bool {
 impl TcpProxy {
     /// Starts passing connections on to `host:port`. Their clients must speak first.
     pub async fn start(host: &str, port: u16) -> Self {
+        let target = (host.to_owned(), port);
+        Self::start_with(Arc::new(move |_: &[u8]| target.clone())).await
+    }
+
+    /// Starts passing each connection on to the port on 127.0.0.1 that `route` returns for its first bytes. PostgreSQL's
+    /// start-up message contains the application's name.
+    pub async fn start_routed(route: impl Fn(&str) -> u16 + Send + Sync + 'static) -> Self {
+        let route = move |beginning: &[u8]| {
+            let port = route(&String::from_utf8_lossy(beginning));
+            ("127.0.0.1".to_owned(), port)
+        };
+        Self::start_with(Arc::new(route)).await
+    }
+
+    async fn start_with(route: Arc<Route>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let target = (host.to_owned(), port);
         let link_tx = watch::Sender::new(Link {
             is_cut: false,
             cuts: 0,
@@ -80,7 +98,7 @@ impl TcpProxy {
         let link_rx = link_tx.subscribe();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, target.clone(), link_rx.clone()));
+                tokio::spawn(pass(client, Arc::clone(&route), link_rx.clone()));
             }
         });
         Self { address, link_tx }
@@ -126,7 +144,7 @@ impl TcpProxy {
     }
 }
 
-async fn pass(client: TcpStream, target: (String, u16), mut link_rx: watch::Receiver<Link>) {
+async fn pass(client: TcpStream, route: Arc<Route>, mut link_rx: watch::Receiver<Link>) {
     let cuts = {
         let link = link_rx.borrow_and_update();
         if link.is_cut {
@@ -134,7 +152,7 @@ async fn pass(client: TcpStream, target: (String, u16), mut link_rx: watch::Rece
         }
         link.cuts
     };
-    let both_ways = pass_both_ways(client, target, link_rx.clone());
+    let both_ways = pass_both_ways(client, route, link_rx.clone());
     tokio::select! {
         // Either end broke the connection.
         _ = both_ways => {}
@@ -144,13 +162,13 @@ async fn pass(client: TcpStream, target: (String, u16), mut link_rx: watch::Rece
 
 async fn pass_both_ways(
     client: TcpStream,
-    target: (String, u16),
+    route: Arc<Route>,
     link_rx: watch::Receiver<Link>,
 ) -> io::Result<()> {
     let mut beginning = [0; BEGINNING_BYTES];
     let length = client.peek(&mut beginning).await?;
     let beginning = &beginning[..length];
-    let server = TcpStream::connect(target).await?;
+    let server = TcpStream::connect(route(beginning)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
