@@ -82,6 +82,8 @@ impl CacheCollector {
         writer.counter("listener_events", help, &listener.events)?;
         let help = "Notifications not understood";
         writer.counter("listener_malformed_events", help, &listener.malformed)?;
+        let help = "Times that every entry was dropped because of a notification";
+        writer.counter("listener_flushes", help, &listener.flushes)?;
         let help = "Time in which nothing cached could be served";
         let blind = ConstCounter::new(listener.blind_time().as_secs_f64());
         writer.value("listener_blind", help, Some(&Unit::Seconds), &blind)?;

@@ -1,9 +1,13 @@
 //! What the listener demands of the server, and what it logs when it is refused.
 
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use shared::events;
 use shared::testing::{TestDatabase, eventually};
 
 use crate::support::program::Program;
-use crate::support::{PATIENCE, model, store, terminate_listener};
+use crate::support::{PATIENCE, TestApi, model, store, terminate_listener};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn listener_refuses_a_server_that_takes_no_writes_and_the_log_says_what_to_do() {
@@ -52,7 +56,7 @@ async fn entries_and_connections_of_another_history_are_dropped() {
     terminate_listener(&database);
     program.wait_until_logged_times("listener is live", 3).await;
     program
-        .wait_until_logged("the database has another history, every entry is dropped")
+        .wait_until_logged("every entry is dropped: the database has another history")
         .await;
     eventually("no earlier session is left", PATIENCE, async || {
         let now = database.texts(sessions);
@@ -92,4 +96,53 @@ async fn each_session_asks_for_the_usage_of_the_queue_before_it_listens() {
         assert_eq!(asked, ["orders-api-listener 0"]);
         terminate_listener(&database);
     }
+}
+
+/// Anybody who may connect to the database can send such events. They must not keep every cache empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_unknown_events_drops_every_entry_only_now_and_then() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let path = "/order/b563feb7b2b84b6test";
+    api.get(path).await;
+    let flushes = async || {
+        let metrics = api.get("/metrics").await.body;
+        let name = "orders_api_listener_flushes_total ";
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(flushes().await, 0);
+    let flood = format!("SELECT pg_notify('{}', 'nonsense'); ", events::CHANNEL);
+    let mut session = api.database.connect();
+    let started = Instant::now();
+    for _ in 0..50 {
+        session.batch_execute(&flood).unwrap();
+    }
+    // Nothing else tells of this change, and the flush that it needs is delayed.
+    let change =
+        "UPDATE orders SET delivery_city = 'BY-HAND', version = nextval('order_version_seq'); ";
+    session
+        .batch_execute(&[change, flood.as_str()].concat())
+        .unwrap();
+    let changed = Instant::now();
+    eventually("the change is answered", PATIENCE, async || {
+        api.get(path).await.json()["delivery"]["city"] == "BY-HAND"
+    })
+    .await;
+    let stale = changed.elapsed();
+    let seconds = started.elapsed().as_secs();
+    eventually("all events have come", PATIENCE, async || {
+        api.stats().await["listener"]["malformed"] == 51
+    })
+    .await;
+    api.wait_until_live().await;
+    let flushes = flushes().await;
+    assert!(
+        (1..=seconds + 3).contains(&flushes),
+        "{flushes} flushes in {seconds} s"
+    );
+    let lease = Duration::from_secs(5);
+    assert!(stale < lease + Duration::from_secs(1), "{stale:?}");
+    let stats = api.stats().await;
+    assert_eq!(stats["audit"]["mismatches"], 0);
 }
