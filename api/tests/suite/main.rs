@@ -14,6 +14,7 @@ mod errors;
 mod events;
 mod export;
 mod foreign_writes;
+mod histories;
 mod invalid_requests;
 mod listener;
 mod listing;

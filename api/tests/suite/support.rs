@@ -5,6 +5,7 @@ pub mod conformity;
 pub mod copies;
 pub mod download;
 pub mod program;
+pub mod split;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use api::config::{Cli, Config};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;
+use servers::postgres::PrivatePostgres;
 use shared::config::DatabaseSettings;
 use shared::db::models::{NewOrder, Source};
 use shared::db::orders::UpsertOrders;
@@ -298,4 +300,11 @@ pub fn terminate_listener(database: &TestDatabase) {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE datname = current_database() AND application_name = 'orders-api-listener'",
     );
+}
+
+/// Runs statements in a database of a private server as its superuser.
+pub fn as_superuser(server: &PrivatePostgres, database: &TestDatabase, statements: &str) {
+    let connect = format!("\\connect {}\n", database.settings().name);
+    let statements = [&connect, statements].concat();
+    server.psql_as_superuser(&statements).unwrap();
 }
