@@ -24,6 +24,7 @@ mod rate_limit;
 mod reading;
 mod revalidation;
 mod server_limits;
+mod sessions;
 mod shared_statements;
 mod startup;
 mod stopping;

@@ -4,6 +4,7 @@ pub mod coherence;
 pub mod conformity;
 pub mod copies;
 pub mod download;
+pub mod missing_standby;
 pub mod program;
 pub mod split;
 
