@@ -1,6 +1,6 @@
 //! Loads share statements, and an order that cannot be read fails no other load.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::repository::Repository;
 use diesel::connection::SimpleConnection;
@@ -10,9 +10,11 @@ use serde_json::Value;
 use shared::db::{PoolLimits, pool};
 use shared::events::{self, Operation};
 use shared::testing::{TestDatabase, eventually};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::support::program::Program;
-use crate::support::{PATIENCE, TableLock, TestApi, generator, store};
+use crate::support::{PATIENCE, TableLock, TestApi, generator, model, store};
 
 async fn with_orders(count: usize) -> (TestApi, Vec<String>) {
     let api = TestApi::start().await;
@@ -166,4 +168,46 @@ async fn orders_are_read_with_a_plan_that_is_made_once() {
     // PostgreSQL also plans some statements by their values, to compare. It plans more of them if the statistics of the tables
     // change meanwhile.
     assert!(row.generic_plans > 200, "{}", row.generic_plans);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_that_every_reader_has_left_are_not_run() {
+    const READERS: usize = 2000;
+    const AT_ONCE: usize = 500;
+    // Two statements run, with at most 64 loads each.
+    const MOST_RUN: u64 = 128;
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.pool.statement_timeout = Duration::from_secs(60);
+    })
+    .await;
+    api.store(&model()).await;
+    let lock = TableLock::take(&api.database, "orders");
+    for wave in 0..READERS / AT_ONCE {
+        let mut readers = Vec::new();
+        for number in 0..AT_ONCE {
+            let request =
+                format!("GET /order/left-{wave}-{number} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let mut reader = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
+            reader.write_all(request.as_bytes()).await.unwrap();
+            readers.push(reader);
+        }
+        eventually("all of them wait", PATIENCE, async || {
+            api.stats().await["loads"]["started"] == (wave + 1) * AT_ONCE
+        })
+        .await;
+    }
+    eventually("all of them have left", PATIENCE, async || {
+        let metrics = api.get("/metrics").await.body;
+        metrics.contains("orders_api_http_connections 1\n")
+    })
+    .await;
+    lock.release();
+    let released = Instant::now();
+    let answer = api.get("/order/b563feb7b2b84b6test").await;
+    let waited = released.elapsed();
+    assert_eq!(answer.status, 200);
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+    let stats = api.stats().await;
+    let failed = stats["loads"]["failed"].as_u64().unwrap();
+    assert!(failed >= READERS as u64 - MOST_RUN, "{stats}");
 }
