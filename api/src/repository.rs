@@ -11,6 +11,7 @@ mod trust;
 mod write;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -297,8 +298,13 @@ impl Repository {
             self.outage_log.warn(StoreError::Overloaded);
             return StoreError::Overloaded;
         }
+        let reason: &dyn Display = match error {
+            // The text of the pool's own error only adds that a connection was made.
+            PoolError::Backend(reason) => reason,
+            _ => error,
+        };
         self.outage_log
-            .warn(format_args!("cannot connect to the database: {error}"));
+            .warn(format_args!("cannot connect to the database: {reason}"));
         StoreError::Unavailable
     }
 }

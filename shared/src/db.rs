@@ -20,6 +20,7 @@ use diesel::dsl::sql;
 use diesel::pg::PgConnection;
 use diesel::sql_types::Bool;
 use diesel::{Connection, ConnectionError, ConnectionResult, RunQueryDsl};
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::config::SslMode as TokioSslMode;
 
 use crate::config::{DatabaseSettings, SslMode, name_of};
@@ -157,9 +158,14 @@ pub async fn set_up_session(client: &tokio_postgres::Client, more: &str) -> anyh
     let described = |error: tokio_postgres::Error| anyhow::anyhow!(describe(&error));
     let settings = [SESSION_SETTINGS, "; ", more].concat();
     client.batch_execute(&settings).await.map_err(described)?;
+    // It is not prepared: a pooler that loses the settings would lose the prepared statement, too, and that error would come
+    // first.
     let look = ["SELECT ", HAS_SESSION_SETTINGS].concat();
-    let row = client.query_one(&look, &[]).await.map_err(described)?;
-    anyhow::ensure!(row.get::<_, bool>(0), LOST_SETTINGS);
+    let answer = client.simple_query(&look).await.map_err(described)?;
+    let has_settings = answer
+        .iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
+    anyhow::ensure!(has_settings, LOST_SETTINGS);
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! PgBouncer between the process and the database.
 
+use std::process::Command;
+
 use servers::postgres::{PoolMode, PrivatePooler};
-use shared::testing::{TestDatabase, eventually};
+use shared::events::Operation;
+use shared::testing::{Notifications, TestDatabase, eventually};
 use tokio::task::block_in_place;
 
 use crate::support::program::Program;
@@ -10,6 +13,12 @@ use crate::support::{Answer, PATIENCE, generator, store};
 const REQUEST: &str = "GET /order/uid-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 async fn start_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivatePooler) {
+    let (database, program, pooler) = start_unready_behind_pooler(mode).await;
+    program.wait_until_ready().await;
+    (database, program, pooler)
+}
+
+async fn start_unready_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivatePooler) {
     let database = TestDatabase::create();
     let server = database.settings();
     let pooler = block_in_place(|| {
@@ -19,7 +28,8 @@ async fn start_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivateP
     let pooler = pooler.unwrap();
     let port = pooler.port().to_string();
     let settings = [("DB_HOST", "127.0.0.1"), ("DB_PORT", port.as_str())];
-    let program = Program::start(&database, &settings).await;
+    let command = Command::new(env!("CARGO_BIN_EXE_api"));
+    let program = Program::start_unready(command, &database, &settings).await;
     (database, program, pooler)
 }
 
@@ -68,4 +78,48 @@ async fn pooler_that_keeps_sessions_does_no_harm() {
         )
         .await;
     }
+}
+
+/// The pooler drops what a session asks for when it begins. Without `orders.emits` a trigger would draw another version than
+/// the one that the client is told, and would send a second event.
+#[tokio::test(flavor = "multi_thread")]
+async fn put_through_a_pooler_has_one_version_and_one_event() {
+    let (database, program, _pooler) = start_behind_pooler(PoolMode::Session).await;
+    let mut orders = generator();
+    store(&database, &orders.order_with_uid("uid-1"));
+    let mut notifications = Notifications::listen(&database);
+    let mut precondition = String::new();
+    for _ in 0..3 {
+        let body = serde_json::to_string(&orders.order_with_uid("uid-1")).unwrap();
+        let put = format!(
+            "PUT /api/v1/orders/uid-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{precondition}\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = program.send(&put).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let etag = answer.header("etag").unwrap();
+        let version = database.integer("SELECT version AS value FROM orders");
+        assert!(
+            etag.starts_with(&format!("\"{version}-")),
+            "{etag} {version}"
+        );
+        precondition = format!("If-Match: {etag}\r\n");
+        let events = notifications.events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(
+            (events[0].operation, events[0].uids.len()),
+            (Operation::Upsert, 1)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pooler_that_loses_the_settings_of_sessions_is_refused_and_the_log_says_what_to_do() {
+    let (_database, program, _pooler) =
+        start_unready_behind_pooler(PoolMode::ForgetfulTransaction).await;
+    let refusal = "cannot connect to the database: the session has lost its settings: connect to PostgreSQL itself or to a \
+                   pooler in session mode";
+    program.wait_until_logged(refusal).await;
+    assert_eq!(program.send(REQUEST).await.status, 503);
 }

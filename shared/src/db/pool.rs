@@ -9,12 +9,12 @@ use diesel::dsl::sql;
 use diesel::sql_types::Bool;
 use diesel::{OptionalExtension, QueryResult};
 use diesel_async::pooled_connection::PoolableConnection;
-use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use tokio_postgres::Config;
 
 use super::{
-    HAS_SESSION_SETTINGS, HistoryId, LOST_SETTINGS, NOT_A_PRIMARY, SESSION_SETTINGS, STANDING,
-    Standing, TlsConnector, describe, tls_connector, tokio_config,
+    HistoryId, NOT_A_PRIMARY, STANDING, Standing, TlsConnector, describe, set_up_session,
+    tls_connector, tokio_config,
 };
 use crate::config::DatabaseSettings;
 
@@ -103,6 +103,7 @@ impl DerefMut for PooledSession {
 pub struct SessionManager {
     config: Config,
     tls: TlsConnector,
+    /// Statements that give a session its settings, in addition to those that every session gets.
     settings: String,
 }
 
@@ -113,23 +114,25 @@ impl Manager for SessionManager {
     async fn create(&self) -> Result<PooledSession, SessionError> {
         let tls = self.tls.clone();
         let connected = self.config.connect(tls.clone()).await;
-        let (client, connection) = connected.map_err(|error| SessionError(describe(&error)))?;
+        let failed = |error| SessionError(describe(&error));
+        let (client, mut connection) = connected.map_err(failed)?;
+        tokio::select! {
+            set_up = set_up_session(&client, &self.settings) => {
+                set_up.map_err(|error| SessionError(format!("{error:#}")))?;
+            }
+            // Nothing is sent and received unless the connection is polled.
+            ended = &mut connection => {
+                ended.map_err(failed)?;
+                return Err(SessionError("the connection was closed".to_owned()));
+            }
+        }
         let connection =
             AsyncPgConnection::try_from_client_and_connection(client, connection).await;
         let mut connection = connection.map_err(|error| SessionError(error.to_string()))?;
-        connection.batch_execute(&self.settings).await?;
         // A read-only primary may be read. The rows of a standby lag behind the events.
-        let look = (
-            sql::<Bool>("pg_is_in_recovery()"),
-            sql::<Bool>(HAS_SESSION_SETTINGS),
-        );
-        let (is_standby, has_settings): (bool, bool) =
-            diesel::select(look).get_result(&mut connection).await?;
-        if is_standby {
+        let look = sql::<Bool>("pg_is_in_recovery()");
+        if diesel::select(look).get_result(&mut connection).await? {
             return Err(SessionError(NOT_A_PRIMARY.to_owned()));
-        }
-        if !has_settings {
-            return Err(SessionError(LOST_SETTINGS.to_owned()));
         }
         let history = PooledSession::read_history(&mut connection).await?;
         Ok(PooledSession {
@@ -169,9 +172,7 @@ pub fn pool(
     let manager = SessionManager {
         config: tokio_config(settings, application_name),
         tls: tls_connector(settings)?,
-        settings: format!(
-            "{SESSION_SETTINGS}; SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}"
-        ),
+        settings: format!("SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}"),
     };
     Pool::builder(manager)
         .max_size(limits.size)

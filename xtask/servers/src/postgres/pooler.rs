@@ -20,6 +20,8 @@ pub enum PoolMode {
     Session,
     /// For one transaction.
     Transaction,
+    /// For one transaction. Then the session loses its settings.
+    ForgetfulTransaction,
 }
 
 /// A running PgBouncer. Dropping it kills it.
@@ -44,12 +46,13 @@ impl PrivatePooler {
         let mode = match mode {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
+            PoolMode::ForgetfulTransaction => "transaction\nserver_reset_query_always = 1",
         };
-        // It does not know the settings that our sessions ask for.
+        // As in many set-ups, it drops the settings that a session asks for when it begins.
         let settings = format!(
             "[databases]\n* = host={host} port={port} user={user} password={password}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {pooler_port}\nunix_socket_dir =\nauth_type = any\n\
-             pool_mode = {mode}\nignore_startup_parameters = options\n"
+             pool_mode = {mode}\nignore_startup_parameters = options,extra_float_digits\n"
         );
         let file = folder.join("pgbouncer.ini");
         fs::write(&file, settings).with_context(|| format!("cannot write {}", file.display()))?;
