@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use shared::db::tokio_config;
+use shared::db::{set_up_session, tokio_config};
 use shared::events::{self, Operation};
 use tokio::task::JoinHandle;
 use tokio::time::interval;
@@ -36,6 +36,7 @@ impl HotWriter {
         let task = tokio::spawn(async move {
             let (session, connection) = config.connect(NoTls).await.unwrap();
             tokio::spawn(connection);
+            set_up_session(&session, "").await.unwrap();
             let update = session.prepare(UPDATE).await.unwrap();
             let mut ticks = interval(INTERVAL);
             let mut writes = Vec::new();

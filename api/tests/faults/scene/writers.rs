@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use shared::config::DatabaseSettings;
-use shared::db::tokio_config;
+use shared::db::{set_up_session, tokio_config};
 use shared::events::{self, Operation};
 use shared::order::Order;
 use tokio::task::JoinHandle;
@@ -221,17 +221,19 @@ impl Writer {
     /// Returns a session if the server can be reached.
     async fn session(&mut self, emits: bool) -> Option<&mut Session> {
         if !self.sessions.contains_key(&emits) {
-            let mut config = tokio_config(&self.database, "orders-test");
-            if !emits {
-                config.options("");
-            }
-            let Ok(Ok((session, connection))) =
-                tokio::time::timeout(TIMEOUT, config.connect(NoTls)).await
-            else {
+            let config = tokio_config(&self.database, "orders-test");
+            let connecting = async {
+                let (session, connection) = config.connect(NoTls).await?;
+                tokio::spawn(connection);
+                if emits {
+                    set_up_session(&session, "").await?;
+                }
+                anyhow::Ok(session)
+            };
+            let Ok(Ok(session)) = tokio::time::timeout(TIMEOUT, connecting).await else {
                 tokio::time::sleep(RECONNECT_PAUSE).await;
                 return None;
             };
-            tokio::spawn(connection);
             self.sessions.insert(emits, session);
         }
         self.sessions.get_mut(&emits)
