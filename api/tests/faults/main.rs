@@ -5,6 +5,7 @@
 mod coherence;
 mod exports;
 mod frozen;
+mod hanging_commits;
 mod hostile;
 mod ingestion;
 mod pooler;
