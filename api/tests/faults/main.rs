@@ -10,6 +10,7 @@ mod hostile;
 mod ingestion;
 mod pooler;
 mod scene;
+mod split_brain;
 
 /// What the tests of the suite use as well. It is an inline module, so that the files below it are found.
 #[path = "../suite"]
