@@ -3,7 +3,7 @@
 //! - [`core`]: the rules, without I/O. `sync`: the locks and atomics of the core. [`counters`]: what happened.
 //! - [`loader`]: readers, and one load per key at a time. `batches`: loads that share a statement. [`warmup`]: loads before
 //!   anybody asks. `revalidation`: comparing the entries from before a loss of the listener.
-//! - [`listener`]: LISTEN, evictions, and the proof. [`status`]: the listener's state, for readers and operators. [`audit`]:
+//! - [`listener`]: LISTEN, evictions, and the proof. `proof`: what proves something. [`status`]: the listener's state, for readers and operators. [`audit`]:
 //!   changes without an event. `clock`: time that includes the sleep of the machine.
 //!
 //! Nothing here knows HTTP except for the ready-made `ETag`.
@@ -15,6 +15,7 @@ pub mod core;
 pub mod counters;
 pub mod listener;
 pub mod loader;
+mod proof;
 mod revalidation;
 pub mod status;
 mod sync;
@@ -51,7 +52,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 192;
 const ETAG_IS_VALUE: &str = "digits, letters, hyphens and quotes are allowed in a header";
 
 /// A ready-made answer: an order with its revision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ReadyOrder {
     /// The `ETag`, which is the revision in quotes, and then the JSON. Both are in one piece: a large cache lies outside the
     /// processor's own caches, and each further piece would be waited for.

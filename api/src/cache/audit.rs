@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::counters::Count;
-use super::{OrderCache, ReadyOrder};
+use super::{OrderCache, ReadyOrder, core};
 use crate::repository::{Answered, StoreError};
 
 /// How often the auditor looks.
@@ -144,12 +144,9 @@ impl OrderCache {
                 Some(Err(_)) => return None,
                 None => None,
             };
-            let is_same = match (order, &stored) {
-                (Some(cached), Some(stored)) => cached.text == stored.text,
-                (cached, stored) => cached.is_none() && stored.is_none(),
-            };
+            let differs = core::differs(order.as_ref(), stored.as_ref());
             let stored_version = stored.map(|stored| stored.revision.version);
-            (!is_same).then_some(Difference {
+            differs.then_some(Difference {
                 cached,
                 stored_version,
             })

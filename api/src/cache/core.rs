@@ -29,6 +29,7 @@ use super::counters::Counters;
 use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, sound};
 pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
+pub use sample::differs;
 use segments::SegmentedLru;
 
 /// The largest number of shards. It exceeds the number of cores that could wait for one lock.

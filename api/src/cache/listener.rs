@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::OrderCache;
+use super::proof::Heartbeats;
 use super::status::ListenerState;
 use flushes::Flushes;
 use subscription::Subscription;
@@ -160,7 +161,7 @@ impl Listener {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // More than one is under way if the link is slow.
         let mut heartbeats = FuturesOrdered::new();
-        let (mut compared_ms, mut echoed_ms) = (0, 0);
+        let mut returned = Heartbeats::default();
         loop {
             tokio::select! {
                 ended = &mut subscription.driver => bail!(ended.context("the driver of the connection panicked")?),
@@ -178,13 +179,13 @@ impl Listener {
                         bail!("{change}");
                     }
                     *last = standing;
-                    compared_ms = sent_ms;
-                    self.prove(compared_ms.min(echoed_ms), proven_state);
+                    returned.compare(sent_ms);
+                    self.prove(&returned, proven_state);
                 }
                 echo = subscription.echo_rx.changed() => {
                     echo.context("connection lost")?;
-                    echoed_ms = *subscription.echo_rx.borrow_and_update();
-                    self.prove(compared_ms.min(echoed_ms), proven_state);
+                    returned.echo(*subscription.echo_rx.borrow_and_update());
+                    self.prove(&returned, proven_state);
                 }
                 () = self.cache.repository.history_mismatch() => bail!(HistoryMismatch),
                 _ = ticks.tick() => {
@@ -196,13 +197,12 @@ impl Listener {
         }
     }
 
-    /// Renews the proof up to a heartbeat that has returned and has read the same history. 0 means that there is none yet.
-    fn prove(&self, sent_ms: u64, proven_state: ListenerState) {
+    /// Renews the proof as far as the heartbeats that have returned allow it.
+    fn prove(&self, returned: &Heartbeats, proven_state: ListenerState) {
         let status = &self.cache.listener;
-        // What a delayed flush has to drop is still there.
-        if sent_ms == 0 || self.flushes.is_delayed() {
+        let Some(sent_ms) = returned.proven_ms(self.flushes.is_delayed()) else {
             return;
-        }
+        };
         status.prove(sent_ms);
         if status.state() == ListenerState::Suspect && status.proof_age() < Some(status.lease) {
             // The heartbeat came on the same connection and in order, so no event was lost: it was only late.

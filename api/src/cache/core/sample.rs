@@ -5,6 +5,20 @@ use compact_str::CompactString;
 use super::{Core, Versioned};
 use crate::cache::sync::sound;
 
+/// Whether what is cached for a key differs from what the database holds; `None` stands for no order.
+///
+/// A writer that skips the triggers draws no version, so equal versions prove nothing.
+pub fn differs<V: Versioned + PartialEq>(cached: Option<&V>, stored: Option<&V>) -> bool {
+    match (cached, stored) {
+        (Some(cached), Some(stored)) => sound!(
+            cached != stored,
+            AuditOfVersionsOnly,
+            cached.version() != stored.version()
+        ),
+        (cached, stored) => cached.is_some() || stored.is_some(),
+    }
+}
+
 impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// Returns at most `count` verified entries. They are neighbours at a random place of a random shard. If this shard has too
     /// few entries, the shards after it add theirs.
@@ -52,6 +66,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
 
     /// Returns at most `count` keys of which it is known that there is no such order. They are neighbours at a random place.
     pub fn sample_absences(&self, count: usize, random: u64) -> Vec<CompactString> {
+        let count = sound!(count, AuditWithoutAbsences, 0);
         let shard_count = self.shards.len();
         let first = (random % shard_count as u64) as usize;
         let place = random / shard_count as u64;
