@@ -26,4 +26,5 @@ pub mod cache {
 
     pub(crate) mod core;
     pub(crate) mod counters;
+    pub(crate) mod proof;
 }

@@ -41,6 +41,13 @@ pub enum Mistake {
     VerifyInAnyHistory,
     OtherVersionsByTheirSize,
     AuditOfAnUnverifiedEntry,
+    AuditOfVersionsOnly,
+    AuditWithoutAbsences,
+    AuditInOneLook,
+    ProofWithoutTheHistory,
+    ProofWithoutTheEcho,
+    ProofDuringADelayedFlush,
+    EntriesSurviveANewHistory,
 }
 
 thread_local! {

@@ -1,53 +1,83 @@
-//! One small world: two orders, a writer, a listener, readers, warm-up, and the loads that they begin.
+//! A small world around the core: two orders, readers, a writer, a listener, warm-up, an auditor and operators.
 //!
-//! Each commit brings its order into a new state. States are numbered from 1; in every second state the order is absent. A
-//! cached value is the number of its state.
+//! Threads do what the tasks of the api do. Time passes at random, and only while something is done. What a restore or a
+//! failover does to the servers is in `servers`. What the answers must not be is in `ledger`.
+
+mod auditor;
+mod ledger;
+mod listener;
+mod servers;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::sync::{Condvar, Mutex};
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 use shuttle::thread;
 
-use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
+use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement, Ticket};
+use ledger::{KEYS, LEASE, Ledger, Seen, Time};
+use listener::Listener;
+use servers::Servers;
 
-const KEYS: [&str; 2] = ["a", "b"];
-const READERS: usize = 3;
-const READS: usize = 3;
-const COMMITS: usize = 4;
-const LISTENER_STEPS: usize = 7;
-const HISTORY: u64 = 1;
+/// What happens to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// Nothing but commits and lost connections.
+    Calm,
+    /// One server. An old state may be restored, and an order may be changed without an event.
+    OneServer,
+    /// A second server may take over without the last commits of the first one, which may live on.
+    TwoServers,
+}
 
-type State = i64;
+/// How often what happens, in tenths. Each run draws its own, because a mistake may show only where one thing happens often
+/// and another one hardly ever.
+#[derive(Clone, Copy, Debug)]
+struct Climate {
+    /// Something is about the second order. Mistakes show when threads meet at one key.
+    second_key: u32,
+    /// A reader demands the database.
+    demand: u32,
+    /// The listener loses its connection.
+    loss: u32,
+    /// Time passes.
+    time: u32,
+    /// An order is changed without an event, and not the whole database.
+    tamper: u32,
+}
 
-impl Versioned for State {
-    fn version(&self) -> i64 {
-        *self
+impl Climate {
+    fn draw() -> Self {
+        let mut random = thread_rng();
+        let mut pick = |rates: [u32; 3]| rates[random.gen_range(0..rates.len())];
+        Self {
+            second_key: pick([0, 2, 5]),
+            demand: pick([0, 3, 6]),
+            loss: pick([0, 1, 3]),
+            time: pick([0, 1, 3]),
+            tamper: pick([0, 10, 10]),
+        }
     }
 }
 
-/// Mostly the first one, because mistakes show when threads meet at one key.
-fn pick_key() -> usize {
-    usize::from(thread_rng().gen_ratio(1, 5))
+fn happens(tenths: u32) -> bool {
+    thread_rng().gen_ratio(tenths, 10)
 }
 
-fn is_absent(state: State) -> bool {
-    state % 2 == 0
+fn key_of(uid: &str) -> usize {
+    usize::from(uid == KEYS[1])
 }
-
-/// What a read found.
-type Found = Option<State>;
 
 /// What readers wait on: the end of a load, with what it found, or with an error if it failed.
 #[derive(Debug, Default)]
 struct Waiter {
-    ended: Mutex<Option<Result<Found, ()>>>,
+    ended: Mutex<Option<Result<Seen, ()>>>,
     wake: Condvar,
 }
 
 impl Waiter {
-    fn wait(&self) -> Result<Found, ()> {
+    fn wait(&self) -> Result<Seen, ()> {
         let mut ended = self.ended.lock().unwrap();
         while ended.is_none() {
             ended = self.wake.wait(ended).unwrap();
@@ -55,7 +85,7 @@ impl Waiter {
         ended.unwrap()
     }
 
-    fn end(&self, result: Result<Found, ()>) {
+    fn end(&self, result: Result<Seen, ()>) {
         *self.ended.lock().unwrap() = Some(result);
         self.wake.notify_all();
     }
@@ -66,273 +96,327 @@ fn waiter() -> (Arc<Waiter>, Arc<Waiter>) {
     (Arc::clone(&waiter), waiter)
 }
 
-#[derive(Debug)]
-enum Message {
-    /// An order has reached a state.
-    Event(usize, State),
-    /// A heartbeat, with the states that were committed when it was sent.
-    Heartbeat([State; 2]),
+/// A load that has its slot, and its readers.
+type Load = (Ticket, Arc<Waiter>);
+
+/// The listener's state, as readers see it.
+#[derive(Debug, Default)]
+struct Status {
+    serves: bool,
+    proof: Option<Time>,
 }
 
-/// PostgreSQL: what is committed, and what is on its way to the listener.
-#[derive(Debug)]
-struct Database {
-    committed: [State; 2],
-    /// What the listener has not received yet; `None` while nobody listens.
-    queue: Option<Vec<Message>>,
+impl Status {
+    fn is_young(&self, now: Time) -> bool {
+        self.proof.is_some_and(|proof| proof + LEASE > now)
+    }
+
+    fn is_fresh(&self, now: Time) -> bool {
+        self.serves && self.is_young(now)
+    }
 }
 
-/// What has been promised so far.
-#[derive(Debug)]
-struct Promised {
-    /// The newest state whose commit the listener has proven to have seen.
-    proven: [State; 2],
-    /// The newest state that was shown to a reader or a writer.
-    shown: [State; 2],
+/// What the core does not know.
+struct Outside {
+    ledger: Ledger,
+    servers: Servers,
+    status: Status,
+    /// Loads that wait for a statement.
+    queue: Vec<Load>,
+    /// Whether time stands still, so that no proof grows old.
+    is_over: bool,
 }
 
 struct World {
-    core: Core<State, Arc<Waiter>, Arc<Waiter>>,
-    database: Mutex<Database>,
-    promised: Mutex<Promised>,
+    climate: Climate,
+    core: Core<Seen, Arc<Waiter>, Arc<Waiter>>,
+    outside: Mutex<Outside>,
 }
 
 impl World {
-    fn committed(&self, key: usize) -> State {
-        self.database.lock().unwrap().committed[key]
+    fn pick_key(&self) -> usize {
+        usize::from(happens(self.climate.second_key))
     }
 
-    fn select(&self, key: usize) -> Found {
-        Some(self.committed(key)).filter(|state| !is_absent(*state))
+    /// What happens under this lock happens in one step.
+    fn outside(&self) -> MutexGuard<'_, Outside> {
+        let mut outside = self.outside.lock().unwrap();
+        outside.ledger.now += u64::from(!outside.is_over && happens(self.climate.time));
+        outside
     }
 
-    fn commit(&self, key: usize) {
-        let mut database = self.database.lock().unwrap();
-        database.committed[key] += 1;
-        let state = database.committed[key];
-        if let Some(queue) = &mut database.queue {
-            queue.push(Message::Event(key, state));
-        }
+    /// Reads orders in one statement, on a connection of the pool. Gives `None` if there is no answer.
+    fn select(&self, keys: &[usize]) -> Option<Vec<Seen>> {
+        let connection = self.outside().servers.take();
+        let mut outside = self.outside();
+        let Outside {
+            ledger, servers, ..
+        } = &mut *outside;
+        let read = |key: &usize| servers.read(ledger, connection, *key);
+        let found = keys.iter().map(read).collect();
+        servers.give_back(connection);
+        found
     }
 
     /// A PUT or DELETE, which invalidates the order before it answers.
     fn write_through_the_api(&self, key: usize) {
-        self.commit(key);
-        let written = self.committed(key);
-        self.core.invalidate(KEYS[key]);
-        let mut promised = self.promised.lock().unwrap();
-        promised.shown[key] = promised.shown[key].max(written);
-    }
-
-    fn read(self: &Arc<Self>, key: usize, demand: Demand, is_fresh: bool) {
-        let floor = {
-            let promised = self.promised.lock().unwrap();
-            promised.proven[key].max(promised.shown[key])
+        let connection = self.outside().servers.take();
+        let written = {
+            let mut outside = self.outside();
+            let Outside {
+                ledger, servers, ..
+            } = &mut *outside;
+            let written = servers.commit(ledger, connection, key);
+            servers.give_back(connection);
+            written
         };
-        let floor = match demand {
-            Demand::Proven => floor,
-            Demand::Database => floor.max(self.committed(key)),
-        };
-        let found = match self.core.look_up(KEYS[key], demand, is_fresh, waiter) {
-            Lookup::Hit(state) => Ok(Some(state)),
-            Lookup::Missing => Ok(None),
-            Lookup::Join(waiter) | Lookup::Next(waiter) => waiter.wait(),
-            Lookup::Load(ticket, sender) => {
-                let waiter = Arc::clone(&sender);
-                self.spawn_load(ticket, sender, Placement::Hot);
-                waiter.wait()
-            }
-            Lookup::Bypass => {
-                let found = self.select(key);
-                self.core.supersede(KEYS[key], found);
-                Ok(found)
-            }
-        };
-        if let Ok(found) = found {
-            self.answer(key, found, floor);
+        if let Some(seen) = written {
+            self.core.invalidate(KEYS[key]);
+            let mut outside = self.outside();
+            outside.ledger.promise(seen.history, key, seen.place);
         }
     }
 
-    /// Fails if the answer is older than `floor`: what was proven or shown before the reader came.
-    fn answer(&self, key: usize, found: Found, floor: State) {
-        let committed = self.committed(key);
-        let oldest = match found {
-            Some(state) => state,
-            // The absence may be that of any such state. The oldest one that is possible counts as shown.
-            None => (floor..=committed)
-                .find(|state| is_absent(*state))
-                .unwrap_or(0),
-        };
-        assert!(
-            oldest >= floor,
-            "{}: {found:?} although {floor} was promised",
-            KEYS[key]
-        );
-        let mut promised = self.promised.lock().unwrap();
-        promised.shown[key] = promised.shown[key].max(oldest);
+    fn write_past_the_api(&self, key: usize) {
+        let mut outside = self.outside();
+        let Outside {
+            ledger, servers, ..
+        } = &mut *outside;
+        let connection = servers.connect();
+        servers.commit(ledger, connection, key);
     }
 
-    fn spawn_load(self: &Arc<Self>, ticket: Ticket, sender: Arc<Waiter>, placement: Placement) {
+    fn read(self: &Arc<Self>, key: usize, demand: Demand) {
+        let (claim, is_fresh) = {
+            let outside = self.outside();
+            let mut claim = outside.ledger.claim();
+            if demand == Demand::Database {
+                outside.ledger.demand(&mut claim);
+            }
+            (claim, outside.status.is_fresh(outside.ledger.now))
+        };
+        let found = match self.core.look_up(KEYS[key], demand, is_fresh, waiter) {
+            Lookup::Hit(seen) => return self.outside().ledger.judge_hit(key, seen, &claim),
+            Lookup::Missing => return self.outside().ledger.judge_absence(key, &claim),
+            Lookup::Join(waiter) | Lookup::Next(waiter) => waiter.wait().ok(),
+            Lookup::Load(ticket, sender) => {
+                let waiter = Arc::clone(&sender);
+                self.push_load((ticket, sender));
+                waiter.wait().ok()
+            }
+            Lookup::Bypass => self.select(&[key]).map(|found| {
+                let version = found[0].content.map(|_| found[0].version);
+                self.core.supersede(KEYS[key], version);
+                found[0]
+            }),
+        };
+        if let Some(seen) = found {
+            self.outside().ledger.judge(key, seen, &claim);
+        }
+    }
+
+    fn push_load(self: &Arc<Self>, load: Load) {
+        self.outside().queue.push(load);
         let world = Arc::clone(self);
         thread::spawn(move || {
-            let mut load = Some((ticket, sender));
-            while let Some((ticket, sender)) = load {
-                let key = KEYS.iter().position(|key| *key == ticket.uid()).unwrap();
-                let found = world.select(key);
-                let fails = thread_rng().gen_ratio(1, 8);
-                let loaded = match found {
-                    _ if fails => Loaded::Failed,
-                    Some(state) => Loaded::Found(state, 1),
-                    None => Loaded::NotFound,
-                };
-                load = world.core.complete(ticket, loaded, HISTORY, placement).next;
-                sender.end(if fails { Err(()) } else { Ok(found) });
+            loop {
+                let loads = std::mem::take(&mut world.outside().queue);
+                if loads.is_empty() {
+                    return;
+                }
+                world.load_together(loads, Placement::Hot);
             }
         });
+    }
+
+    /// Ends loads with what one statement brings for all of them. Loads that must begin then go into the queue.
+    fn load_together(self: &Arc<Self>, loads: Vec<Load>, placement: Placement) {
+        let keys: Vec<usize> = loads
+            .iter()
+            .map(|(ticket, _)| key_of(ticket.uid()))
+            .collect();
+        let claim = self.outside().ledger.claim();
+        let fails = thread_rng().gen_ratio(1, 10);
+        let found = self.select(&keys).filter(|_| !fails);
+        for (place, (ticket, sender)) in loads.into_iter().enumerate() {
+            let seen = found.as_ref().map(|found| found[place]);
+            let loaded = match seen {
+                None => Loaded::Failed,
+                Some(seen) if seen.content.is_none() => Loaded::NotFound,
+                Some(seen) => Loaded::Found(seen, 1),
+            };
+            let history = seen.map_or(0, |seen| seen.label);
+            let completed = self.core.complete(ticket, loaded, history, placement);
+            assert!(
+                !completed.is_stored
+                    || self
+                        .outside()
+                        .ledger
+                        .opened_since(&claim)
+                        .contains(&history),
+                "{seen:?} was stored, but the listener heard of another history"
+            );
+            sender.end(seen.ok_or(()));
+            if let Some(next) = completed.next {
+                self.push_load(next);
+            }
+        }
     }
 
     fn warm_up(self: &Arc<Self>) {
-        for key in KEYS {
-            if let Some((ticket, sender)) = self.core.begin_warmup(key, waiter) {
-                self.spawn_load(ticket, sender, Placement::Cold);
+        let loads: Vec<Load> = KEYS
+            .iter()
+            .filter_map(|key| self.core.begin_warmup(key, waiter))
+            .collect();
+        if !loads.is_empty() {
+            self.load_together(loads, Placement::Cold);
+        }
+    }
+
+    /// Verifies the entries from before, in chunks.
+    fn revalidate(&self, epoch: u64) {
+        let chunk_size = thread_rng().gen_range(1..=KEYS.len());
+        for uids in self.core.unverified() {
+            for chunk in uids.chunks(chunk_size) {
+                let keys: Vec<usize> = chunk.iter().map(|uid| key_of(uid)).collect();
+                let Some(found) = self.select(&keys) else {
+                    // The api tries again. Meanwhile these entries stay unverified.
+                    continue;
+                };
+                for (uid, seen) in chunk.iter().zip(found) {
+                    let version = seen.content.map(|_| seen.version);
+                    self.core.verify(uid, epoch, seen.label, version);
+                }
             }
         }
     }
 
-    fn reconnect(self: &Arc<Self>) {
-        self.database.lock().unwrap().queue = Some(Vec::new());
-        self.core.open_fills(HISTORY);
-        self.send_heartbeat();
-        while !self.receive() {}
-        self.core.set_serving(true);
-        let (world, epoch) = (Arc::clone(self), self.core.epoch());
-        thread::spawn(move || {
-            for uids in world.core.unverified() {
-                for uid in uids {
-                    let key = KEYS.iter().position(|key| **key == *uid).unwrap();
-                    let version = world.select(key);
-                    world.core.verify(&uid, epoch, HISTORY, version);
-                }
+    /// One step of the operators, or of whoever bypasses the triggers.
+    fn disturb(&self, scene: Scene) {
+        let mut outside = self.outside();
+        let Outside {
+            ledger, servers, ..
+        } = &mut *outside;
+        let step = thread_rng().gen_range(0..8);
+        match (scene, step) {
+            (Scene::Calm, _) => {}
+            (Scene::OneServer, _) if happens(self.climate.tamper) => {
+                servers.tamper(ledger, self.pick_key());
             }
-        });
-    }
-
-    fn lose_connection(&self) {
-        // The database notices the loss first.
-        self.database.lock().unwrap().queue = None;
-        thread::yield_now();
-        self.core.close();
-    }
-
-    fn send_heartbeat(&self) {
-        let mut database = self.database.lock().unwrap();
-        let committed = database.committed;
-        if let Some(queue) = &mut database.queue {
-            queue.push(Message::Heartbeat(committed));
+            (Scene::OneServer, 0..=3) => servers.back_up(ledger),
+            (Scene::OneServer, _) => servers.restore(ledger),
+            (Scene::TwoServers, 0..=2) => servers.replicate(ledger),
+            (Scene::TwoServers, 3..=5) => servers.promote(ledger),
+            (Scene::TwoServers, _) => servers.fence(ledger),
         }
     }
 
-    /// Applies the next message. Returns whether it was a heartbeat.
-    fn receive(&self) -> bool {
-        let message = {
-            let mut database = self.database.lock().unwrap();
-            match &mut database.queue {
-                Some(queue) if !queue.is_empty() => queue.remove(0),
-                _ => return false,
-            }
-        };
-        match message {
-            Message::Event(key, state) => {
-                if thread_rng().gen_ratio(1, 8) {
-                    // The listener did not understand the event.
-                    self.core.clear();
-                } else {
-                    self.core.invalidate(KEYS[key]);
-                }
-                let mut promised = self.promised.lock().unwrap();
-                promised.proven[key] = promised.proven[key].max(state);
-                false
-            }
-            Message::Heartbeat(committed) => {
-                let mut promised = self.promised.lock().unwrap();
-                for (proven, committed) in promised.proven.iter_mut().zip(committed) {
-                    *proven = committed.max(*proven);
-                }
-                true
-            }
+    /// Lets the world come to rest, and compares the cache with the database.
+    fn settle(self: &Arc<Self>, mut listener: Listener) {
+        {
+            let mut outside = self.outside();
+            let Outside {
+                ledger, servers, ..
+            } = &mut *outside;
+            servers.fence(ledger);
+            outside.is_over = true;
         }
-    }
-
-    fn listen(self: &Arc<Self>) {
-        for _ in 0..LISTENER_STEPS {
-            let is_connected = self.database.lock().unwrap().queue.is_some();
-            match thread_rng().gen_range(0..8) {
-                _ if !is_connected => self.reconnect(),
-                0..=1 => self.lose_connection(),
-                2 => {
-                    // The proof grew older than the lease, and was renewed on the same connection.
-                    self.core.set_serving(false);
-                    self.send_heartbeat();
-                    while !self.receive() {}
-                    self.core.set_serving(true);
-                }
-                3 => self.send_heartbeat(),
-                _ => {
-                    self.receive();
-                }
+        listener.settle(self);
+        let first_look = self.first_look();
+        listener.settle(self);
+        self.second_look(first_look);
+        for (key, uid) in KEYS.iter().enumerate() {
+            let (outside, connection) = (self.outside(), listener.connection());
+            let stored = outside.servers.read(&outside.ledger, connection, key);
+            drop(outside);
+            let stored = stored.unwrap().content;
+            match self.core.look_up(uid, Demand::Proven, true, waiter) {
+                Lookup::Hit(seen) => assert_eq!(seen.content, stored, "{uid}: wrong for ever"),
+                Lookup::Missing => assert_eq!(None, stored, "{uid}: missing for ever"),
+                _ => {}
             }
         }
     }
 }
 
+const READERS: usize = 3;
+const READS: usize = 4;
+const COMMITS: usize = 5;
+const DISTURBANCES: usize = 4;
+const AUDITS: usize = 2;
+
 /// Runs the world once, under the schedule that shuttle chooses.
 ///
 /// # Panics
-/// Panics if a reader is answered with less than what was proven or shown before it came.
-pub fn run() {
+/// Panics if a promise is broken.
+pub fn run(scene: Scene) {
+    let mut ledger = Ledger::default();
+    ledger.now = 1;
+    let servers = Servers::new(&mut ledger);
     let world = Arc::new(World {
+        climate: Climate::draw(),
         core: Core::new(NonZeroUsize::new(thread_rng().gen_range(1..=2)).unwrap()),
-        database: Mutex::new(Database {
-            committed: [1; 2],
-            queue: None,
-        }),
-        promised: Mutex::new(Promised {
-            proven: [0; 2],
-            shown: [0; 2],
+        outside: Mutex::new(Outside {
+            ledger,
+            servers,
+            status: Status::default(),
+            queue: Vec::new(),
+            is_over: false,
         }),
     });
-    world.reconnect();
+    let mut listener = Listener::default();
+    listener.step(&world);
     let mut threads = Vec::new();
-    let mut start = |act: fn(&Arc<World>)| {
+    let mut start = |act: Box<dyn FnOnce(&Arc<World>) + Send>| {
         let world = Arc::clone(&world);
         threads.push(thread::spawn(move || act(&world)));
     };
-    for _ in 0..READERS {
-        start(|world| {
+    for _ in 0..thread_rng().gen_range(1..=READERS) {
+        start(Box::new(|world| {
             for _ in 0..READS {
-                let mut random = thread_rng();
-                let demand = if random.gen_ratio(1, 3) {
+                let demand = if happens(world.climate.demand) {
                     Demand::Database
                 } else {
                     Demand::Proven
                 };
-                let is_fresh = random.gen_ratio(4, 5);
-                world.read(pick_key(), demand, is_fresh);
+                world.read(world.pick_key(), demand);
             }
-        });
+        }));
     }
-    start(|world| {
+    start(Box::new(|world| {
         for _ in 0..COMMITS {
-            let key = pick_key();
+            let key = world.pick_key();
             match thread_rng().gen_ratio(1, 4) {
                 true => world.write_through_the_api(key),
-                false => world.commit(key),
+                false => world.write_past_the_api(key),
             }
         }
+    }));
+    if thread_rng().gen_ratio(1, 2) {
+        start(Box::new(World::warm_up));
+    }
+    // Not in every run, so that mistakes show which have nothing to do with them.
+    if scene != Scene::Calm && thread_rng().gen_ratio(3, 4) {
+        start(Box::new(move |world| {
+            for _ in 0..DISTURBANCES {
+                world.disturb(scene);
+            }
+        }));
+    }
+    if thread_rng().gen_ratio(1, 2) {
+        start(Box::new(|world| {
+            for _ in 0..AUDITS {
+                world.audit();
+            }
+        }));
+    }
+    let listening = Arc::clone(&world);
+    let listening = thread::spawn(move || {
+        listener.run(&listening);
+        listener
     });
-    start(World::listen);
-    start(World::warm_up);
     for thread in threads {
         thread.join().unwrap();
     }
+    world.settle(listening.join().unwrap());
 }

@@ -1,0 +1,110 @@
+//! The auditor, as in `api/src/cache/audit.rs`.
+
+use super::ledger::{KEYS, Seen, Time};
+use super::{Outside, World, key_of};
+use crate::cache::core::differs;
+use crate::sync::sound;
+
+const SAMPLE: usize = 10;
+/// How often the auditor looks whether a heartbeat has returned before it gives up.
+const PATIENCE: usize = 12;
+
+/// A cached answer, and what the database held instead.
+type Difference = (usize, Option<Seen>, Option<Seen>);
+
+/// What differed at the first look, and when that was.
+#[derive(Debug, Default)]
+pub(super) struct FirstLook {
+    suspects: Vec<Difference>,
+    at: Time,
+}
+
+impl World {
+    pub(super) fn audit(&self) {
+        {
+            let outside = self.outside();
+            if !outside.status.is_fresh(outside.ledger.now) {
+                return;
+            }
+        }
+        let first_look = self.first_look();
+        if first_look.suspects.is_empty() {
+            return;
+        }
+        for _ in 0..PATIENCE {
+            if self.is_proven_since(&first_look) {
+                break;
+            }
+        }
+        self.second_look(first_look);
+    }
+
+    pub(super) fn first_look(&self) -> FirstLook {
+        let entries = self.core.sample(SAMPLE, 0).into_iter();
+        let absences = self.core.sample_absences(SAMPLE, 0).into_iter();
+        let sample = entries
+            .map(|(uid, seen)| (key_of(&uid), Some(seen)))
+            .chain(absences.map(|uid| (key_of(&uid), None)))
+            .collect();
+        FirstLook {
+            suspects: self.differing(sample),
+            at: self.outside().ledger.now,
+        }
+    }
+
+    pub(super) fn second_look(&self, first_look: FirstLook) {
+        let suspects = first_look.suspects.iter();
+        let differing = self.differing(suspects.map(|(key, seen, _)| (*key, *seen)).collect());
+        if sound!(!self.is_proven_since(&first_look), AuditInOneLook, false) {
+            return;
+        }
+        for (key, seen, stored) in differing {
+            let version = seen.map(|seen| seen.version);
+            if !self.core.evict_wrong(KEYS[key], version) {
+                continue;
+            }
+            let mut outside = self.outside();
+            let Outside {
+                ledger, servers, ..
+            } = &mut *outside;
+            assert!(
+                ledger.is_tampered(key),
+                "{}: {seen:?} instead of {stored:?} is no mistake",
+                KEYS[key]
+            );
+            match (version, stored) {
+                (Some(version), Some(stored)) if stored.version == version => {
+                    servers.redraw(ledger, key, version);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_proven_since(&self, first_look: &FirstLook) -> bool {
+        let outside = self.outside();
+        let status = &outside.status;
+        status.is_fresh(outside.ledger.now)
+            && status.proof.is_some_and(|proof| proof > first_look.at)
+    }
+
+    fn differing(&self, sample: Vec<(usize, Option<Seen>)>) -> Vec<Difference> {
+        let keys: Vec<usize> = sample.iter().map(|(key, _)| *key).collect();
+        let Some(found) = self.select(&keys) else {
+            return Vec::new();
+        };
+        if found
+            .iter()
+            .any(|found| found.label != self.core.history())
+        {
+            return Vec::new();
+        }
+        let found = found.into_iter();
+        let stored = found.map(|found| Some(found).filter(|found| found.content.is_some()));
+        let compared = sample.into_iter().zip(stored);
+        compared
+            .filter(|((_, cached), stored)| differs(cached.as_ref(), stored.as_ref()))
+            .map(|((key, cached), stored)| (key, cached, stored))
+            .collect()
+    }
+}
