@@ -44,10 +44,11 @@ async fn execute() -> anyhow::Result<()> {
     raise_file_limit();
     let shutdown = shutdown::on_signal()?;
     // A problem that only a person can solve ends the process before it binds. While the server runs, it waits for the rest.
-    if let Err(StartupError::Fatal(message)) =
-        db::check(&config.database, api::repository::APPLICATION_NAME).await
-    {
-        anyhow::bail!(message);
+    let checking = db::check(&config.database, api::repository::APPLICATION_NAME);
+    match shutdown.run_until_cancelled(checking).await {
+        None => return Ok(()),
+        Some(Err(StartupError::Fatal(message))) => anyhow::bail!(message),
+        Some(Ok(()) | Err(StartupError::Unreachable(_))) => {}
     }
     let (host, port) = &config.address;
     let listener = TcpListener::bind((host.as_str(), *port))

@@ -1,11 +1,14 @@
 //! The daemon: starts every thread and the operators' port, and stops them.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use anyhow::Context;
 use shared::db;
+use shared::shutdown::finish_in_time;
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -65,29 +68,25 @@ async fn run_until_shutdown(
     }
     let (database, stopping) = (settings.database.clone(), shutdown.clone());
     let work = move || database::bring_schema_up_to_date(&database, migrate, &stopping);
-    let migrated = tokio::task::spawn_blocking(work)
-        .await
-        .context("the migration panicked")?;
+    let timeout = settings.shutdown.timeout();
+    let migrated = finish_in_time(spawn_blocking(work), &shutdown, timeout).await?;
     if shutdown.is_cancelled() {
         return Ok(());
     }
     migrated?;
     board.set_database_seen();
 
-    let timeout = settings.shutdown.timeout();
     let poller = start_threads(&settings, clients, board, metrics, &shutdown)?;
-    let mut poll_thread = tokio::task::spawn_blocking(move || poller.run());
-    tokio::select! {
-        outcome = &mut poll_thread => return outcome.context("the poll thread panicked")?,
-        () = shutdown.cancelled() => board.set_stopping(),
-    }
-    match tokio::time::timeout(timeout, poll_thread).await {
-        Ok(outcome) => outcome.context("the poll thread panicked")??,
-        // What was under way is rolled back and read again at the next start: nothing is lost.
-        Err(_) => anyhow::bail!(
-            "not finished within {timeout:?} of the signal; what was under way is read again at the next start"
-        ),
-    }
+    let polling = spawn_blocking(|| poller.run());
+    let mut polling = pin!(finish_in_time(polling, &shutdown, timeout));
+    let polled = tokio::select! {
+        polled = &mut polling => polled,
+        () = shutdown.cancelled() => {
+            board.set_stopping();
+            polling.await
+        }
+    };
+    polled.context("what was under way is rolled back, and read again at the next start")??;
     info!("stopped");
     Ok(())
 }

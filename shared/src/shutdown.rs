@@ -1,7 +1,10 @@
 //! Stops the process on a signal. The first SIGINT or SIGTERM stops it cleanly, the second one at once.
 
-use anyhow::Context;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -33,4 +36,23 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
         std::process::exit(EXIT_AT_ONCE);
     });
     Ok(token)
+}
+
+/// Waits for a task. After the first signal it waits for no longer than `timeout`, and then leaves the task behind.
+///
+/// # Errors
+/// Returns an error if the task panicked or was left behind.
+pub async fn finish_in_time<T>(
+    mut task: JoinHandle<T>,
+    shutdown: &CancellationToken,
+    timeout: Duration,
+) -> anyhow::Result<T> {
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(timeout).await;
+    };
+    tokio::select! {
+        outcome = &mut task => outcome.context("a thread panicked"),
+        () = deadline => bail!("not finished within {timeout:?} of the signal"),
+    }
 }

@@ -17,9 +17,11 @@ pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()>
         "starting"
     );
     // Checked before the port is bound: what only a person can correct ends the process here.
-    if let Err(StartupError::Fatal(message)) = db::check(&settings.database, APPLICATION_NAME).await
-    {
-        anyhow::bail!(message);
+    let checking = db::check(&settings.database, APPLICATION_NAME);
+    match shutdown.run_until_cancelled(checking).await {
+        None => return Ok(()),
+        Some(Err(StartupError::Fatal(message))) => anyhow::bail!(message),
+        Some(Ok(()) | Err(StartupError::Unreachable(_))) => {}
     }
     let (host, port) = settings.ops_address;
     let listener = TcpListener::bind((host, port)).await.with_context(|| {

@@ -1,5 +1,8 @@
 //! PostgreSQL is killed under load: nothing is lost, no order is dead-lettered because of it, and both processes recover.
 
+use std::time::Duration;
+
+use rustix::process::Signal;
 use servers::postgres::{Options, PrivatePostgres};
 use shared::config::DatabaseSettings;
 use shared::testing::{TcpProxy, TestDatabase, settings_of, wait_until};
@@ -84,6 +87,40 @@ fn a_stop_while_the_database_is_away_is_clean_and_loses_nothing() {
 
     proxy.mend();
     let daemon = scene.start_daemon_with(&through_proxy);
+    scene.wait_until_settled(5_500);
+    scene.assert_each_stored_once(&orders);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_stop_while_the_database_answers_nothing_is_in_time_and_loses_nothing() {
+    let mut scene = Scene::new(2);
+    scene.audit_writes();
+    let DatabaseSettings { host, port, .. } = scene.database.settings();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(TcpProxy::start(&host, port));
+    let settings = [
+        ("DB_HOST", "127.0.0.1"),
+        ("DB_PORT", &*proxy.port().to_string()),
+        ("SHUTDOWN_TIMEOUT_MS", "2000"),
+    ];
+    let mut daemon = scene.start_daemon_with(&settings);
+    let mut orders = scene.produce_orders(500);
+    scene.wait_until_settled(500);
+    proxy.hold();
+    orders.extend(scene.produce_orders(5_000));
+    // One that has not got beyond its first look at the database.
+    let mut waiting = scene.start_daemon_with(&settings);
+    waiting.wait_until_logged("starting");
+    for daemon in [&daemon, &waiting] {
+        daemon.signal(Signal::TERM);
+    }
+    daemon.wait(Duration::from_secs(5));
+    let status = waiting.wait(Duration::from_secs(5));
+    assert!(status.success(), "{status}: {}", waiting.log());
+
+    proxy.mend();
+    let daemon = scene.start_daemon_with(&settings);
     scene.wait_until_settled(5_500);
     scene.assert_each_stored_once(&orders);
     assert!(daemon.stop().success());

@@ -1,5 +1,7 @@
 //! The first connection to the database. A fault that only a person can mend ends the process. For others it waits.
 
+use std::time::Duration;
+
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -8,6 +10,9 @@ use super::{NOT_A_PRIMARY, describe, tls_connector, tokio_config};
 use crate::backoff::Backoff;
 use crate::config::DatabaseSettings;
 use crate::throttle::Throttle;
+
+/// How long the server may take. `connect_timeout` covers only the socket, and a frozen server still accepts connections.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the database cannot be used now.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,22 @@ pub enum StartupError {
 /// # Errors
 /// Returns [`StartupError`], which says whether waiting may help.
 pub async fn check(
+    settings: &DatabaseSettings,
+    application_name: &str,
+) -> Result<(), StartupError> {
+    let hangs = |_| {
+        StartupError::Unreachable(format!(
+            "database {} at {}:{}: no answer within {ANSWER_TIMEOUT:?}",
+            settings.name, settings.host, settings.port
+        ))
+    };
+    let checking = check_for_ever(settings, application_name);
+    tokio::time::timeout(ANSWER_TIMEOUT, checking)
+        .await
+        .map_err(hangs)?
+}
+
+async fn check_for_ever(
     settings: &DatabaseSettings,
     application_name: &str,
 ) -> Result<(), StartupError> {
@@ -83,7 +104,11 @@ pub async fn wait_until_reachable(
     let mut backoff = Backoff::for_database();
     let mut reports = Throttle::for_reports();
     loop {
-        match check(settings, application_name).await {
+        let checked = tokio::select! {
+            () = shutdown.cancelled() => return Ok(false),
+            checked = check(settings, application_name) => checked,
+        };
+        match checked {
             Ok(()) => {
                 if reports.has_reported() {
                     info!("database is reachable");
