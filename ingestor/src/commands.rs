@@ -4,6 +4,7 @@ mod check;
 mod confirm;
 mod dead_letters;
 mod migrate;
+mod new_history;
 mod offsets;
 mod run;
 
@@ -33,11 +34,13 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
     match command {
         Some(Command::Run { no_migrate }) => run::run(settings, !no_migrate).await,
         Some(Command::Migrate) => migrate::migrate(settings).await,
+        Some(Command::NewHistory) => new_history::new_history(settings).await,
         Some(Command::Check { file }) => check::check(settings.decoder, &file),
         Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `check`, `offsets` or `dead-letters`; see `ingestor --help`"
+            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `offsets` or `dead-letters`; see \
+             `ingestor --help`"
         ),
     }
 }

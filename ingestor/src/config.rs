@@ -48,6 +48,8 @@ pub enum Command {
     },
     /// Run the pending migrations of the database
     Migrate,
+    /// Give the database a new history after it was restored or copied, so that caches and clients drop what they have
+    NewHistory,
     /// Say which orders of a file ingestion would accept; needs neither Kafka nor PostgreSQL
     Check {
         /// A file with one order per line, with a JSON array of orders, or with one order; `-` is standard input

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use anyhow::Context;
+use shared::config::DatabaseSettings;
 use shared::db;
 use shared::shutdown::finish_in_time;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::board::Board;
 use crate::config::{APPLICATION_NAME, RunConfig, Settings};
 use crate::database;
+use crate::history::HistoryKeeper;
 use crate::kafka::Clients;
 use crate::metrics::Metrics;
 use crate::ops_server;
@@ -67,7 +69,7 @@ async fn run_until_shutdown(
         return Ok(());
     }
     let (database, stopping) = (settings.database.clone(), shutdown.clone());
-    let work = move || database::bring_schema_up_to_date(&database, migrate, &stopping);
+    let work = move || prepare_database(&database, migrate, &stopping);
     let timeout = settings.shutdown.timeout();
     let migrated = finish_in_time(spawn_blocking(work), &shutdown, timeout).await?;
     if shutdown.is_cancelled() {
@@ -88,6 +90,20 @@ async fn run_until_shutdown(
     };
     polled.context("what was under way is rolled back, and read again at the next start")??;
     info!("stopped");
+    Ok(())
+}
+
+/// Brings the schema up to date, and then the history, before any order is stored.
+fn prepare_database(
+    settings: &DatabaseSettings,
+    migrate: bool,
+    stopping: &CancellationToken,
+) -> anyhow::Result<()> {
+    database::bring_schema_up_to_date(settings, migrate, stopping)?;
+    match db::connect_blocking(settings, APPLICATION_NAME) {
+        Ok(mut connection) => HistoryKeeper::default().look(&mut connection),
+        Err(error) => warn!("the history of the database is looked at later: {error}"),
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@
 //! | [`dead_letters`] | the table of refused messages | [`record`] |
 //! | [`config`] | the command line and the environment | [`record`], [`dead_letters`] |
 //! | [`database`] | a thread's connection to PostgreSQL, and the schema at start | [`config`] |
+//! | [`history`] | the database's row of `service_history`: made anew after a restore or a failover | |
 //! | [`batch`] | records into batches, without I/O | [`record`], [`dead_letters`] |
 //! | [`failpoints`] | where tests stop, kill and break the program; not in releases | [`record`], [`dead_letters`], [`batch`] |
 //! | [`metrics`] | what is counted | [`record`], [`batch`] |
@@ -24,10 +25,10 @@
 //! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`], [`writer`] |
 //! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`] |
 //! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`writer`] |
-//! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`database`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
+//! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`ops_server`] | the operators' port | [`metrics`], [`board`] |
-//! | [`daemon`] | starts and stops all of the above | [`record`], [`config`], [`database`], [`metrics`], [`kafka`], [`board`], [`writer`], [`poller`], [`relay`], [`watch`], [`ops_server`] |
-//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`kafka`], [`offsets`], [`replay`], [`daemon`] |
+//! | [`daemon`] | starts and stops all of the above | [`record`], [`config`], [`database`], [`history`], [`metrics`], [`kafka`], [`board`], [`writer`], [`poller`], [`relay`], [`watch`], [`ops_server`] |
+//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`daemon`] |
 
 pub mod batch;
 pub mod board;
@@ -37,6 +38,7 @@ pub mod daemon;
 pub mod database;
 pub mod dead_letters;
 pub mod failpoints;
+pub mod history;
 pub mod kafka;
 pub mod metrics;
 pub mod offsets;

@@ -24,7 +24,7 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::config::SslMode as TokioSslMode;
 
 use crate::config::{DatabaseSettings, SslMode, name_of};
-pub use history::{History, HistoryId, STANDING, Standing};
+pub use history::{History, HistoryId, SERVER_ID, STANDING, ServerId, Standing};
 pub use migrations::{MIGRATIONS, migrate, pending_migrations};
 pub use pool::{AsyncPool, PoolLimits, PooledSession, SessionError, SessionManager, pool};
 pub use startup::{StartupError, check, wait_until_reachable};

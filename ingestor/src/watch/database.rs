@@ -1,4 +1,5 @@
-//! Reads the database for the metrics, on a connection of its own: a writer may be busy or wait for long.
+//! Reads the database for the metrics, and keeps its history. It has a connection of its own: a writer may be busy or wait for
+//! long.
 //!
 //! The rows of `consumer_offsets` tell the lag of partitions that nobody reads, because stopped ones have no writer. If the
 //! database is away, the writers report that. Here the last values stay.
@@ -15,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::board::{Board, StoredPosition};
 use crate::database::Connection;
+use crate::history::HistoryKeeper;
 use crate::metrics::Metrics;
 use crate::offsets::operators;
 use crate::periodic;
@@ -37,6 +39,7 @@ pub struct DatabaseWatch {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     connection: Connection,
+    history: HistoryKeeper,
     warnings: Throttle,
 }
 
@@ -53,6 +56,7 @@ impl DatabaseWatch {
             board,
             metrics,
             connection: Connection::new(database, SESSION),
+            history: HistoryKeeper::default(),
             warnings: Throttle::every(WARNING_INTERVAL),
         }
     }
@@ -91,6 +95,9 @@ impl DatabaseWatch {
                 usage * 100.0
             );
         }
+        // A failover may happen while we run. The look comes last, because it would report a lost connection as trouble of its
+        // own.
+        self.history.look(connection);
         Ok(())
     }
 }

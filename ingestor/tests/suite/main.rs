@@ -17,6 +17,7 @@ mod incidents;
 mod isolation;
 mod kills;
 mod metrics;
+mod new_history;
 mod offset_commands;
 mod offsets;
 mod planted_faults;

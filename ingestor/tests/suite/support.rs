@@ -28,6 +28,7 @@ pub use api_process::Api;
 pub use daemon::{Daemon, command};
 pub use load::Load;
 pub use raw_record::{RawHeader, RawRecord};
+pub use topic::Answer;
 pub use watch::Watch;
 
 /// Long enough for a loaded machine. What tests wait for usually takes a second.

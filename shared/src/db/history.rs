@@ -12,13 +12,27 @@ use fnv::FnvHasher;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+/// An SQL expression: the timeline of the log which is being written. The one in the control file lags behind a promotion.
+macro_rules! timeline {
+    () => {
+        "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer"
+    };
+}
+
 /// Reads a [`Standing`]. Fails if the schema does not exist, and on a standby.
-///
-/// The timeline is that of the log which is being written. The one in the control file lags behind a promotion.
-pub const STANDING: &str = "SELECT server.system_identifier, \
-     ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer AS timeline, \
-     id, to_regclass('orders')::oid AS orders_oid, (pg_current_wal_flush_lsn() - '0/0')::bigint AS log_position \
-     FROM pg_control_system() AS server, service_history";
+pub const STANDING: &str = concat!(
+    "SELECT server.system_identifier, ",
+    timeline!(),
+    " AS timeline, id, to_regclass('orders')::oid AS orders_oid, \
+     (pg_current_wal_flush_lsn() - '0/0')::bigint AS log_position FROM pg_control_system() AS server, service_history"
+);
+
+/// Reads a [`ServerId`]. Gives no row on a standby.
+pub const SERVER_ID: &str = concat!(
+    "SELECT system_identifier, ",
+    timeline!(),
+    " AS timeline FROM pg_control_system() WHERE NOT pg_is_in_recovery()"
+);
 
 /// The identity of a database's content.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
@@ -71,6 +85,17 @@ impl fmt::Display for History {
             "system {system_identifier}, timeline {timeline}, id {id}, table {orders_oid}"
         )
     }
+}
+
+/// What a server that takes writes says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
+pub struct ServerId {
+    /// The cluster, as `initdb` has named it.
+    #[diesel(sql_type = BigInt)]
+    pub system_identifier: i64,
+    /// Rises at each promotion of a standby, and at each recovery to a point in time.
+    #[diesel(sql_type = Integer)]
+    pub timeline: i32,
 }
 
 /// A history, and how far it has come.

@@ -19,9 +19,14 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(environment: &[(String, String)]) -> Self {
+        Self::start_with(&["run"], environment)
+    }
+
+    /// Starts it with these arguments.
+    pub fn start_with(arguments: &[&str], environment: &[(String, String)]) -> Self {
         let port = servers::ports::free_port().unwrap();
         let log = std::env::temp_dir().join(format!("ingestor-{}.log", uuid::Uuid::new_v4()));
-        let child = command(&["run"], environment)
+        let child = command(arguments, environment)
             .env("INGESTOR_PORT", port.to_string())
             .stderr(File::create(&log).unwrap())
             .spawn()
