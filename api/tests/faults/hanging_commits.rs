@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use servers::postgres::{Options, PrivatePostgres};
+use shared::order::Order;
 use shared::testing::{TestDatabase, eventually, settings_of};
 use tokio::task::block_in_place;
 
 use crate::support::missing_standby::{MissingStandby, hang_in_commit, sessions};
 use crate::support::program::Program;
-use crate::support::{PATIENCE, generator, model, store};
+use crate::support::{PATIENCE, generator, store};
 
 /// The default of `DB_POOL_SIZE`.
 const POOL: i64 = 8;
@@ -24,31 +25,42 @@ const RECONNECTED_WITHIN: Duration = Duration::from_secs(400);
 const LISTENERS: &str = "SELECT pid::text AS value FROM pg_stat_activity \
                          WHERE datname = current_database() AND application_name = 'orders-api-listener'";
 
-fn put() -> String {
-    let body = serde_json::to_string(&model()).unwrap();
+/// The orders that are replaced. None of them waits for the row of another one.
+fn replaced() -> Vec<Order> {
+    let mut orders = generator();
+    let uids = (0..PUTS).map(|number| format!("put-{number}"));
+    uids.map(|uid| orders.order_with_uid(&uid)).collect()
+}
+
+fn put(order: &Order) -> String {
+    let body = serde_json::to_string(order).unwrap();
+    let uid = &order.order_uid;
     format!(
-        "PUT /api/v1/orders/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+        "PUT /api/v1/orders/{uid} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }
 
 async fn puts_time_out(program: &Program) {
-    let put = put();
-    for answer in join_all((0..PUTS).map(|_| program.send(&put))).await {
+    let puts: Vec<String> = replaced().iter().map(put).collect();
+    for answer in join_all(puts.iter().map(|put| program.send(put))).await {
         assert!(matches!(answer.status, 503 | 504), "{}", answer.body);
     }
 }
 
 async fn is_live(program: &Program) -> bool {
     let stats = program.get("/api/v1/cache/stats").await.json();
-    stats["listener"]["state"] == "live" && program.send(&put()).await.status == 200
+    let put = put(&replaced()[0]);
+    stats["listener"]["state"] == "live" && program.send(&put).await.status == 200
 }
 
 async fn start() -> (Arc<PrivatePostgres>, Arc<TestDatabase>, Program) {
     let server = block_in_place(|| PrivatePostgres::start(&Options::default())).unwrap();
     let database = TestDatabase::create_on(settings_of(&server));
-    store(&database, &model());
+    for order in replaced() {
+        store(&database, &order);
+    }
     store(&database, &generator().order_with_uid("by-hand"));
     let program = Program::start(&database, &[]).await;
     program.wait_until_logged("listener is live").await;

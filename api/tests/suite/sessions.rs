@@ -10,12 +10,13 @@ use shared::testing::{TestDatabase, eventually, settings_of};
 use tokio::task::block_in_place;
 
 use crate::support::missing_standby::{MissingStandby, hang_in_commit, sessions};
-use crate::support::{PATIENCE, TestApi, generator, model};
+use crate::support::{PATIENCE, TestApi, generator, model, store};
 
 const MODEL: &str = "/order/b563feb7b2b84b6test";
 
 /// The pool, the listener, the session that it asks to notify it, and some that are about to end.
 const MOST_SESSIONS: i64 = 4 + 2 + 4;
+const PUTS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_hang_leave_no_sessions_behind() {
@@ -27,13 +28,19 @@ async fn commits_that_hang_leave_no_sessions_behind() {
         config.pool.statement_timeout = Duration::from_millis(200);
     })
     .await;
-    api.store(&model()).await;
-    api.store(&generator().order_with_uid("by-hand")).await;
+    let mut orders = generator();
+    api.store(&orders.order_with_uid("by-hand")).await;
+    // None of them waits for the row of another one.
+    let replaced = (0..PUTS).map(|number| orders.order_with_uid(&format!("put-{number}")));
+    let replaced: Vec<_> = replaced.collect();
+    for order in &replaced {
+        store(&api.database, order);
+    }
     let missing = MissingStandby::begin(&server);
     let hanging = hang_in_commit(&api.database, "by-hand").await;
     let mut most = 0;
-    for _ in 0..10 {
-        for answer in join_all((0..4).map(|_| async { api.put(&model(), &[]).await })).await {
+    for at_once in replaced.chunks(4) {
+        for answer in join_all(at_once.iter().map(|order| api.put(order, &[]))).await {
             assert!(matches!(answer.status, 503 | 504), "{}", answer.body);
         }
         most = most.max(sessions(&api.database));
@@ -44,7 +51,9 @@ async fn commits_that_hang_leave_no_sessions_behind() {
     drop(missing);
     hanging.await.unwrap();
     api.wait_until_live().await;
-    assert_eq!(api.put(&model(), &[]).await.status, 200);
+    for order in &replaced {
+        assert_eq!(api.put(order, &[]).await.status, 200);
+    }
     assert_eq!(
         api.get("/order/by-hand").await.json()["delivery"]["city"],
         "BY-HAND"
