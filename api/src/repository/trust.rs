@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use shared::db::HistoryId;
 use tokio::sync::Notify;
@@ -27,6 +28,8 @@ impl Trust {
 
     pub(super) fn set_heard(&self, history: Option<HistoryId>) {
         *self.heard.lock() = history;
+        // A second report of the former mismatch may still wait to be heard.
+        self.mismatch.notified().now_or_never();
     }
 
     /// Distrusts the present sessions. Returns the moment from which on sessions are trusted.
