@@ -12,13 +12,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use compact_str::CompactString;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::core::Sampled;
 use super::counters::Count;
 use super::{OrderCache, ReadyOrder, core};
 use crate::repository::{Answered, StoreError};
@@ -56,9 +56,6 @@ impl AuditStatus {
     }
 }
 
-/// What a client gets for an order from the cache: its answer, or `None` if it gets that there is no such order.
-type Cached = (CompactString, Option<ReadyOrder>);
-
 impl OrderCache {
     /// Audits the cache until `shutdown`.
     pub async fn audit(self: Arc<Self>, shutdown: CancellationToken) {
@@ -78,12 +75,8 @@ impl OrderCache {
         if !self.listener.is_fresh() {
             return Ok(());
         }
-        let entries = self.core.sample(SAMPLE, fastrand::u64(..)).into_iter();
-        let absences = self.core.sample_absences(SAMPLE, fastrand::u64(..));
-        let sample: Vec<Cached> = entries
-            .map(|(uid, order)| (uid, Some(order)))
-            .chain(absences.into_iter().map(|uid| (uid, None)))
-            .collect();
+        let mut sample = self.core.sample(SAMPLE, fastrand::u64(..));
+        sample.extend(self.core.sample_absences(SAMPLE, fastrand::u64(..)));
         let count = sample.len();
         let suspects = self.differing(sample).await?;
         let first_look = Instant::now();
@@ -108,18 +101,22 @@ impl OrderCache {
     }
 
     async fn correct(&self, difference: Difference) -> Result<(), StoreError> {
-        let (uid, order) = difference.cached;
-        let version = order.map(|order| order.revision.version);
-        if !self.core.evict_wrong(&uid, version) {
+        let Difference {
+            cached,
+            stored_version,
+        } = difference;
+        if !self.core.evict_wrong(&cached) {
             return Ok(());
         }
+        let Sampled { uid, value, .. } = cached;
+        let version = value.map(|order| order.revision.version);
         self.audit_status.add_mismatch();
         error!(
             order.id = uid.as_str(),
             version, "a cached answer was wrong: no event had told of a change"
         );
         match version {
-            Some(version) if difference.stored_version == Some(version) => {
+            Some(version) if stored_version == Some(version) => {
                 self.repository.redraw_version(&uid, version).await
             }
             _ => Ok(()),
@@ -127,24 +124,26 @@ impl OrderCache {
     }
 
     /// Those of the sample that differ from what the database holds.
-    async fn differing(&self, sample: Vec<Cached>) -> Result<Vec<Difference>, StoreError> {
+    async fn differing(
+        &self,
+        sample: Vec<Sampled<ReadyOrder>>,
+    ) -> Result<Vec<Difference>, StoreError> {
         if sample.is_empty() {
             return Ok(Vec::new());
         }
-        let uids: Vec<&str> = sample.iter().map(|(uid, _)| &**uid).collect();
+        let uids: Vec<&str> = sample.iter().map(|cached| &*cached.uid).collect();
         let Answered { content, history } = self.repository.find_orders(&uids).await?;
         if history.0 != self.core.history() {
             return Ok(Vec::new());
         }
-        let difference = |cached: Cached| {
-            let (uid, order) = &cached;
-            let stored = match content.get(uid) {
+        let difference = |cached: Sampled<ReadyOrder>| {
+            let stored = match content.get(&cached.uid) {
                 Some(Ok(stored)) => Some(ReadyOrder::read_in(history, stored)),
                 // Nobody can say what a client should get. It is in the log already.
                 Some(Err(_)) => return None,
                 None => None,
             };
-            let differs = core::differs(order.as_ref(), stored.as_ref());
+            let differs = core::differs(cached.value.as_ref(), stored.as_ref());
             let stored_version = stored.map(|stored| stored.revision.version);
             differs.then_some(Difference {
                 cached,
@@ -157,7 +156,7 @@ impl OrderCache {
 
 /// A cached answer that the database would not give.
 struct Difference {
-    cached: Cached,
+    cached: Sampled<ReadyOrder>,
     /// The version in the database; `None` if there is no such order.
     stored_version: Option<i64>,
 }

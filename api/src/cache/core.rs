@@ -29,7 +29,7 @@ use super::counters::Counters;
 use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, sound};
 pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
-pub use sample::differs;
+pub use sample::{Sampled, differs};
 use segments::SegmentedLru;
 
 /// The largest number of shards. It exceeds the number of cores that could wait for one lock.
@@ -57,7 +57,10 @@ pub struct Core<V, W, S> {
 #[derive(Debug)]
 struct Shard<V, W, S> {
     entries: SegmentedLru<Entry<V>>,
-    missing: LruCache<CompactString, ()>,
+    /// The known absences with their numbers.
+    missing: LruCache<CompactString, u64>,
+    /// The number of the newest absence.
+    last_absence: u64,
     loading: HashMap<CompactString, Loading<W, S>>,
     weight_bytes: usize,
 }
@@ -104,6 +107,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             Mutex::new(Shard {
                 entries: SegmentedLru::new(capacity / shard_count),
                 missing: LruCache::new(missing_capacity),
+                last_absence: 0,
                 loading: HashMap::new(),
                 weight_bytes: 0,
             })
@@ -331,7 +335,9 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             }
             Loaded::NotFound => {
                 self.remove_entry(&mut shard, &uid);
-                shard.missing.put(uid, ());
+                shard.last_absence += 1;
+                let number = shard.last_absence;
+                shard.missing.put(uid, number);
                 true
             }
             Loaded::Found(value, weight_bytes) => {

@@ -5,6 +5,17 @@ use compact_str::CompactString;
 use super::{Core, Versioned};
 use crate::cache::sync::sound;
 
+/// What is cached for a key, for the auditor to look at.
+#[derive(Clone, Debug)]
+pub struct Sampled<V> {
+    /// The key.
+    pub uid: CompactString,
+    /// The value, or `None` if it is known that there is no such order.
+    pub value: Option<V>,
+    /// The epoch of an entry, or the number of a known absence.
+    mark: u64,
+}
+
 /// Whether what is cached for a key differs from what the database holds; `None` stands for no order.
 ///
 /// A writer that skips the triggers draws no version, so equal versions prove nothing.
@@ -26,7 +37,7 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// `random` picks the shard and the place. Uids are spread over the shards by their hash, so in a large cache all entries
     /// are about equally likely. Of a small cache, most entries are taken every time. The list is walked to the place under
     /// the shard's lock, from the nearer end.
-    pub fn sample(&self, count: usize, random: u64) -> Vec<(CompactString, V)> {
+    pub fn sample(&self, count: usize, random: u64) -> Vec<Sampled<V>> {
         let shard_count = self.shards.len();
         let first = (random % shard_count as u64) as usize;
         let place = random / shard_count as u64;
@@ -55,7 +66,11 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
                 entries
                     .take(missing)
                     .filter(|(_, entry)| entry.epoch == epoch)
-                    .map(|(uid, entry)| (uid.clone(), entry.value.clone())),
+                    .map(|(uid, entry)| Sampled {
+                        uid: uid.clone(),
+                        value: Some(entry.value.clone()),
+                        mark: epoch,
+                    }),
             );
             if sample.len() == count {
                 break;
@@ -64,9 +79,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         sample
     }
 
-    /// Returns at most `count` keys of which it is known that there is no such order. They are neighbours at a random place.
-    pub fn sample_absences(&self, count: usize, random: u64) -> Vec<CompactString> {
-        let count = sound!(count, AuditWithoutAbsences, 0);
+    /// Returns at most `count` known absences. They are neighbours at a random place.
+    pub fn sample_absences(&self, count: usize, random: u64) -> Vec<Sampled<V>> {
         let shard_count = self.shards.len();
         let first = (random % shard_count as u64) as usize;
         let place = random / shard_count as u64;
@@ -76,29 +90,37 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             let length = shard.missing.len() as u64;
             let start = place.checked_rem(length).unwrap_or_default() as usize;
             let absences = shard.missing.iter().cycle().skip(start);
-            let wanted = (count - sample.len()).min(shard.missing.len());
-            sample.extend(absences.take(wanted).map(|(uid, ())| uid.clone()));
+            let room = sound!(count - sample.len(), AuditWithoutAbsences, 0);
+            let wanted = room.min(shard.missing.len());
+            sample.extend(absences.take(wanted).map(|(uid, number)| Sampled {
+                uid: uid.clone(),
+                value: None,
+                mark: *number,
+            }));
         }
         sample
     }
 
-    /// Drops what is cached if it is still wrong: the entry if it still has this version, or the known absence (`None`).
-    /// Returns whether something was dropped.
+    /// Drops what was found to be wrong, if it has been served ever since it was sampled. Returns whether something was dropped.
     ///
-    /// An entry that is not verified yet is not wrong: nobody is shown it.
-    pub fn evict_wrong(&self, uid: &str, version: Option<i64>) -> bool {
+    /// What was stored or verified later is another answer, although it may look the same. An event for it may be on its way.
+    pub fn evict_wrong(&self, sampled: &Sampled<V>) -> bool {
+        let Sampled { uid, value, mark } = sampled;
         let mut shard = self.shard(uid);
         let epoch = self.gate.read().epoch;
-        let was_wrong = match version {
-            Some(version) => {
+        let was_wrong = match value {
+            Some(value) => {
                 let entry = shard.entries.peek(uid);
-                let is_wrong = entry.is_some_and(|entry| {
-                    entry.value.version() == version
-                        && sound!(entry.epoch == epoch, AuditOfAnUnverifiedEntry, true)
-                });
-                is_wrong && self.remove_entry(&mut shard, uid)
+                let is_cached = entry.is_some_and(|entry| entry.value.version() == value.version());
+                is_cached
+                    && sound!(epoch == *mark, AuditOfAnUnverifiedEntry, true)
+                    && self.remove_entry(&mut shard, uid)
             }
-            None => shard.missing.pop(uid).is_some(),
+            None => {
+                let number = shard.missing.peek(uid);
+                number.is_some_and(|number| sound!(number == mark, AuditOfALaterAbsence, true))
+                    && shard.missing.pop(uid).is_some()
+            }
         };
         if was_wrong {
             self.counters.evictions.audit.add(1);

@@ -320,15 +320,18 @@ fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
     let mut random = fastrand::Rng::with_seed(1);
     let seen: HashSet<i64> = (0..20_000)
         .flat_map(|_| core.sample(3, random.u64(..)))
-        .map(|(uid, value)| {
-            assert_eq!(*uid, *value.to_string());
+        .map(|sampled| {
+            let value = sampled.value.unwrap();
+            assert_eq!(*sampled.uid, *value.to_string());
             value
         })
         .collect();
     assert_eq!(seen.len(), 500);
-    assert!(!core.evict_wrong("7", Some(8)));
-    assert!(core.evict_wrong("7", Some(7)));
-    assert!(!core.evict_wrong("7", Some(7)), "it is already gone");
+    let [wrong] = &core.sample(1, 7)[..] else {
+        panic!("one was asked for")
+    };
+    assert!(core.evict_wrong(wrong));
+    assert!(!core.evict_wrong(wrong), "it is already gone");
     assert_eq!(core.sizes(), (499, 0, 4990));
     core.close();
     assert!(core.sample(3, 0).is_empty());
@@ -364,17 +367,54 @@ fn auditor_drops_what_is_wrong_and_still_served() {
     let core = open_core(10);
     fill(&core, "a", 1);
     core.complete(begin(&core, "b"), Loaded::NotFound, HISTORY, Placement::Hot);
-    assert_eq!(core.sample_absences(10, 12_345), ["b"]);
-    assert!(core.evict_wrong("b", None) && !core.evict_wrong("b", None));
+    let absences = core.sample_absences(10, 12_345);
+    assert_eq!(absences[0].uid, "b");
+    assert!(core.evict_wrong(&absences[0]) && !core.evict_wrong(&absences[0]));
     assert!(core.sample_absences(10, 12_345).is_empty());
-    assert!(!core.evict_wrong("a", Some(2)), "another version");
-    core.close();
-    core.open_fills(HISTORY);
-    assert!(
-        !core.evict_wrong("a", Some(1)),
-        "not verified, so not served"
-    );
-    core.verify("a", core.epoch(), HISTORY, Some(1));
-    assert!(core.evict_wrong("a", Some(1)));
+    let entries = core.sample(10, 12_345);
+    core.invalidate("a");
+    fill(&core, "a", 2);
+    assert!(!core.evict_wrong(&entries[0]), "another version");
+    let entries = core.sample(10, 12_345);
+    assert!(core.evict_wrong(&entries[0]));
     assert_eq!(core.counters().evictions.audit.get(), 2);
+}
+
+#[test]
+fn auditor_leaves_alone_what_was_stored_or_verified_after_it_looked() {
+    let core = open_core(10);
+    fill(&core, "a", 1);
+    let entry = core.sample(1, 0).remove(0);
+    let reconnect = |history| {
+        core.close();
+        core.open_fills(history);
+        core.set_serving(true);
+    };
+    reconnect(HISTORY);
+    assert!(!core.evict_wrong(&entry), "not verified, so not served");
+    core.verify("a", core.epoch(), HISTORY, Some(1));
+    assert!(!core.evict_wrong(&entry));
+
+    // A failover undoes the change that the auditor has seen. The version comes back, in another history.
+    core.clear();
+    reconnect(HISTORY + 1);
+    let ticket = begin(&core, "a");
+    core.complete(ticket, Loaded::Found(1, 10), HISTORY + 1, Placement::Hot);
+    assert!(!core.evict_wrong(&entry));
+
+    // The order was inserted, which the auditor has seen, and deleted again.
+    let load_absence = || {
+        core.complete(
+            begin(&core, "b"),
+            Loaded::NotFound,
+            HISTORY + 1,
+            Placement::Hot,
+        )
+    };
+    load_absence();
+    let absence = core.sample_absences(1, 0).remove(0);
+    core.invalidate("b");
+    load_absence();
+    assert!(!core.evict_wrong(&absence));
+    assert_eq!(core.counters().evictions.audit.get(), 0);
 }
