@@ -44,6 +44,7 @@ pub enum Mistake {
     AuditOfVersionsOnly,
     AuditWithoutAbsences,
     AuditInOneLook,
+    AuditOfALaterAbsence,
     ProofWithoutTheHistory,
     ProofWithoutTheEcho,
     ProofDuringADelayedFlush,

@@ -21,7 +21,7 @@ use listener::Listener;
 use servers::Servers;
 
 /// What happens to the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scene {
     /// Nothing but commits and lost connections.
     Calm,
@@ -56,7 +56,7 @@ impl Climate {
             demand: pick([0, 3, 6]),
             loss: pick([0, 1, 3]),
             time: pick([0, 1, 3]),
-            tamper: pick([0, 10, 10]),
+            tamper: pick([0, 0, 10]),
         }
     }
 }
@@ -95,6 +95,9 @@ fn waiter() -> (Arc<Waiter>, Arc<Waiter>) {
     let waiter = Arc::new(Waiter::default());
     (Arc::clone(&waiter), waiter)
 }
+
+/// What a thread does.
+type Act = Box<dyn FnOnce(&Arc<World>) + Send>;
 
 /// A load that has its slot, and its readers.
 type Load = (Ticket, Arc<Waiter>);
@@ -351,8 +354,10 @@ const AUDITS: usize = 2;
 /// Panics if a promise is broken.
 pub fn run(scene: Scene) {
     let mut ledger = Ledger::default();
-    ledger.now = 1;
-    let servers = Servers::new(&mut ledger);
+    let mut servers = Servers::new(&mut ledger);
+    if scene == Scene::TwoServers && thread_rng().gen_ratio(1, 2) {
+        servers.promote(&mut ledger);
+    }
     let world = Arc::new(World {
         climate: Climate::draw(),
         core: Core::new(NonZeroUsize::new(thread_rng().gen_range(1..=2)).unwrap()),
@@ -367,7 +372,7 @@ pub fn run(scene: Scene) {
     let mut listener = Listener::default();
     listener.step(&world);
     let mut threads = Vec::new();
-    let mut start = |act: Box<dyn FnOnce(&Arc<World>) + Send>| {
+    let mut start = |act: Act| {
         let world = Arc::clone(&world);
         threads.push(thread::spawn(move || act(&world)));
     };

@@ -1,16 +1,16 @@
 //! The auditor, as in `api/src/cache/audit.rs`.
 
-use super::ledger::{KEYS, Seen, Time};
+use super::ledger::{Seen, Time};
 use super::{Outside, World, key_of};
-use crate::cache::core::differs;
+use crate::cache::core::{Sampled, differs};
 use crate::sync::sound;
 
 const SAMPLE: usize = 10;
 /// How often the auditor looks whether a heartbeat has returned before it gives up.
-const PATIENCE: usize = 12;
+const PATIENCE: usize = 20;
 
-/// A cached answer, and what the database held instead.
-type Difference = (usize, Option<Seen>, Option<Seen>);
+/// A cached answer, and what the database holds instead.
+type Difference = (Sampled<Seen>, Option<Seen>);
 
 /// What differed at the first look, and when that was.
 #[derive(Debug, Default)]
@@ -40,12 +40,8 @@ impl World {
     }
 
     pub(super) fn first_look(&self) -> FirstLook {
-        let entries = self.core.sample(SAMPLE, 0).into_iter();
-        let absences = self.core.sample_absences(SAMPLE, 0).into_iter();
-        let sample = entries
-            .map(|(uid, seen)| (key_of(&uid), Some(seen)))
-            .chain(absences.map(|uid| (key_of(&uid), None)))
-            .collect();
+        let mut sample = self.core.sample(SAMPLE, 0);
+        sample.extend(self.core.sample_absences(SAMPLE, 0));
         FirstLook {
             suspects: self.differing(sample),
             at: self.outside().ledger.now,
@@ -54,24 +50,24 @@ impl World {
 
     pub(super) fn second_look(&self, first_look: FirstLook) {
         let suspects = first_look.suspects.iter();
-        let differing = self.differing(suspects.map(|(key, seen, _)| (*key, *seen)).collect());
+        let differing = self.differing(suspects.map(|(cached, _)| cached.clone()).collect());
         if sound!(!self.is_proven_since(&first_look), AuditInOneLook, false) {
             return;
         }
-        for (key, seen, stored) in differing {
-            let version = seen.map(|seen| seen.version);
-            if !self.core.evict_wrong(KEYS[key], version) {
+        for (cached, stored) in differing {
+            if !self.core.evict_wrong(&cached) {
                 continue;
             }
             let mut outside = self.outside();
             let Outside {
                 ledger, servers, ..
             } = &mut *outside;
+            let key = key_of(&cached.uid);
             assert!(
                 ledger.is_tampered(key),
-                "{}: {seen:?} instead of {stored:?} is no mistake",
-                KEYS[key]
+                "{cached:?} instead of {stored:?} is no mistake"
             );
+            let version = cached.value.map(|seen| seen.version);
             match (version, stored) {
                 (Some(version), Some(stored)) if stored.version == version => {
                     servers.redraw(ledger, key, version);
@@ -88,23 +84,20 @@ impl World {
             && status.proof.is_some_and(|proof| proof > first_look.at)
     }
 
-    fn differing(&self, sample: Vec<(usize, Option<Seen>)>) -> Vec<Difference> {
-        let keys: Vec<usize> = sample.iter().map(|(key, _)| *key).collect();
+    fn differing(&self, sample: Vec<Sampled<Seen>>) -> Vec<Difference> {
+        let keys: Vec<usize> = sample.iter().map(|cached| key_of(&cached.uid)).collect();
         let Some(found) = self.select(&keys) else {
             return Vec::new();
         };
-        if found
-            .iter()
-            .any(|found| found.label != self.core.history())
-        {
+        let history = self.core.history();
+        if found.iter().any(|found| found.label != history) {
             return Vec::new();
         }
         let found = found.into_iter();
         let stored = found.map(|found| Some(found).filter(|found| found.content.is_some()));
         let compared = sample.into_iter().zip(stored);
         compared
-            .filter(|((_, cached), stored)| differs(cached.as_ref(), stored.as_ref()))
-            .map(|((key, cached), stored)| (key, cached, stored))
+            .filter(|(cached, stored)| differs(cached.value.as_ref(), stored.as_ref()))
             .collect()
     }
 }

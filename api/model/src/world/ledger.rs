@@ -6,7 +6,7 @@ use crate::cache::core::Versioned;
 
 pub(super) const KEYS: [&str; 2] = ["a", "b"];
 /// The age that the proof must stay below.
-pub(super) const LEASE: Time = 3;
+pub(super) const LEASE: Time = 4;
 const FOR_EVER: Time = Time::MAX;
 
 pub(super) type Time = u64;
@@ -93,6 +93,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// Lets time pass, so that what happened before is earlier than what happens next.
+    pub(super) fn next_time(&mut self) -> Time {
+        self.now += 1;
+        self.now
+    }
+
     pub(super) fn new_content(&mut self) -> Content {
         self.contents += 1;
         Some(self.contents)
@@ -187,6 +193,11 @@ impl Ledger {
         });
     }
 
+    pub(super) fn hears(&self, history: History) -> bool {
+        let mut heard = self.heard.iter();
+        heard.any(|heard| heard.history == history && heard.until == FOR_EVER)
+    }
+
     /// The listener hears nothing more of this history, or of any.
     pub(super) fn stop_hearing(&mut self, history: Option<History>) {
         for heard in &mut self.heard {
@@ -271,7 +282,11 @@ impl Ledger {
         if seen.content.is_some() && seen.label == label(seen.history) {
             let shown = self.shown.entry((seen.label, seen.version));
             let shown = *shown.or_insert(seen.content);
-            assert_eq!(shown, seen.content, "{}: two contents of {seen:?}", KEYS[key]);
+            assert_eq!(
+                shown, seen.content,
+                "{}: two contents of {seen:?}",
+                KEYS[key]
+            );
         }
     }
 

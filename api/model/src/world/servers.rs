@@ -71,10 +71,14 @@ pub(super) struct Servers {
 impl Servers {
     /// One server.
     pub(super) fn new(ledger: &mut Ledger) -> Self {
-        let states = [0, 1].map(|key| (ledger.new_content(), key + 1));
+        let mut random = thread_rng();
+        let states = [3, 4].map(|version| match random.gen_ratio(2, 3) {
+            true => (ledger.new_content(), version),
+            false => (None, 0),
+        });
         let backup = Backup {
             states,
-            next_version: 3,
+            next_version: 5,
         };
         let mut servers = Self {
             servers: Vec::new(),
@@ -85,6 +89,7 @@ impl Servers {
             trust: Trust::default(),
         };
         servers.start(ledger, backup);
+        servers.servers[0].drawn = [Some(1), Some(2)];
         servers
     }
 
@@ -209,7 +214,7 @@ impl Servers {
                 (content, version)
             }
             None => {
-                let drawn = drawn.filter(|_| random.gen_ratio(2, 3));
+                let drawn = drawn.filter(|_| random.gen_ratio(4, 5));
                 (ledger.new_content(), drawn.unwrap_or_else(draw))
             }
         };
@@ -225,7 +230,7 @@ impl Servers {
                 history,
                 key,
                 place,
-                is_readable: !thread_rng().gen_ratio(1, 8),
+                is_readable: !thread_rng().gen_ratio(1, 5),
             });
         }
     }
@@ -299,8 +304,8 @@ impl Servers {
         self.backup = self.copy(ledger, server).unwrap_or(self.backup);
     }
 
-    /// Brings back an old state on any server. It sends no event. Connections die only if the server's files were replaced.
-    /// Returns the new history if the listener's connection still stands.
+    /// Brings back an old state on any server. It sends no event. Connections die only if the server's files were
+    /// replaced.
     pub(super) fn restore(&mut self, ledger: &mut Ledger) {
         let number = self.any();
         let server = &mut self.servers[number];
@@ -311,12 +316,14 @@ impl Servers {
             server.life += 1;
             server.queue = None;
         }
+        // Until the listener notices, its history and the labels of the pool's connections stand for the new one as well.
+        let is_heard = ledger.hears(before);
         ledger.end_history(before);
         let history = ledger.begin_history(self.backup.states);
         server.history = Some(history);
         server.next_version = self.backup.next_version;
         server.drawn = [None; KEYS.len()];
-        if server.queue.is_some() {
+        if is_heard {
             ledger.hear(history);
         }
     }
