@@ -100,7 +100,7 @@ fn run_pending(
     let timeout_ms = TABLE_LOCK_TIMEOUT.as_millis();
     let mut applied: Vec<String> = Vec::new();
     let mut backoff = Backoff::for_database();
-    connection.batch_execute(&format!("SET lock_timeout = {timeout_ms}"))?;
+    connection.batch_execute(&["SET lock_timeout = ", &timeout_ms.to_string()].concat())?;
     loop {
         let started = Instant::now();
         match run_next(connection) {
