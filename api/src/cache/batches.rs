@@ -4,11 +4,9 @@
 //! wake-ups. They take few connections, however many readers miss. Each load has its slot before its statement begins, as
 //! the core demands.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use compact_str::CompactString;
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -108,21 +106,22 @@ impl OrderCache {
     ) -> Result<(), StoreError> {
         let uids: Vec<&str> = loads.iter().map(OwnedLoad::uid).collect();
         let found = self.repository.find_orders(&uids).await;
-        let Answered { content, history } = match found {
+        let Answered {
+            content: mut orders,
+            history,
+        } = match found {
             Ok(found) => found,
             Err(error) => {
                 loads.into_iter().for_each(|load| load.fail(error));
                 return Err(error);
             }
         };
-        // All answers are made before the first reader is woken. Then the readers come back together, and their next loads
-        // share a statement.
-        let ready = |(uid, order): (CompactString, Result<_, StoreError>)| {
-            (uid, order.map(|order| ReadyOrder::read_in(history, &order)))
-        };
-        let mut ready: HashMap<_, _> = content.into_iter().map(ready).collect();
+        // Each reader is woken as soon as its answer is made. If all answers were made first, the readers would come back
+        // together, but 64 of them got 8 % fewer answers (`bench read`).
         for load in loads {
-            let content = ready.remove(load.uid()).transpose();
+            let order = orders.remove(load.uid()).transpose();
+            let content =
+                order.map(|order| order.map(|order| ReadyOrder::read_in(history, &order)));
             load.finish(Answered { content, history }, placement);
         }
         Ok(())
