@@ -445,7 +445,7 @@ function freshnessBadge(headers) {
 }
 
 function versionBadge(headers) {
-  const version = headers.get("etag")?.replace(/^W\//, "").replaceAll('"', "");
+  const version = headers.get("etag")?.match(/[0-9]+/)?.[0];
   return version ? element("span", { className: "badge", title: "From the ETag. It changes with every write." }, `version ${version}`) : null;
 }
 

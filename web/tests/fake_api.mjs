@@ -128,8 +128,8 @@ function sendOrder(request, response, uid, { orders, state }) {
     return;
   }
   const source = state.isBlind ? { "Cache-Status": "orders; fwd=bypass; detail=blind" } : { "Cache-Status": "orders; hit", Age: "0" };
-  const headers = { ETag: '"42"', "Cache-Control": "private, no-cache", ...source };
-  if (request.headers["if-none-match"] === '"42"') {
+  const headers = { ETag: '"42-5f0c1a7be2d94836"', "Cache-Control": "private, no-cache", ...source };
+  if (request.headers["if-none-match"] === '"42-5f0c1a7be2d94836"') {
     response.writeHead(304, headers).end();
     return;
   }

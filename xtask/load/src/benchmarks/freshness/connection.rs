@@ -85,7 +85,9 @@ impl<'a> Answer<'a> {
         let Status::Complete(head_length) = head.parse(bytes)? else {
             anyhow::bail!("the head of an answer is not complete");
         };
-        let version = value(head.headers, "etag").map(|etag| etag.trim_matches('"').parse());
+        let etag = value(head.headers, "etag").map(|etag| etag.trim_matches('"'));
+        // The version comes before the hyphen, and the database's history after it.
+        let version = etag.and_then(|etag| etag.split('-').next()).map(str::parse);
         Ok(Self {
             status: head.code.context("an answer without status")?,
             version: version.transpose()?,
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn version_and_hit_are_read_from_a_head() {
-        let hit = b"HTTP/1.1 200 OK\r\netag: \"17\"\r\ncache-status: orders; hit\r\ncontent-length: 3\r\n\r\nabc";
+        let hit = b"HTTP/1.1 200 OK\r\netag: \"17-5f0c1a7be2d94836\"\r\ncache-status: orders; hit\r\ncontent-length: 3\r\n\r\nabc";
         assert_eq!(answer_length(&hit[..30]).unwrap(), None);
         assert_eq!(answer_length(hit).unwrap(), Some(hit.len()));
         let answer = Answer::parse(hit).unwrap();
