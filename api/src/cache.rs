@@ -3,8 +3,8 @@
 //! - [`core`]: the rules, without I/O. `sync`: the locks and atomics of the core. [`counters`]: what happened.
 //! - [`loader`]: readers, and one load per key at a time. `batches`: loads that share a statement. [`warmup`]: loads before
 //!   anybody asks. `revalidation`: comparing the entries from before a loss of the listener.
-//! - [`listener`]: LISTEN, evictions, and the proof. `proof`: what proves something. [`status`]: the listener's state, for readers and operators. [`audit`]:
-//!   changes without an event. `clock`: time that includes the sleep of the machine.
+//! - [`listener`]: LISTEN, evictions, and the proof. `proof`: what proves something. [`status`]: the listener's state, for
+//!   readers and operators. [`audit`]: changes without an event. `clock`: time that includes the sleep of the machine.
 //!
 //! Nothing here knows HTTP except for the ready-made `ETag`.
 

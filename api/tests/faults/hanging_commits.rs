@@ -74,14 +74,11 @@ async fn twenty_reconnects_and_twenty_puts_leave_no_sessions_behind_a_commit_tha
     let hanging = hang_in_commit(&database, "by-hand").await;
     let (mut listeners, mut most) = (HashSet::new(), 0);
     let started = Instant::now();
-    let watching = async {
-        while listeners.len() <= RECONNECTS {
-            assert!(started.elapsed() < RECONNECTED_WITHIN);
-            listeners.extend(database.texts(LISTENERS));
-            most = most.max(sessions(&database));
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
+    let watching = eventually("it has reconnected", RECONNECTED_WITHIN, async || {
+        listeners.extend(database.texts(LISTENERS));
+        most = most.max(sessions(&database));
+        listeners.len() > RECONNECTS
+    });
     tokio::join!(watching, puts_time_out(&program));
     println!(
         "{} reconnects in {:?}, at most {most} sessions",

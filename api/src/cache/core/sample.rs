@@ -2,8 +2,8 @@
 
 use compact_str::CompactString;
 
-use super::{Core, Versioned};
-use crate::cache::sync::sound;
+use super::{Core, Shard, Versioned};
+use crate::cache::sync::{Mutex, sound};
 
 /// What is cached for a key, for the auditor to look at.
 #[derive(Clone, Debug)]
@@ -38,12 +38,10 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
     /// are about equally likely. Of a small cache, most entries are taken every time. The list is walked to the place under
     /// the shard's lock, from the nearer end.
     pub fn sample(&self, count: usize, random: u64) -> Vec<Sampled<V>> {
-        let shard_count = self.shards.len();
-        let first = (random % shard_count as u64) as usize;
-        let place = random / shard_count as u64;
+        let (shards, place) = self.shards_from(random);
         let mut sample = Vec::with_capacity(count);
-        for offset in 0..shard_count {
-            let shard = self.shards[(first + offset) % shard_count].lock();
+        for (offset, shard) in shards.enumerate() {
+            let shard = shard.lock();
             let epoch = self.gate.read().epoch;
             let length = shard.entries.len();
             let start = match place.checked_rem(length as u64) {
@@ -81,12 +79,10 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
 
     /// Returns at most `count` known absences. They are neighbours at a random place.
     pub fn sample_absences(&self, count: usize, random: u64) -> Vec<Sampled<V>> {
-        let shard_count = self.shards.len();
-        let first = (random % shard_count as u64) as usize;
-        let place = random / shard_count as u64;
+        let (shards, place) = self.shards_from(random);
         let mut sample = Vec::with_capacity(count);
-        for offset in 0..shard_count {
-            let shard = self.shards[(first + offset) % shard_count].lock();
+        for shard in shards {
+            let shard = shard.lock();
             let length = shard.missing.len() as u64;
             let start = place.checked_rem(length).unwrap_or_default() as usize;
             let absences = shard.missing.iter().cycle().skip(start);
@@ -99,6 +95,15 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             }));
         }
         sample
+    }
+
+    /// Returns all shards, beginning with a random one, and a random place in it.
+    fn shards_from(&self, random: u64) -> (impl Iterator<Item = &Mutex<Shard<V, W, S>>>, u64) {
+        let shard_count = self.shards.len();
+        let first = (random % shard_count as u64) as usize;
+        let (before, from_first) = self.shards.split_at(first);
+        let shards = from_first.iter().chain(before);
+        (shards, random / shard_count as u64)
     }
 
     /// Drops what was found to be wrong, if it has been served ever since it was sampled. Returns whether something was dropped.
