@@ -6,7 +6,9 @@ use rdkafka::message::{Message, OwnedMessage};
 use shared::order::Order;
 
 use crate::dead_letters::DeadLetter;
+use crate::guard::Guard;
 use crate::record::{Offset, Position, Reading, Refusal, headers};
+use crate::witnesses::{self, Witness};
 
 /// The memory that a record takes in addition to the bytes of its message: the order's structs, and its row while it is
 /// written.
@@ -32,19 +34,26 @@ impl IncomingOrder {
     }
 }
 
-/// An order and the offset of its message.
+/// An order and its message.
 #[derive(Clone, Copy, Debug)]
 pub struct SourcedOrder<'a> {
     /// The order.
     pub order: &'a Order,
-    /// Offset in the batch's partition.
-    pub offset: Offset,
+    /// The message's place in the batch's partition, and its time.
+    pub position: Position,
+    /// Whether the message was read before, or may have been.
+    pub is_replay: bool,
 }
 
 impl<'a> SourcedOrder<'a> {
     /// The order's id.
     pub fn uid(&self) -> &'a str {
         self.order.order_uid.as_str()
+    }
+
+    /// The message's offset.
+    pub fn offset(&self) -> Offset {
+        self.position.offset
     }
 }
 
@@ -59,6 +68,8 @@ pub struct Batch {
     pub new_next_offset: Offset,
     /// Its last record; none if only the end of the partition was reached.
     pub last_record: Option<Position>,
+    /// The highest timestamp of its records, in milliseconds since 1970.
+    pub max_timestamp_ms: Option<i64>,
     /// Valid orders by offset, including repeated ones.
     pub orders: Vec<IncomingOrder>,
     /// Refused messages by offset.
@@ -76,6 +87,7 @@ impl Batch {
             old_next_offset: next_offset,
             new_next_offset: next_offset,
             last_record: None,
+            max_timestamp_ms: None,
             orders: Vec::new(),
             dead_letters: Vec::new(),
             size_bytes: 0,
@@ -113,6 +125,30 @@ impl Batch {
     fn pass(&mut self, record: Position) {
         self.advance_to(record.offset.next());
         self.last_record = Some(record);
+        self.max_timestamp_ms = self.max_timestamp_ms.max(record.timestamp_ms);
+    }
+
+    /// The message of the order at an offset.
+    pub fn message_at(&self, offset: Offset) -> Option<&OwnedMessage> {
+        let index = self
+            .orders
+            .binary_search_by_key(&offset, IncomingOrder::offset)
+            .ok()?;
+        Some(&self.orders[index].message)
+    }
+
+    /// What is kept of the last record, to recognise the log.
+    pub fn witness(&self) -> Option<Witness> {
+        let position = self.last_record?;
+        let last_order = (self.orders.last()).filter(|order| order.offset() == position.offset);
+        let payload = match last_order {
+            Some(order) => order.message.payload(),
+            None => self.dead_letters.last()?.payload.as_deref(),
+        };
+        Some(Witness {
+            position,
+            payload_hash: witnesses::payload_hash(payload),
+        })
     }
 
     /// Turns orders that the database rejects into dead letters. `refused` are offsets and reasons, by rising offset.
@@ -161,25 +197,33 @@ impl Batch {
     }
 
     /// The last message of each order, sorted by uid: what the writer stores, in the order in which it locks.
-    pub fn folded(&self) -> Vec<SourcedOrder<'_>> {
-        self.folded_without(&[])
+    ///
+    /// It is a replay only if all messages of the order are, according to the guard. A message that follows a new one in the
+    /// log is newer than what the new one may replace.
+    pub fn folded(&self, guard: &Guard) -> Vec<SourcedOrder<'_>> {
+        self.folded_without(&[], guard)
     }
 
     /// The same, as if the messages at the offsets `left_out` did not exist. These offsets must rise.
-    pub fn folded_without(&self, left_out: &[Offset]) -> Vec<SourcedOrder<'_>> {
+    pub fn folded_without(&self, left_out: &[Offset], guard: &Guard) -> Vec<SourcedOrder<'_>> {
         let mut latest: Vec<SourcedOrder<'_>> = (self.orders.iter())
-            .map(|incoming| SourcedOrder {
-                order: &incoming.order,
-                offset: incoming.offset(),
+            .map(|incoming| {
+                let position = Position::of(&incoming.message);
+                SourcedOrder {
+                    order: &incoming.order,
+                    position,
+                    is_replay: guard.is_replay(position),
+                }
             })
-            .filter(|sourced| left_out.binary_search(&sourced.offset).is_err())
+            .filter(|sourced| left_out.binary_search(&sourced.offset()).is_err())
             .collect();
         latest.sort_unstable_by(|left, right| {
-            (&left.order.order_uid, left.offset).cmp(&(&right.order.order_uid, right.offset))
+            (&left.order.order_uid, left.offset()).cmp(&(&right.order.order_uid, right.offset()))
         });
         latest.dedup_by(|later, earlier| {
             let is_same = later.order.order_uid == earlier.order.order_uid;
             if is_same {
+                later.is_replay &= earlier.is_replay;
                 *earlier = *later;
             }
             is_same
@@ -226,11 +270,20 @@ mod tests {
     use shared::testing::OrderGenerator;
 
     use super::*;
-    use crate::record::{Partition, Reason};
+    use crate::record::{Incarnation, Partition, Reason};
 
     const READING: Reading = Reading {
         partition: Partition(3),
         generation: 1,
+    };
+
+    /// Records below offset 12 were read before.
+    const GUARD: Guard = Guard {
+        partition: READING.partition,
+        incarnation: Incarnation(1),
+        log_since: Incarnation(1),
+        replay_until: Some(Offset(12)),
+        doubt: None,
     };
 
     fn message(offset: i64, payload: &[u8]) -> OwnedMessage {
@@ -262,7 +315,7 @@ mod tests {
 
     fn places(orders: &[SourcedOrder<'_>]) -> Vec<(String, i64)> {
         let place =
-            |sourced: &SourcedOrder<'_>| (sourced.order.order_uid.to_string(), sourced.offset.0);
+            |sourced: &SourcedOrder<'_>| (sourced.order.order_uid.to_string(), sourced.offset().0);
         orders.iter().map(place).collect()
     }
 
@@ -275,7 +328,12 @@ mod tests {
         }
         let expected =
             [("a", 11), ("b", 12), ("c", 15)].map(|(uid, offset)| (uid.to_owned(), offset));
-        assert_eq!(places(&batch.folded()), expected);
+        assert_eq!(places(&batch.folded(&GUARD)), expected);
+        let replays = batch
+            .folded(&GUARD)
+            .into_iter()
+            .map(|sourced| sourced.is_replay);
+        assert_eq!(replays.collect::<Vec<_>>(), [true, false, false]);
         assert_eq!(
             (
                 batch.old_next_offset,
@@ -284,6 +342,23 @@ mod tests {
             ),
             (Offset(10), Offset(16), 4)
         );
+    }
+
+    #[test]
+    fn the_last_record_is_the_witness_whether_it_was_an_order_or_not() {
+        let mut generator = OrderGenerator::new(4, Utc::now());
+        let mut batch = Batch::open(READING, Offset(0));
+        assert_eq!(batch.witness(), None);
+        push_order(&mut batch, 7, generator.next_order());
+        let witness = |offset, payload: &[u8]| Some(Witness::of(&message(offset, payload)));
+        assert_eq!(batch.witness(), witness(7, b"payload"));
+        push_dead(&mut batch, 8);
+        batch.reach(Offset(20));
+        assert_eq!(batch.witness(), witness(8, b"{"));
+        push_order(&mut batch, 30, generator.next_order());
+        batch.refuse(vec![(Offset(30), refusal())]);
+        assert_eq!(batch.witness(), witness(30, b"payload"));
+        assert_eq!(batch.max_timestamp_ms, Some(30));
     }
 
     #[test]
@@ -302,10 +377,10 @@ mod tests {
         for (offset, uid) in [(0, "a"), (1, "b"), (2, "a"), (3, "a")] {
             push_order(&mut batch, offset, generator.order_with_uid(uid));
         }
-        assert_eq!(places(&batch.folded_without(&[Offset(3)]))[0].1, 2);
+        assert_eq!(places(&batch.folded_without(&[Offset(3)], &GUARD))[0].1, 2);
         batch.refuse(vec![(Offset(2), refusal()), (Offset(3), refusal())]);
         let expected = [("a", 0), ("b", 1)].map(|(uid, offset)| (uid.to_owned(), offset));
-        assert_eq!(places(&batch.folded()), expected);
+        assert_eq!(places(&batch.folded(&GUARD)), expected);
         let letters: Vec<(i64, Option<&[u8]>)> = (batch.dead_letters.iter())
             .map(|letter| (letter.position.offset.0, letter.payload.as_deref()))
             .collect();

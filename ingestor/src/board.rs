@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use parking_lot::{Condvar, Mutex};
 
-use crate::offsets::{Claim, Witness};
-use crate::record::{Incarnation, Offset, Partition, Position, Reading};
+use crate::offsets::{Claim, Glimpse};
+use crate::record::{Incarnation, Offset, Partition, Reading};
+use crate::witnesses::{Witness, Witnesses};
 pub use health::Health;
 use lag::LagClock;
 
@@ -111,7 +112,7 @@ struct Entry {
     confirmed_at: Instant,
     incarnation: Incarnation,
     next_offset: Option<Offset>,
-    last_record: Option<Position>,
+    witnesses: Witnesses,
     lag: LagClock,
 }
 
@@ -124,7 +125,7 @@ impl Entry {
             confirmed_at: Instant::now(),
             incarnation: Incarnation(0),
             next_offset: None,
-            last_record: None,
+            witnesses: Witnesses::default(),
             lag: LagClock::default(),
         }
     }
@@ -145,16 +146,12 @@ pub struct StoredPosition {
 }
 
 /// A snapshot of a partition that is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunningPartition {
     /// Its reading.
     pub reading: Reading,
-    /// Its incarnation.
-    pub incarnation: Incarnation,
-    /// Offset of the next record to store.
-    pub next_offset: Offset,
-    /// The last stored record.
-    pub last_record: Option<Position>,
+    /// What is compared with the brokers' log.
+    pub glimpse: Glimpse,
 }
 
 /// Numbers of assigned partitions.
@@ -193,8 +190,8 @@ struct Inner {
     troubled_writers: BTreeSet<usize>,
     last_generation: u64,
     partitions: BTreeMap<Partition, Entry>,
-    /// Records by which a recreated topic is recognised. They are kept while a partition is not assigned.
-    witnesses: BTreeMap<Partition, Witness>,
+    /// Records by which a changed log is recognised, with their incarnations. They are kept while a partition is not assigned.
+    held: BTreeMap<Partition, (Incarnation, Witness)>,
 }
 
 impl Inner {
@@ -229,20 +226,16 @@ impl Board {
         let mut inner = self.inner.lock();
         // A claim that was under way while its partition was taken away brings nothing back.
         if let Some(entry) = inner.current(reading) {
-            entry.claim = Some(*claim);
+            entry.claim = Some(claim.clone());
             entry.confirmed_at = Instant::now();
-            entry.incarnation = claim.incarnation;
+            entry.incarnation = claim.guard.incarnation;
             entry.next_offset = Some(claim.next_offset);
-            entry.last_record = claim.last_record;
+            entry.witnesses = claim.witnesses.clone();
         }
-        // The claim has checked both: the row's last record and the witness that was kept.
-        let of_row = claim
-            .last_record
-            .and_then(|record| Witness::new(claim.incarnation, record));
-        let kept = inner.witnesses.remove(&reading.partition);
-        let kept = kept.filter(|witness| witness.incarnation == claim.incarnation);
-        if let Some(witness) = of_row.or(kept) {
-            inner.witnesses.insert(reading.partition, witness);
+        // The claim has checked both: the row's newest witness and the one that was held.
+        let incarnation = claim.guard.incarnation;
+        if let Some(newest) = claim.witnesses.newest() {
+            inner.held.insert(reading.partition, (incarnation, *newest));
         }
     }
 
@@ -310,7 +303,7 @@ impl Board {
 
     /// Returns the claim of a reading that counts.
     pub fn claim_of(&self, reading: Reading) -> Option<Claim> {
-        self.inner.lock().current(reading)?.claim
+        self.inner.lock().current(reading)?.claim.clone()
     }
 
     /// The database does not confirm the claim any more, or the partition has halted: nothing more is stored under it.
@@ -330,7 +323,7 @@ impl Board {
             .filter(|(partition, entry)| {
                 is_wanted(**partition) && entry.confirmed_at.elapsed() >= age
             })
-            .filter_map(|(_, entry)| Some((entry.reading?, entry.claim?)))
+            .filter_map(|(_, entry)| Some((entry.reading?, entry.claim.clone()?)))
             .collect()
     }
 
@@ -353,7 +346,7 @@ impl Board {
         &self,
         reading: Reading,
         next_offset: Offset,
-        last_record: Option<Position>,
+        witness: Option<Witness>,
         consecutive_bad: i64,
     ) {
         let mut inner = self.inner.lock();
@@ -361,34 +354,43 @@ impl Board {
         let Some(entry) = inner.current(reading) else {
             return;
         };
+        entry.confirmed_at = Instant::now();
+        entry.next_offset = Some(next_offset);
+        if let Some(witness) = witness {
+            entry.witnesses.push(witness);
+            let now_ms = Utc::now().timestamp_millis();
+            let timestamp_ms = witness.position.timestamp_ms;
+            entry.lag.set_last_timestamp(timestamp_ms, now_ms);
+        }
         if let Some(claim) = &mut entry.claim {
             claim.next_offset = next_offset;
             claim.consecutive_bad = consecutive_bad;
+            claim.witnesses = entry.witnesses.clone();
         }
-        entry.confirmed_at = Instant::now();
-        entry.next_offset = Some(next_offset);
-        entry.last_record = last_record.or(entry.last_record);
-        entry.lag.set_last_timestamp(
-            last_record.and_then(|record| record.timestamp_ms),
-            Utc::now().timestamp_millis(),
-        );
-        let witness = last_record.and_then(|record| Witness::new(entry.incarnation, record));
-        // Only the first one: a later record may belong to a topic that was recreated meanwhile, see `watch::topic`.
+        let incarnation = entry.incarnation;
+        // Only the first one: a later record may belong to a log that was changed meanwhile, see `watch::topic`.
         if let Some(witness) = witness {
-            inner.witnesses.entry(reading.partition).or_insert(witness);
+            let held = inner
+                .held
+                .entry(reading.partition)
+                .or_insert((incarnation, witness));
+            if held.0 != incarnation {
+                *held = (incarnation, witness);
+            }
         }
     }
 
-    /// The record by which a recreated topic is recognised.
-    pub fn witness(&self, partition: Partition) -> Option<Witness> {
-        self.inner.lock().witnesses.get(&partition).copied()
+    /// A record of this incarnation that was read before the last look at the brokers' log.
+    pub fn held_witness(&self, partition: Partition, incarnation: Incarnation) -> Option<Witness> {
+        let held = self.inner.lock().held.get(&partition).copied();
+        held.filter(|held| held.0 == incarnation).map(|held| held.1)
     }
 
-    /// Replaces the witness by a later record if the reading still counts.
-    pub fn set_witness(&self, reading: Reading, witness: Witness) {
+    /// Holds a later record instead if the reading still counts.
+    pub fn hold_witness(&self, reading: Reading, incarnation: Incarnation, witness: Witness) {
         let mut inner = self.inner.lock();
         if inner.current(reading).is_some() {
-            inner.witnesses.insert(reading.partition, witness);
+            inner.held.insert(reading.partition, (incarnation, witness));
         }
     }
 
@@ -404,9 +406,11 @@ impl Board {
             .filter_map(|entry| {
                 Some(RunningPartition {
                     reading: entry.reading?,
-                    incarnation: entry.incarnation,
-                    next_offset: entry.next_offset?,
-                    last_record: entry.last_record,
+                    glimpse: Glimpse {
+                        incarnation: entry.incarnation,
+                        next_offset: entry.next_offset?,
+                        witnesses: entry.witnesses.clone(),
+                    },
                 })
             })
             .collect()
@@ -483,19 +487,27 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard::Guard;
     use crate::record::Epoch;
 
     const P1: Partition = Partition(1);
     const P2: Partition = Partition(2);
 
+    const GUARD: Guard = Guard {
+        partition: P1,
+        incarnation: Incarnation(1),
+        log_since: Incarnation(1),
+        replay_until: None,
+        doubt: None,
+    };
+
     fn claim(next_offset: i64) -> Claim {
         Claim {
             epoch: Epoch(1),
             next_offset: Offset(next_offset),
-            incarnation: Incarnation(0),
+            guard: GUARD,
             consecutive_bad: 0,
-            replay_until: None,
-            last_record: None,
+            witnesses: Witnesses::default(),
             end_offset: Offset(next_offset),
         }
     }

@@ -18,7 +18,7 @@ use shared::order::Decoder;
 pub use dead_letters::{DeadLettersCommand, DecideArgs};
 use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
-pub use offsets::{OffsetsCommand, Start, Which};
+pub use offsets::{How, OffsetsCommand, Start, Which};
 
 /// The name of our sessions in `pg_stat_activity` and of our clients in Kafka's logs.
 pub const APPLICATION_NAME: &str = "orders-ingestor";

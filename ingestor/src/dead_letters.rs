@@ -10,6 +10,7 @@ use serde_json::Value;
 use shared::db::schema::dead_letters;
 
 use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Refusal, headers};
+use stored::LetterState;
 
 /// The most bytes of a payload that are kept.
 pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
@@ -75,6 +76,7 @@ struct NewDeadLetter<'a> {
     message_timestamp: Option<DateTime<Utc>>,
     reason: &'a str,
     detail: String,
+    state: &'static str,
 }
 
 /// Inserts letters of one partition in the caller's transaction. A letter that is already there, as after a rewind,
@@ -107,6 +109,7 @@ pub fn insert(
                 .filter(|&c| c != '\0')
                 .take(MAX_DETAIL_CHARS)
                 .collect(),
+            state: LetterState::at_first(letter.refusal.reason).into(),
         });
         diesel::insert_into(dead_letters::table)
             .values(rows.collect::<Vec<_>>())

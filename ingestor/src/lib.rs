@@ -12,20 +12,22 @@
 //! | [`record`] | what a record is: its place, its reading, why it is refused, its headers | |
 //! | [`periodic`] | threads that do something again and again until shutdown | |
 //! | [`dead_letters`] | the table of refused messages | [`record`] |
+//! | [`witnesses`] | records that were read, by which a log is recognised | [`record`], [`dead_letters`] |
+//! | [`guard`] | whether a message that may have been read before may write its order | [`record`] |
 //! | [`config`] | the command line and the environment | [`record`], [`dead_letters`] |
 //! | [`database`] | a thread's connection to PostgreSQL, and the schema at start | [`config`] |
 //! | [`history`] | the database's row of `service_history`: made anew after a restore or a failover | |
-//! | [`batch`] | records into batches, without I/O | [`record`], [`dead_letters`] |
+//! | [`batch`] | records into batches, without I/O | [`record`], [`dead_letters`], [`witnesses`], [`guard`] |
 //! | [`failpoints`] | where tests stop, kill and break the program; not in releases | [`record`], [`dead_letters`], [`batch`] |
 //! | [`metrics`] | what is counted | [`record`], [`batch`] |
-//! | [`kafka`] | the Kafka clients: the group's consumer with its rebalances, and the probe | [`record`], [`config`], [`failpoints`] |
-//! | [`offsets`] | the table of offsets: claims, the fence, incidents, what operators may change | [`record`], [`batch`], [`kafka`] |
-//! | [`board`] | the life of every assigned partition, and the health of the process | [`record`], [`offsets`] |
-//! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
+//! | [`kafka`] | the Kafka clients: the group's consumer with its rebalances, and the probe | [`record`], [`witnesses`], [`config`], [`failpoints`] |
+//! | [`offsets`] | the table of offsets: claims, the fence, incidents, what operators may change | [`record`], [`witnesses`], [`guard`], [`batch`], [`kafka`] |
+//! | [`board`] | the life of every assigned partition, and the health of the process | [`record`], [`witnesses`], [`offsets`] |
+//! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`guard`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`], [`writer`] |
 //! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`] |
-//! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`writer`] |
-//! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
+//! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`guard`], [`offsets`], [`writer`] |
+//! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`witnesses`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`ops_server`] | the operators' port | [`metrics`], [`board`] |
 //! | [`daemon`] | starts and stops all of the above | [`record`], [`config`], [`database`], [`history`], [`metrics`], [`kafka`], [`board`], [`writer`], [`poller`], [`relay`], [`watch`], [`ops_server`] |
 //! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`daemon`] |
@@ -38,6 +40,7 @@ pub mod daemon;
 pub mod database;
 pub mod dead_letters;
 pub mod failpoints;
+pub mod guard;
 pub mod history;
 pub mod kafka;
 pub mod metrics;
@@ -49,6 +52,7 @@ pub mod record;
 pub mod relay;
 pub mod replay;
 pub mod watch;
+pub mod witnesses;
 pub mod writer;
 
 pub use daemon::run;

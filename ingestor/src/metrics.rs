@@ -126,19 +126,24 @@ impl Metrics {
     }
 
     /// Counts a committed batch, which wrote `stored` orders.
-    pub fn batch_stored(&self, batch: &Batch, stored: usize) {
+    pub fn batch_stored(&self, batch: &Batch, stored: usize, held_back: usize) {
         self.records.inc_by(batch.records() as u64);
         self.orders_stored.inc_by(stored as u64);
-        self.superseded.inc_by((batch.orders.len() - stored) as u64);
+        let superseded = batch.orders.len() - stored - held_back;
+        self.superseded.inc_by(superseded as u64);
         if batch.records() > 0 {
             self.batch_records.observe(batch.records() as f64);
         }
         for letter in &batch.dead_letters {
-            let reason = <&str>::from(letter.refusal.reason);
-            self.dead_letters
-                .get_or_create(&ReasonLabels { reason })
-                .inc();
+            self.count_letters(letter.refusal.reason, 1);
         }
+        self.count_letters(Reason::HeldBack, held_back as u64);
+    }
+
+    fn count_letters(&self, reason: Reason, count: u64) {
+        let reason = <&str>::from(reason);
+        let counter = self.dead_letters.get_or_create(&ReasonLabels { reason });
+        counter.inc_by(count);
     }
 
     /// Counts a failed attempt.

@@ -7,14 +7,16 @@ use chrono::{DateTime, Utc};
 use diesel::dsl;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use shared::db::schema::consumer_offsets;
 use uuid::Uuid;
 
 use crate::batch::Batch;
-use crate::record::{Consumer, Epoch, Incarnation, Offset, Partition, Position};
+use crate::guard::{Doubt, Guard};
+use crate::record::{Consumer, Epoch, Incarnation, Offset, Partition};
+use crate::witnesses::Witnesses;
 use incidents::find_gap;
-pub use incidents::{Glimpse, Incident, Sighting, Witness, open_incident};
+pub use incidents::{Glimpse, Incident, Sighting, open_incident};
 use lock::{Patience, lock_row};
 
 /// Selects the row of a partition.
@@ -24,7 +26,8 @@ macro_rules! row_of {
     };
 }
 
-mod incidents;
+pub mod acceptance;
+pub mod incidents;
 mod lock;
 pub mod operators;
 
@@ -43,6 +46,8 @@ diesel::define_sql_function! {
         last_timestamp: Nullable<BigInt>,
         consecutive_bad: BigInt,
         halted: Bool,
+        witnesses: Array<BigInt>,
+        max_timestamp: Nullable<BigInt>,
     ) -> BigInt;
 }
 
@@ -53,20 +58,18 @@ const FENCE_CONSTRAINT: &str = "consumer_offsets_fence";
 const INITIALISE_LOCK: i64 = 0x6f66_6673_6574;
 
 /// A partition that is ours until somebody claims it with a higher epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The epoch under which our batches advance.
     pub epoch: Epoch,
     /// The offset to continue from.
     pub next_offset: Offset,
-    /// The partition's incarnation.
-    pub incarnation: Incarnation,
+    /// Decides about records that may have been read before.
+    pub guard: Guard,
     /// Dead letters since the last good order.
     pub consecutive_bad: i64,
-    /// Records below this offset were read before a rewind: they do not replace what is newer.
-    pub replay_until: Option<Offset>,
-    /// The last record that was read.
-    pub last_record: Option<Position>,
+    /// Records that were read.
+    pub witnesses: Witnesses,
     /// The partition's end when it was claimed.
     pub end_offset: Offset,
 }
@@ -121,15 +124,57 @@ pub struct OffsetRow {
     pub replay_until: Option<Offset>,
     /// When the row changed last.
     pub updated_at: DateTime<Utc>,
+    /// Records that were read.
+    #[diesel(deserialize_as = Vec<i64>)]
+    pub witnesses: Witnesses,
+    /// The highest timestamp of all records that were read, in milliseconds since 1970.
+    pub max_timestamp: Option<i64>,
+    /// See [`Guard::log_since`]; none: the present incarnation.
+    pub log_since: Option<Incarnation>,
+    /// See [`Doubt::until`].
+    pub doubt_until: Option<Offset>,
+    /// See [`Doubt::timestamp_ms`]; none: there is no doubt.
+    pub doubt_timestamp: Option<i64>,
 }
 
 impl OffsetRow {
-    /// The last record that was read.
-    pub fn last_record(&self) -> Option<Position> {
-        Some(Position {
-            offset: self.last_offset?,
-            timestamp_ms: self.last_timestamp,
+    /// The first incarnation of the same log.
+    pub fn log_since(&self) -> Incarnation {
+        self.log_since.unwrap_or(self.incarnation)
+    }
+
+    /// Which records may have been read in an earlier incarnation.
+    pub fn doubt(&self) -> Option<Doubt> {
+        self.doubt_timestamp.map(|timestamp_ms| Doubt {
+            until: self.doubt_until,
+            timestamp_ms,
         })
+    }
+
+    /// Says which records may have been read in an earlier incarnation.
+    pub fn set_doubt(&mut self, doubt: Doubt) {
+        self.doubt_until = doubt.until;
+        self.doubt_timestamp = Some(doubt.timestamp_ms);
+    }
+
+    /// Decides about records that may have been read before.
+    pub fn guard(&self) -> Guard {
+        Guard {
+            partition: self.partition,
+            incarnation: self.incarnation,
+            log_since: self.log_since(),
+            replay_until: self.replay_until,
+            doubt: self.doubt(),
+        }
+    }
+
+    /// What is compared with the brokers' log.
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse {
+            incarnation: self.incarnation,
+            next_offset: self.next_offset,
+            witnesses: self.witnesses.clone(),
+        }
     }
 }
 
@@ -227,11 +272,7 @@ pub fn standing(
     consumer: &Consumer,
     partition: Partition,
 ) -> QueryResult<Standing> {
-    let row = row_of!(consumer, partition)
-        .select(OffsetRow::as_select())
-        .first(connection)
-        .optional()?;
-    let Some(row) = row else {
+    let Some(row) = operators::find(connection, consumer, partition)? else {
         return Ok(match known_rows(connection, consumer)? {
             Known::OnlyOthers => Standing::Stopped(another_group_has_read(consumer)),
             Known::Nobody | Known::Ours => Standing::Missing,
@@ -240,11 +281,7 @@ pub fn standing(
     if let Some(reason) = stopped(connection, consumer, partition, &row)? {
         return Ok(Standing::Stopped(reason));
     }
-    Ok(Standing::Claimable(Glimpse {
-        incarnation: row.incarnation,
-        next_offset: row.next_offset,
-        last_record: row.last_record(),
-    }))
+    Ok(Standing::Claimable(row.glimpse()))
 }
 
 /// Returns why an operator has to decide first, if so.
@@ -282,7 +319,7 @@ pub fn claim(
             // An operator has accepted an incident since we looked.
             return Ok(ClaimOutcome::Doubtful);
         }
-        if let Some(gap) = find_gap(&row, sighting) {
+        if let Some(gap) = find_gap(row.next_offset, sighting) {
             if !gap.is_certain && !is_confirmed {
                 return Ok(ClaimOutcome::Doubtful);
             }
@@ -299,10 +336,9 @@ pub fn claim(
         Ok(ClaimOutcome::Claimed(Claim {
             epoch: row.epoch.next(),
             next_offset: row.next_offset,
-            incarnation: row.incarnation,
+            guard: row.guard(),
             consecutive_bad: row.consecutive_bad,
-            replay_until: row.replay_until,
-            last_record: row.last_record(),
+            witnesses: row.witnesses,
             end_offset: sighting.watermarks.high,
         }))
     })
@@ -347,6 +383,7 @@ pub fn advance(
     batch: &Batch,
     halts: bool,
 ) -> QueryResult<()> {
+    let witnesses = claim.witnesses.clone().with(batch.witness());
     diesel::select(advance_consumer_offset(
         &consumer.group_id,
         &consumer.topic,
@@ -359,6 +396,8 @@ pub fn advance(
         batch.last_record.and_then(|record| record.timestamp_ms),
         batch.bad_run(claim.consecutive_bad).trailing,
         halts,
+        witnesses.to_numbers(),
+        batch.max_timestamp_ms,
     ))
     .execute(connection)
     .map(|_| ())

@@ -88,6 +88,8 @@ pub enum Reason {
     Tombstone,
     /// The order is valid, but a constraint of the database rejects it.
     RefusedByDatabase,
+    /// The order is valid, but its message may have been read before, and the stored order may be newer.
+    HeldBack,
 }
 
 impl From<OrderError> for Refusal {

@@ -3,12 +3,13 @@
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use shared::db::models::Source;
-use shared::order::Decoder;
+use shared::order::{Decoder, Order};
 
-use crate::dead_letters::stored::{self, LetterState};
+use crate::dead_letters::stored::{self, LetterState, LetterSummary, StoredLetter};
+use crate::guard::{Doubt, Guard};
+use crate::offsets::operators;
 use crate::record::{self, Consumer};
-use crate::writer::{is_refusal, store_replayed};
+use crate::writer::{is_refusal, store_by_decision, store_replayed};
 
 /// What became of a letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +55,16 @@ impl From<DieselError> for Undone {
     }
 }
 
+/// Which letter is replayed, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// One of many that were selected by a filter: the guard decides.
+    Selected,
+    /// An operator has named it by its number. A letter that was held back or superseded is stored in any case.
+    Named,
+}
+
 /// Stores the letter's order if it is valid by now and the stored order is not newer. `dry_run` changes nothing.
-///
-/// An order that was deleted is stored again. What a message of a later incarnation wrote is newer than the letter.
 ///
 /// # Errors
 /// Returns [`DecideError`]; then nothing was changed.
@@ -65,31 +73,27 @@ pub fn replay(
     consumer: &Consumer,
     decoder: Decoder,
     id: i64,
+    wish: Wish,
     dry_run: bool,
 ) -> Result<Outcome, DecideError> {
     decide(connection, dry_run, |connection| {
-        let letter = stored::take(connection, consumer, id, LetterState::Replayed)?
-            .ok_or(DecideError::NotNew(id))?;
-        if letter.is_cut() {
-            return Err(kept(format!(
-                "only {} of its {} bytes are kept",
-                letter.payload.as_ref().map_or(0, Vec::len),
-                letter.summary.payload_size
-            )));
-        }
-        let order = record::decode(decoder, letter.payload.as_deref()).map_err(|refusal| {
-            kept(format!(
-                "{}: {}",
-                <&str>::from(refusal.reason),
-                refusal.detail
-            ))
-        })?;
-        let source = Source {
-            partition: letter.summary.partition.0,
-            incarnation: letter.summary.incarnation.0,
-            offset: letter.summary.offset.0,
+        let mut take = |from| stored::take(connection, consumer, id, from, LetterState::Replayed);
+        let (letter, is_decided) = match take(LetterState::New)? {
+            Some(letter) => (letter, false),
+            None if wish == Wish::Named => {
+                let superseded = take(LetterState::Superseded)?;
+                (superseded.ok_or(DecideError::NotNew(id))?, true)
+            }
+            None => return Err(DecideError::NotNew(id).into()),
         };
-        let is_written = store_replayed(connection, &order, source).map_err(|error| {
+        let order = order_of(decoder, &letter)?;
+        let written = if is_decided {
+            store_by_decision(connection, &order).map(|()| true)
+        } else {
+            let guard = guard_of(connection, consumer, &letter.summary)?;
+            store_replayed(connection, &order, &guard, letter.summary.position())
+        };
+        let is_written = written.map_err(|error| {
             if is_refusal(&error) {
                 kept(format!("the database rejects it: {error}"))
             } else {
@@ -104,6 +108,46 @@ pub fn replay(
     })
 }
 
+fn order_of(decoder: Decoder, letter: &StoredLetter) -> Result<Order, Undone> {
+    if letter.is_cut() {
+        return Err(kept(format!(
+            "only {} of its {} bytes are kept",
+            letter.payload.as_ref().map_or(0, Vec::len),
+            letter.summary.payload_size
+        )));
+    }
+    record::decode(decoder, letter.payload.as_deref()).map_err(|refusal| {
+        kept(format!(
+            "{}: {}",
+            <&str>::from(refusal.reason),
+            refusal.detail
+        ))
+    })
+}
+
+/// The guard of the letter's partition. If the partition is in another incarnation by now, nothing is known of the letter's but
+/// its log.
+fn guard_of(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    letter: &LetterSummary,
+) -> QueryResult<Guard> {
+    let incarnation = letter.incarnation;
+    let row = operators::find(connection, consumer, letter.partition)?;
+    let present = row.map(|row| row.guard());
+    let log_since = present.map_or(incarnation, |guard| guard.log_since.min(incarnation));
+    Ok(match present {
+        Some(guard) if guard.incarnation == incarnation => guard,
+        _ => Guard {
+            partition: letter.partition,
+            incarnation,
+            log_since,
+            replay_until: None,
+            doubt: Some(Doubt::ALL),
+        },
+    })
+}
+
 /// Gives a letter up. `dry_run` changes nothing.
 ///
 /// # Errors
@@ -115,8 +159,14 @@ pub fn drop_letter(
     dry_run: bool,
 ) -> Result<Outcome, DecideError> {
     decide(connection, dry_run, |connection| {
-        stored::take(connection, consumer, id, LetterState::Dropped)?
-            .ok_or(DecideError::NotNew(id))?;
+        stored::take(
+            connection,
+            consumer,
+            id,
+            LetterState::New,
+            LetterState::Dropped,
+        )?
+        .ok_or(DecideError::NotNew(id))?;
         Ok(Outcome::Dropped)
     })
 }

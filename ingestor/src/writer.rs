@@ -20,8 +20,8 @@ use shared::throttle::Throttle;
 use tracing::{error, info, warn};
 
 pub use isolation::is_refusal;
-use transaction::Origin;
-pub use transaction::store_replayed;
+use transaction::Stored;
+pub use transaction::{store_by_decision, store_replayed};
 
 use crate::batch::Batch;
 use crate::board::Board;
@@ -233,9 +233,9 @@ impl Writer {
                 self.try_store(batch, &claim)
             };
             match step {
-                Ok(Step::Stored { .. }) if failpoints::is_planted(Plant::ReapplyBatch) => {}
-                Ok(Step::Stored { orders }) => {
-                    self.stored(batch, &claim, orders);
+                Ok(Step::Stored(_)) if failpoints::is_planted(Plant::ReapplyBatch) => {}
+                Ok(Step::Stored(stored)) => {
+                    self.stored(batch, &claim, &stored);
                     return true;
                 }
                 Ok(Step::NotStored) => is_outcome_unknown = false,
@@ -277,17 +277,16 @@ impl Writer {
         let started_at = Instant::now();
         let connection = self.connection.get()?;
         match transaction::store(connection, consumer, claim, batch, halts) {
-            Ok(orders) => {
+            Ok(stored) => {
                 failpoints::reached(Phase::Committed);
                 metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());
-                Ok(Step::Stored { orders })
+                Ok(Step::Stored(stored))
             }
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if is_refusal(&error) => {
-                let origin = Origin::of(claim, batch);
-                let refused = isolation::find_refused(connection, batch, origin)?;
+                let refused = isolation::find_refused(connection, batch, &claim.guard)?;
                 if refused.is_empty() {
                     // The orders were rejected and then were not: none of them is to blame.
                     return Err(error.into());
@@ -301,10 +300,11 @@ impl Writer {
     /// Asks the database about a transaction whose outcome is unknown.
     fn settle(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
         Ok(match self.reread(batch.reading.partition, claim)? {
-            // Nobody knows any more how many orders a replay left out.
-            Some(offset) if offset == batch.new_next_offset => Step::Stored {
-                orders: batch.folded().len(),
-            },
+            // Nobody knows any more which orders the guard left out.
+            Some(offset) if offset == batch.new_next_offset => Step::Stored(Stored {
+                written: batch.folded(&claim.guard).len(),
+                held_back: 0,
+            }),
             Some(offset) if offset == batch.old_next_offset => Step::NotStored,
             _ => Step::Lost,
         })
@@ -317,14 +317,22 @@ impl Writer {
             .map_err(|error| Trouble::with_row(partition, error))
     }
 
-    fn stored(&mut self, batch: &Batch, claim: &Claim, orders: usize) {
+    fn stored(&mut self, batch: &Batch, claim: &Claim, stored: &Stored) {
         self.healthy();
         let reading = batch.reading;
         let bad_run = batch.bad_run(claim.consecutive_bad);
         let WriterContext { board, metrics, .. } = &self.context;
-        metrics.batch_stored(batch, orders);
-        let (next_offset, last_record) = (batch.new_next_offset, batch.last_record);
-        board.stored(reading, next_offset, last_record, bad_run.trailing);
+        metrics.batch_stored(batch, stored.written, stored.held_back);
+        if stored.held_back > 0 {
+            warn!(
+                kafka.partition = reading.partition.0,
+                held_back = stored.held_back,
+                "messages that may have been read before were held back, because newer orders may be stored: see \
+                 `ingestor dead-letters list --state superseded`"
+            );
+        }
+        let next_offset = batch.new_next_offset;
+        board.stored(reading, next_offset, batch.witness(), bad_run.trailing);
         self.report(Report::Stored {
             reading,
             next_offset,
@@ -387,10 +395,7 @@ impl Writer {
 
 /// The outcome of an attempt to store a batch.
 enum Step {
-    Stored {
-        /// Orders that were written, without superseded messages.
-        orders: usize,
-    },
+    Stored(Stored),
     NotStored,
     /// A constraint rejects these messages. They are sorted by offset.
     Refused(Vec<(Offset, Refusal)>),

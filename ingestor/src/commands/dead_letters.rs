@@ -15,7 +15,7 @@ use super::operator_connection;
 use crate::config::{DeadLettersCommand, DecideArgs, Settings};
 use crate::dead_letters::stored::{self, Filter, LetterState, StoredLetter};
 use crate::record::Consumer;
-use crate::replay::{self, DecideError, Outcome};
+use crate::replay::{self, DecideError, Outcome, Wish};
 
 pub(super) async fn dead_letters(
     settings: Settings,
@@ -49,7 +49,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
     }
 }
 
-type Decide = fn(&mut Operator, i64, bool) -> Result<Outcome, DecideError>;
+type Decide = fn(&mut Operator, i64, Wish, bool) -> Result<Outcome, DecideError>;
 
 /// A decision, and the words in which the user is asked for it.
 struct Decision {
@@ -60,21 +60,22 @@ struct Decision {
 
 const REPLAY: Decision = Decision {
     verb: "replay",
-    consequence: "their orders are stored unless the stored order is newer; orders that were deleted are stored again",
-    decide: |operator, id, dry_run| {
+    consequence: "their orders are stored unless the stored order is newer, except that a superseded letter which is given by \
+                  its number is stored in any case; orders that were deleted are stored again",
+    decide: |operator, id, wish, dry_run| {
         let Operator {
             connection,
             consumer,
             decoder,
         } = operator;
-        replay::replay(connection, consumer, *decoder, id, dry_run)
+        replay::replay(connection, consumer, *decoder, id, wish, dry_run)
     },
 };
 
 const DROP: Decision = Decision {
     verb: "drop",
     consequence: "they stay in the table, but cannot be replayed any more",
-    decide: |operator, id, dry_run| {
+    decide: |operator, id, _, dry_run| {
         replay::drop_letter(&mut operator.connection, &operator.consumer, id, dry_run)
     },
 };
@@ -121,6 +122,7 @@ impl Operator {
                 "filters need --all: they do not apply to letters that are given by their numbers"
             );
         }
+        let wish = if all { Wish::Selected } else { Wish::Named };
         let ids = if all {
             let filter = Filter {
                 state: Some(LetterState::New),
@@ -147,7 +149,7 @@ impl Operator {
         }
         let mut counts = Counts::default();
         for id in ids {
-            match (decision.decide)(self, id, dry_run) {
+            match (decision.decide)(self, id, wish, dry_run) {
                 Ok(outcome) => counts.add(id, &outcome),
                 Err(error @ DecideError::NotNew(_)) => {
                     eprintln!("{id}: {error}");

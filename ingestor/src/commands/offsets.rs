@@ -9,10 +9,11 @@ use diesel::PgConnection;
 
 use super::confirm::confirm;
 use super::operator_connection;
-use crate::config::{OffsetsCommand, Settings, Start, Which};
+use crate::config::{How, OffsetsCommand, Settings, Start, Which};
 use crate::kafka::{Probe, Watermarks};
+use crate::offsets::acceptance::Decision;
 use crate::offsets::operators;
-use crate::offsets::{OffsetRow, Witness, open_incident};
+use crate::offsets::{OffsetRow, Sighting, open_incident};
 use crate::record::{Consumer, Offset, Partition};
 
 pub(super) async fn offsets(settings: Settings, command: OffsetsCommand) -> anyhow::Result<()> {
@@ -32,9 +33,21 @@ fn execute(settings: &Settings, command: OffsetsCommand) -> anyhow::Result<()> {
             partition,
             yes,
         } => operator.init(from, partition, yes),
-        OffsetsCommand::AcceptGap { partition, yes } => operator.accept_gap(partition, yes),
+        OffsetsCommand::AcceptGap {
+            partition,
+            how,
+            yes,
+        } => operator.accept_gap(partition, decision(&how), yes),
         OffsetsCommand::Rewind { which, to, yes } => operator.rewind(&which, to, yes),
         OffsetsCommand::Resume { which, yes } => operator.resume(&which, yes),
+    }
+}
+
+fn decision(how: &How) -> Decision {
+    match how.resume_at {
+        Some(offset) => Decision::ResumeAt(offset),
+        None if how.new_topic => Decision::NewTopic,
+        None => Decision::AsRecorded,
     }
 }
 
@@ -126,7 +139,12 @@ impl Operator {
         Ok(())
     }
 
-    fn accept_gap(&mut self, partition: Partition, yes: bool) -> anyhow::Result<()> {
+    fn accept_gap(
+        &mut self,
+        partition: Partition,
+        decision: Decision,
+        yes: bool,
+    ) -> anyhow::Result<()> {
         let Some(incident) = open_incident(&mut self.connection, &self.consumer, partition)? else {
             bail!(
                 "partition {partition} of topic {} has no open incident for group {}; see `ingestor offsets show`",
@@ -134,12 +152,40 @@ impl Operator {
                 self.consumer.group_id
             );
         };
+        let from = match (decision, incident.resume_offset) {
+            (Decision::AsRecorded, Some(offset)) => offset,
+            (Decision::AsRecorded, None) => bail!(
+                "partition {partition}, incident {} ({}): {}",
+                incident.id,
+                incident.kind,
+                incident.detail
+            ),
+            (Decision::NewTopic, _) => incident.low_watermark,
+            (Decision::ResumeAt(offset), _) => {
+                let Watermarks { low, high } = self.watermarks(partition)?;
+                if !(low..=high).contains(&offset) {
+                    bail!(
+                        "partition {partition} holds offsets {low}..{high}, and {offset} is not one of them"
+                    );
+                }
+                offset
+            }
+        };
         let question = format!(
-            "partition {partition}, incident {} ({}): {}",
-            incident.id, incident.kind, incident.detail
+            "partition {partition}, incident {} ({}): {}\nreading continues at offset {from}. {}",
+            incident.id,
+            incident.kind,
+            incident.detail,
+            self.warning(partition, from)?
         );
         confirm(&question, yes)?;
-        operators::accept_gap(&mut self.connection, &self.consumer, partition, &incident)?;
+        let accepted = operators::accept_gap(
+            &mut self.connection,
+            &self.consumer,
+            partition,
+            &incident,
+            decision,
+        )?;
         println!(
             "partition {partition}: accepted incident {} ({}); it was at offset {}, the broker held {}..{}, and it continues \
              at {} as incarnation {}",
@@ -148,10 +194,21 @@ impl Operator {
             incident.next_offset,
             incident.low_watermark,
             incident.high_watermark,
-            incident.resume_offset,
-            incident.resume_incarnation
+            accepted.next_offset,
+            accepted.incarnation
         );
         Ok(())
+    }
+
+    /// How many writes by the api the records from an offset may touch.
+    fn warning(&mut self, partition: Partition, from: Offset) -> anyhow::Result<String> {
+        let first = self.probe.first_record_from(partition, from)?;
+        let since_ms = first.and_then(|record| record.position.timestamp_ms);
+        let put = operators::orders_put_since(&mut self.connection, since_ms)?;
+        Ok(format!(
+            "{put} orders were last written by a PUT since the first of these records was produced: a record that may have been \
+             read before replaces none of them, but becomes a dead letter in state superseded; a new record replaces them"
+        ))
     }
 
     fn rewind(&mut self, which: &Which, to: Start, yes: bool) -> anyhow::Result<()> {
@@ -159,7 +216,7 @@ impl Operator {
         let mut plan = Vec::new();
         for row in self.rows_of(which)? {
             let (partition, next_offset) = (row.partition, row.next_offset);
-            let low = self.check_is_the_same_topic(&row)?;
+            let low = self.check_is_the_same_log(&row)?;
             let target = match to {
                 Start::Offset(offset) if offset < low => bail!(
                     "the records of partition {partition} below offset {low} no longer exist; give `--to earliest`"
@@ -190,26 +247,22 @@ impl Operator {
         Ok(())
     }
 
-    /// Checks the topic and returns its low watermark. A rewind forgets the record by which a recreated topic is
-    /// recognised, so the topic is checked before.
-    fn check_is_the_same_topic(&mut self, row: &OffsetRow) -> anyhow::Result<Offset> {
+    /// Checks the log and returns its low watermark. Records of another log are not read again as a replay.
+    fn check_is_the_same_log(&mut self, row: &OffsetRow) -> anyhow::Result<Offset> {
         let partition = row.partition;
-        let watermarks = self.watermarks(partition)?;
-        let witness = (row.last_record()).and_then(|record| Witness::new(row.incarnation, record));
-        let replaced = match witness {
-            Some(witness) => witness.replaced_by(&self.probe, partition, watermarks)?,
-            None => None,
-        };
-        if replaced.is_some() || row.next_offset > watermarks.high {
+        let sighting =
+            Sighting::take(&self.probe, partition, &row.glimpse(), &[]).with_context(|| {
+                format!("the brokers did not tell what partition {partition} holds")
+            })?;
+        let Watermarks { low, high } = sighting.watermarks;
+        if sighting.change.is_some() {
             bail!(
-                "partition {partition} is at offset {}, but its topic was truncated or recreated (it holds {}..{}): a \
-                 running ingestor records that as an incident, which `ingestor offsets accept-gap` accepts",
-                row.next_offset,
-                watermarks.low,
-                watermarks.high
+                "partition {partition} is at offset {}, but its log was cut or its topic was made anew (it holds {low}..{high}): \
+                 a running ingestor records that as an incident, which `ingestor offsets accept-gap` accepts",
+                row.next_offset
             );
         }
-        Ok(watermarks.low)
+        Ok(low)
     }
 
     fn resume(&mut self, which: &Which, yes: bool) -> anyhow::Result<()> {

@@ -25,11 +25,14 @@ pub enum OffsetsCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Accept the open incident of a partition exactly as it is recorded, and continue
+    /// Accept the open incident of a partition as it is recorded, or as the flags say, and continue
     AcceptGap {
         /// Which partition
         #[arg(long, value_parser = Partition::parser())]
         partition: Partition,
+        /// Where to continue
+        #[command(flatten)]
+        how: How,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -55,6 +58,18 @@ pub enum OffsetsCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// How an incident is accepted.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[group(required = false, multiple = false)]
+pub struct How {
+    /// Continue at this offset of the log as it is now
+    #[arg(long, value_name = "OFFSET")]
+    pub resume_at: Option<Offset>,
+    /// The topic was made anew and its records were never read: read all of them
+    #[arg(long)]
+    pub new_topic: bool,
 }
 
 /// Which partitions a command is for.

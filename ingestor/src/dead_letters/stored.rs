@@ -8,9 +8,9 @@ use serde_json::Value;
 use shared::db::schema::dead_letters;
 
 use super::MAX_PAYLOAD_BYTES;
-use crate::record::{Consumer, Incarnation, Offset, Partition};
+use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Reason};
 
-/// The states of a letter, in the table in lower case. Only a new letter changes its state.
+/// The states of a letter, in the table in lower case. Only new and superseded letters change their states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum LetterState {
@@ -18,10 +18,20 @@ pub enum LetterState {
     New,
     /// Its order was stored by a replay.
     Replayed,
-    /// It was replayed, but the stored order was newer.
+    /// The stored order was newer, or may have been. It can still be replayed by its number.
     Superseded,
     /// It was given up.
     Dropped,
+}
+
+impl LetterState {
+    /// The state of a letter that was just written. One that the guard held back waits for nobody's decision.
+    pub fn at_first(reason: Reason) -> Self {
+        match reason {
+            Reason::HeldBack => Self::Superseded,
+            _ => Self::New,
+        }
+    }
 }
 
 /// Selects letters of a group and topic. A field that is `None` selects nothing away.
@@ -80,6 +90,16 @@ pub struct LetterSummary {
     pub updated_at: DateTime<Utc>,
     /// When it was published to `KAFKA_DLQ_TOPIC`.
     pub relayed_at: Option<DateTime<Utc>>,
+}
+
+impl LetterSummary {
+    /// The message's place and time.
+    pub fn position(&self) -> Position {
+        Position {
+            offset: self.offset,
+            timestamp_ms: self.message_timestamp.map(|time| time.timestamp_millis()),
+        }
+    }
 }
 
 /// A whole letter.
@@ -192,7 +212,7 @@ pub fn find(
         .optional()
 }
 
-/// Takes a letter out of state `new` and returns it; `None` if it is not in that state. Of two callers at once, the
+/// Takes a letter out of the state `from` and returns it; `None` if it is not in that state. Of two callers at once, the
 /// second waits for the first one's transaction and then gets `None`.
 ///
 /// # Errors
@@ -201,14 +221,15 @@ pub fn take(
     connection: &mut PgConnection,
     consumer: &Consumer,
     id: i64,
+    from: LetterState,
     state: LetterState,
 ) -> QueryResult<Option<StoredLetter>> {
-    let new_letter = dead_letters::table
+    let letter = dead_letters::table
         .find(id)
         .filter(dead_letters::group_id.eq(&consumer.group_id))
         .filter(dead_letters::topic.eq(&consumer.topic))
-        .filter(dead_letters::state.eq(<&str>::from(LetterState::New)));
-    diesel::update(new_letter)
+        .filter(dead_letters::state.eq(<&str>::from(from)));
+    diesel::update(letter)
         .set((
             dead_letters::state.eq(<&str>::from(state)),
             dead_letters::updated_at.eq(now),

@@ -12,7 +12,8 @@ use rdkafka::metadata::Metadata;
 
 use super::{apply_overrides, partition_list, setting_refused};
 use crate::config::{APPLICATION_NAME, KafkaSettings};
-use crate::record::{Offset, Partition, Position};
+use crate::record::{Offset, Partition};
+use crate::witnesses::Witness;
 
 /// The most time that the brokers have to answer a question about a partition.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,6 +86,15 @@ impl Probe {
             .collect())
     }
 
+    /// Returns the record at an offset, as a consumer of committed records sees it; `None` if there is none.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn record_at(&self, partition: Partition, offset: Offset) -> KafkaResult<Option<Witness>> {
+        let found = self.first_record_from(partition, offset)?;
+        Ok(found.filter(|record| record.offset() == offset))
+    }
+
     /// Returns the first record at an offset or after it, as a consumer of committed records sees it; `None` if there is
     /// none up to the end of the partition, or if the offset lies outside the partition's range.
     ///
@@ -94,7 +104,7 @@ impl Probe {
         &self,
         partition: Partition,
         offset: Offset,
-    ) -> KafkaResult<Option<Position>> {
+    ) -> KafkaResult<Option<Witness>> {
         let reader = self.reader.lock();
         let assignment = partition_list(&self.topic, [(partition, Some(offset))])?;
         reader.assign(&assignment)?;
@@ -108,7 +118,7 @@ impl Probe {
         reader: &BaseConsumer,
         partition: Partition,
         offset: Offset,
-    ) -> KafkaResult<Option<Position>> {
+    ) -> KafkaResult<Option<Witness>> {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -121,7 +131,7 @@ impl Probe {
                 Some(Ok(message))
                     if message.partition() == partition.0 && message.offset() >= offset.0 =>
                 {
-                    return Ok(Some(Position::of(&message)));
+                    return Ok(Some(Witness::of(&message)));
                 }
                 Some(
                     Err(KafkaError::PartitionEOF(_))

@@ -1,7 +1,7 @@
-//! Incidents: how a mismatch between the broker's offsets and ours is found, and the row that records it.
+//! Incidents: how a mismatch between the broker's log and what was read is found, and the row that records it.
 //!
-//! Nothing is skipped and nothing is read twice silently. The partition waits until an operator accepts exactly the
-//! range that is recorded here.
+//! Nothing is skipped and nothing is read twice silently. The partition waits until an operator accepts the incident, see
+//! [`super::acceptance`].
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -10,78 +10,111 @@ use shared::db::schema::offset_incidents;
 
 use super::OffsetRow;
 use crate::kafka::{Probe, Watermarks};
-use crate::record::{Consumer, Incarnation, Offset, Partition, Position};
-
-/// A record that was read. If another record has its offset now, the topic was recreated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Witness {
-    /// The partition's incarnation when it was read.
-    pub incarnation: Incarnation,
-    /// Its offset.
-    pub offset: Offset,
-    /// Its timestamp in milliseconds since 1970.
-    pub timestamp_ms: i64,
-}
-
-impl Witness {
-    /// Returns `None` for a record without a timestamp, which cannot be distinguished from another record.
-    pub fn new(incarnation: Incarnation, record: Position) -> Option<Self> {
-        Some(Self {
-            incarnation,
-            offset: record.offset,
-            timestamp_ms: record.timestamp_ms?,
-        })
-    }
-
-    /// Returns the timestamp of another record that has its offset now. If there is no record at the offset, as after
-    /// compaction or retention, that proves nothing.
-    ///
-    /// # Errors
-    /// Returns an error if no broker answers in time.
-    pub fn replaced_by(
-        &self,
-        probe: &Probe,
-        partition: Partition,
-        watermarks: Watermarks,
-    ) -> KafkaResult<Option<i64>> {
-        if !(watermarks.low..watermarks.high).contains(&self.offset) {
-            return Ok(None);
-        }
-        let found = probe.first_record_from(partition, self.offset)?;
-        Ok(found
-            .filter(|record| record.offset == self.offset)
-            .and_then(|record| record.timestamp_ms)
-            .filter(|timestamp_ms| *timestamp_ms != self.timestamp_ms))
-    }
-}
+use crate::record::{Consumer, Incarnation, Offset, Partition};
+use crate::witnesses::{Witness, Witnesses};
 
 /// A partition's row before it is locked. The brokers are asked between the two looks, because no broker is asked inside
 /// a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glimpse {
     /// The partition's incarnation.
     pub incarnation: Incarnation,
     /// The offset to continue from.
     pub next_offset: Offset,
-    /// The last record that was read.
-    pub last_record: Option<Position>,
+    /// Records that were read.
+    pub witnesses: Witnesses,
 }
 
 /// What the brokers hold of a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sighting {
     /// The incarnation that the row had when the brokers were asked.
     pub incarnation: Incarnation,
     /// The offsets that the partition holds.
     pub watermarks: Watermarks,
-    /// A record that was read, and the timestamp of the other record that has its offset now.
-    pub replaced: Option<(Witness, i64)>,
-    /// The oldest record of the partition. It is looked up only if the partition ends before our offset.
-    pub oldest: Option<Position>,
+    /// What the witnesses say, if something does not match.
+    pub change: Option<Change>,
+}
+
+/// What the witnesses say about a log that is not the one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// A witness, and the other record that has its offset now. None: the log is only shorter than it was.
+    pub replaced: Option<(Witness, Witness)>,
+    /// The newest witness that still matches. The log is the one that was read up to there.
+    pub newest_match: Option<Witness>,
+    /// Up to which offset the log was read, before a rewind perhaps.
+    pub read_until: Offset,
+}
+
+impl Change {
+    /// Compares witnesses with the log. `more` are further records that were read. `look_up` returns the record at an offset,
+    /// and `None` if there is none. That proves nothing: compaction leaves gaps.
+    ///
+    /// Looks up two records and `more` while nothing has changed, and all witnesses otherwise.
+    ///
+    /// # Errors
+    /// Returns the error of `look_up`.
+    pub fn find<E>(
+        glimpse: &Glimpse,
+        more: &[Witness],
+        watermarks: Watermarks,
+        mut look_up: impl FnMut(Offset) -> Result<Option<Witness>, E>,
+    ) -> Result<Option<Self>, E> {
+        let mut replacement_of = |witness: &Witness| {
+            if !(watermarks.low..watermarks.high).contains(&witness.offset()) {
+                return Ok(Look::Missing);
+            }
+            Ok(match look_up(witness.offset())? {
+                None => Look::Missing,
+                Some(found) if found == *witness => Look::Same,
+                Some(found) => Look::Replaced(found),
+            })
+        };
+        let newest = glimpse
+            .witnesses
+            .newest()
+            .map(|witness| witness.offset().next());
+        let mut change = Self {
+            replaced: None,
+            newest_match: None,
+            read_until: newest.map_or(glimpse.next_offset, |end| end.max(glimpse.next_offset)),
+        };
+        for witness in glimpse.witnesses.first_looks().chain(more) {
+            if let Look::Replaced(found) = replacement_of(witness)? {
+                change.replaced = Some((*witness, found));
+            }
+        }
+        if change.replaced.is_none() && change.read_until <= watermarks.high {
+            return Ok(None);
+        }
+        for witness in glimpse.witnesses.iter() {
+            if (change.replaced).is_some_and(|(replaced, _)| replaced.offset() <= witness.offset())
+            {
+                break;
+            }
+            match replacement_of(witness)? {
+                Look::Same => change.newest_match = Some(*witness),
+                Look::Replaced(found) => {
+                    change.replaced = Some((*witness, found));
+                    break;
+                }
+                Look::Missing => {}
+            }
+        }
+        Ok(Some(change))
+    }
+}
+
+/// What stands at the offset of a witness.
+enum Look {
+    Missing,
+    Same,
+    Replaced(Witness),
 }
 
 impl Sighting {
-    /// Asks the brokers. `witness` is a record that this process has read, in addition to the last record of the row.
+    /// Asks the brokers. `more` are records that were read and are to be looked up in any case.
     ///
     /// # Errors
     /// Returns an error if no broker answers in time.
@@ -89,123 +122,107 @@ impl Sighting {
         probe: &Probe,
         partition: Partition,
         glimpse: &Glimpse,
-        witness: Option<Witness>,
+        more: &[Witness],
     ) -> KafkaResult<Self> {
         let watermarks = probe.watermarks(partition)?;
-        let last = glimpse
-            .last_record
-            .and_then(|record| Witness::new(glimpse.incarnation, record));
-        let earlier = witness
-            .filter(|witness| witness.incarnation == glimpse.incarnation && Some(*witness) != last);
-        let mut replaced = None;
-        for witness in last.into_iter().chain(earlier) {
-            if let Some(other) = witness.replaced_by(probe, partition, watermarks)? {
-                replaced = Some((witness, other));
-                break;
-            }
-        }
-        let oldest = if replaced.is_none() && glimpse.next_offset > watermarks.high {
-            probe.first_record_from(partition, watermarks.low)?
-        } else {
-            None
-        };
+        let look_up = |offset| probe.record_at(partition, offset);
         Ok(Self {
             incarnation: glimpse.incarnation,
             watermarks,
-            replaced,
-            oldest,
+            change: Change::find(glimpse, more, watermarks, look_up)?,
         })
     }
 }
 
 /// The kinds of incidents, in the table in lower case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-enum Kind {
+pub enum Kind {
     /// Retention deleted records before they were read.
     Retention,
-    /// The log was cut: it ends before our offset.
+    /// The log was cut, and perhaps written anew from there on. A witness still matches.
     Truncated,
-    /// The topic was deleted and created again.
+    /// No witness matches: the topic was made anew, or it is a copy with other offsets.
     Recreated,
 }
 
 /// What does not match, and where reading continues once an operator accepts that.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Gap {
-    kind: Kind,
-    what: String,
-    resume_offset: Offset,
-    resume_incarnation: Incarnation,
+pub struct Gap {
+    /// Its kind.
+    pub kind: Kind,
+    /// What was seen.
+    pub what: String,
+    /// Where reading continues. None: only the operator knows.
+    pub resume_offset: Option<Offset>,
+    /// The offset of the newest witness that still matches, if that was looked for.
+    pub matched_offset: Option<Offset>,
     /// Whether one look is enough. Watermarks need a second look: the brokers' answer may lag behind right after they
     /// elected a new leader.
-    pub(super) is_certain: bool,
+    pub is_certain: bool,
 }
 
-/// Compares a row with what the brokers hold.
-pub(super) fn find_gap(row: &OffsetRow, sighting: &Sighting) -> Option<Gap> {
+/// Compares the offset that is read next with what the brokers hold.
+pub fn find_gap(next_offset: Offset, sighting: &Sighting) -> Option<Gap> {
     let Watermarks { low, high } = sighting.watermarks;
-    let next_offset = row.next_offset;
-    let recreated = |why: String, is_certain| Gap {
-        kind: Kind::Recreated,
-        what: format!("the topic was recreated: {why}; its records {low}..{high} are to be read"),
-        resume_offset: low,
-        resume_incarnation: row.incarnation.next(),
-        is_certain,
-    };
-    if let Some((witness, other)) = sighting.replaced {
-        let why = format!(
-            "the record at offset {} is of {}, but the record that was read there is of {}",
-            witness.offset,
-            time(other),
-            time(witness.timestamp_ms)
-        );
-        return Some(recreated(why, true));
+    if let Some(change) = sighting.change {
+        return Some(gap_of(change, next_offset, low, high));
     }
-    if next_offset < low {
-        return Some(Gap {
-            kind: Kind::Retention,
-            what: format!("records {next_offset}..{low} were deleted before they were read"),
-            resume_offset: low,
-            resume_incarnation: row.incarnation,
-            is_certain: false,
-        });
-    }
-    if next_offset <= high {
-        return None;
-    }
-    let ends = format!("it ends at {high}, before offset {next_offset}, up to which it was read");
-    let is_newer = match (
-        sighting.oldest.and_then(|record| record.timestamp_ms),
-        row.last_timestamp,
-    ) {
-        (Some(oldest), Some(last)) => oldest > last,
-        _ => false,
-    };
-    Some(if is_newer {
-        let why = format!("{ends}, and its oldest record is newer than the last one read");
-        recreated(why, false)
-    } else if (low, high) == (Offset(0), Offset(0)) {
-        recreated(format!("{ends}, and is empty"), false)
-    } else {
-        Gap {
-            kind: Kind::Truncated,
-            what: format!(
-                "the topic was truncated: {ends}; its records {low}..{high} count as read"
-            ),
-            resume_offset: high,
-            // From there on, offsets and dead letters belong to other records than before.
-            resume_incarnation: row.incarnation.next(),
-            is_certain: false,
-        }
+    (next_offset < low).then(|| Gap {
+        kind: Kind::Retention,
+        what: format!("records {next_offset}..{low} were deleted before they were read"),
+        resume_offset: Some(low),
+        matched_offset: None,
+        is_certain: false,
     })
 }
 
-fn time(timestamp_ms: i64) -> String {
-    DateTime::<Utc>::from_timestamp_millis(timestamp_ms).map_or_else(
-        || format!("{timestamp_ms} ms"),
-        |time| time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-    )
+fn gap_of(change: Change, next_offset: Offset, low: Offset, high: Offset) -> Gap {
+    let why = match change.replaced {
+        Some((witness, other)) => format!(
+            "the record at offset {} is of {}, but the record that was read there is of {}",
+            witness.offset(),
+            time(other),
+            time(witness)
+        ),
+        None => {
+            let read_until = change.read_until;
+            format!("it ends at {high}, before offset {read_until}, up to which it was read")
+        }
+    };
+    let is_certain = change.replaced.is_some();
+    match change.newest_match {
+        Some(witness) => Gap {
+            kind: Kind::Truncated,
+            what: format!(
+                "the log was cut: {why}; it is the one that was read up to offset {}",
+                witness.offset()
+            ),
+            // A rewind goes on where it was.
+            resume_offset: Some(witness.offset().next().min(next_offset).max(low)),
+            matched_offset: Some(witness.offset()),
+            is_certain,
+        },
+        None => Gap {
+            kind: Kind::Recreated,
+            what: format!(
+                "the log is not the one that was read: {why}, and no earlier record of it was found; it holds {low}..{high}"
+            ),
+            resume_offset: None,
+            matched_offset: None,
+            is_certain,
+        },
+    }
+}
+
+fn time(witness: Witness) -> String {
+    match witness.position.timestamp_ms {
+        None => "an unknown time".to_owned(),
+        Some(timestamp_ms) => DateTime::<Utc>::from_timestamp_millis(timestamp_ms).map_or_else(
+            || format!("{timestamp_ms} ms"),
+            |time| time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        ),
+    }
 }
 
 /// Records the incident and returns its text.
@@ -217,10 +234,17 @@ pub(super) fn record(
     sighting: &Sighting,
     gap: &Gap,
 ) -> QueryResult<String> {
-    let detail = format!(
-        "{}; `ingestor offsets accept-gap --partition {partition}` accepts that and continues at offset {}",
-        gap.what, gap.resume_offset
-    );
+    let command = format!("ingestor offsets accept-gap --partition {partition}");
+    let remedy = match gap.resume_offset {
+        Some(offset) => format!("`{command}` accepts that and continues at offset {offset}"),
+        None => format!(
+            "if its records were never read, `{command} --new-topic` reads all of them; if it holds the records that were \
+             read at other offsets, as in a mirrored cluster, `{command} --resume-at OFFSET` continues there"
+        ),
+    };
+    let detail = format!("{}; {remedy}", gap.what);
+    // After the other two kinds offsets stand for other records than before.
+    let resume_incarnation = (gap.kind == Kind::Retention).then_some(row.incarnation);
     diesel::insert_into(offset_incidents::table)
         .values((
             offset_incidents::group_id.eq(&consumer.group_id),
@@ -233,7 +257,8 @@ pub(super) fn record(
             offset_incidents::high_watermark.eq(sighting.watermarks.high),
             offset_incidents::detail.eq(&detail),
             offset_incidents::resume_offset.eq(gap.resume_offset),
-            offset_incidents::resume_incarnation.eq(gap.resume_incarnation),
+            offset_incidents::resume_incarnation.eq(resume_incarnation),
+            offset_incidents::matched_offset.eq(gap.matched_offset),
         ))
         .execute(connection)?;
     Ok(detail)
@@ -245,7 +270,7 @@ pub(super) fn record(
 pub struct Incident {
     /// Its number.
     pub id: i64,
-    /// `retention`, `truncated` or `recreated`.
+    /// See [`Kind`].
     pub kind: String,
     /// The offset from which we wanted to continue.
     pub next_offset: Offset,
@@ -257,10 +282,10 @@ pub struct Incident {
     pub detail: String,
     /// When it was found.
     pub detected_at: DateTime<Utc>,
-    /// The offset from which reading continues once it is accepted.
-    pub resume_offset: Offset,
-    /// The partition's incarnation from then on.
-    pub resume_incarnation: Incarnation,
+    /// The offset from which reading continues once it is accepted; none if the operator has to say.
+    pub resume_offset: Option<Offset>,
+    /// The offset of the newest witness that still matched, after a cut.
+    pub matched_offset: Option<Offset>,
 }
 
 /// Returns the open incident of a partition. There is at most one.
@@ -284,104 +309,106 @@ pub fn open_incident(
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
-    use crate::record::Epoch;
+    use crate::record::Position;
 
-    fn row(next_offset: i64, last_timestamp: Option<i64>) -> OffsetRow {
-        OffsetRow {
-            partition: Partition(0),
-            next_offset: Offset(next_offset),
-            epoch: Epoch(1),
-            owner: None,
-            incarnation: Incarnation(3),
-            last_offset: Some(Offset(next_offset - 1)),
-            last_timestamp,
-            consecutive_bad: 0,
-            halted: false,
-            replay_until: None,
-            updated_at: Utc::now(),
-        }
-    }
-
-    fn sighting(low: i64, high: i64, oldest_ms: Option<i64>) -> Sighting {
-        Sighting {
-            incarnation: Incarnation(3),
-            watermarks: Watermarks {
-                low: Offset(low),
-                high: Offset(high),
+    fn witness(offset: i64) -> Witness {
+        Witness {
+            position: Position {
+                offset: Offset(offset),
+                timestamp_ms: Some(1_700_000_000_000 + offset),
             },
-            replaced: None,
-            oldest: oldest_ms.map(|timestamp_ms| Position {
-                offset: Offset(low),
-                timestamp_ms: Some(timestamp_ms),
-            }),
+            payload_hash: offset,
         }
     }
 
-    fn kind_and_resume(row: &OffsetRow, sighting: &Sighting) -> Option<(&'static str, i64, i32)> {
-        find_gap(row, sighting).map(|gap| {
-            let resume = (gap.resume_offset.0, gap.resume_incarnation.0);
-            (<&str>::from(gap.kind), resume.0, resume.1)
+    const INCARNATION: Incarnation = Incarnation(3);
+
+    /// Witnesses at 3, 5, 7 and 9 of a partition that was read up to 10, and what stands at these offsets now.
+    fn gap(low: i64, high: i64, look_up: impl Fn(i64) -> Option<Witness>) -> Option<Gap> {
+        let witnesses = [3, 5, 7, 9].map(witness);
+        let glimpse = Glimpse {
+            incarnation: INCARNATION,
+            next_offset: Offset(10),
+            witnesses: (witnesses.into_iter())
+                .fold(Witnesses::default(), |all, witness| all.with(Some(witness))),
+        };
+        let watermarks = Watermarks {
+            low: Offset(low),
+            high: Offset(high),
+        };
+        let look_up = |offset: Offset| Ok::<_, Infallible>(look_up(offset.0));
+        let Ok(change) = Change::find(&glimpse, &[], watermarks, look_up);
+        find_gap(
+            glimpse.next_offset,
+            &Sighting {
+                incarnation: INCARNATION,
+                watermarks,
+                change,
+            },
+        )
+    }
+
+    fn kind_and_resume(gap: Option<Gap>) -> Option<(&'static str, Option<i64>, bool)> {
+        gap.map(|gap| {
+            let resume = gap.resume_offset.map(|offset| offset.0);
+            (<&str>::from(gap.kind), resume, gap.is_certain)
         })
     }
 
+    fn same(offset: i64) -> Option<Witness> {
+        Some(witness(offset))
+    }
+
+    fn other(_: i64) -> Option<Witness> {
+        Some(witness(0))
+    }
+
     #[test]
-    fn an_offset_that_the_broker_holds_or_that_comes_next_is_no_gap() {
-        for next_offset in [5, 7, 10] {
-            let row = row(next_offset, Some(100));
-            assert_eq!(
-                find_gap(&row, &sighting(5, 10, None)),
-                None,
-                "{next_offset}"
-            );
-        }
+    fn a_log_that_holds_what_was_read_is_no_gap_even_if_compaction_has_removed_records() {
+        assert_eq!(gap(0, 10, same), None);
+        assert_eq!(gap(10, 30, same), None);
+        assert_eq!(
+            gap(0, 30, |offset| same(offset).filter(|_| offset < 9)),
+            None
+        );
+        assert_eq!(gap(0, 30, |_| None), None);
     }
 
     #[test]
     fn a_gap_tells_where_reading_continues() {
-        let row = row(10, Some(100));
-        for (low, high, oldest_ms, expected) in [
-            (12, 20, None, ("retention", 12, 3)),
-            (0, 8, Some(50), ("truncated", 8, 4)),
-            (0, 8, Some(100), ("truncated", 8, 4)),
-            // Retention emptied the partition after its records had been read.
-            (8, 8, None, ("truncated", 8, 4)),
-            (0, 8, Some(101), ("recreated", 0, 4)),
-            (2, 8, Some(101), ("recreated", 2, 4)),
-            (0, 0, None, ("recreated", 0, 4)),
+        let cut_at = |end| {
+            move |offset| {
+                if offset < end {
+                    same(offset)
+                } else {
+                    other(offset)
+                }
+            }
+        };
+        for (gap, expected) in [
+            (gap(12, 20, same), ("retention", Some(12), false)),
+            (gap(0, 9, same), ("truncated", Some(8), false)),
+            (gap(0, 6, same), ("truncated", Some(6), false)),
+            (gap(5, 6, same), ("truncated", Some(6), false)),
+            (gap(8, 9, same), ("recreated", None, false)),
+            (gap(0, 0, same), ("recreated", None, false)),
+            (gap(0, 30, cut_at(8)), ("truncated", Some(8), true)),
+            (gap(0, 30, cut_at(4)), ("truncated", Some(4), true)),
+            (gap(0, 30, other), ("recreated", None, true)),
+            (gap(20, 30, other), ("retention", Some(20), false)),
         ] {
-            let sighting = sighting(low, high, oldest_ms);
-            assert_eq!(
-                kind_and_resume(&row, &sighting),
-                Some(expected),
-                "{sighting:?}"
-            );
-            assert!(!find_gap(&row, &sighting).unwrap().is_certain);
+            assert_eq!(kind_and_resume(gap), Some(expected));
         }
     }
 
     #[test]
-    fn without_a_timestamp_of_our_last_record_nothing_counts_as_newer() {
-        let row = row(10, None);
-        let expected = Some(("truncated", 8, 4));
-        assert_eq!(kind_and_resume(&row, &sighting(0, 8, Some(101))), expected);
-    }
-
-    #[test]
-    fn another_record_at_an_offset_that_was_read_means_a_recreated_topic_at_the_first_look() {
-        let witness = Witness {
-            incarnation: Incarnation(3),
-            offset: Offset(9),
-            timestamp_ms: 100,
-        };
-        let sighting = Sighting {
-            replaced: Some((witness, 1_700_000_000_000)),
-            ..sighting(0, 30, None)
-        };
-        let row = row(10, Some(100));
-        let gap = find_gap(&row, &sighting).unwrap();
-        let why = "the record at offset 9 is of 2023-11-14T22:13:20.000Z";
-        assert!(gap.is_certain && gap.what.contains(why));
-        assert_eq!(kind_and_resume(&row, &sighting), Some(("recreated", 0, 4)));
+    fn a_gap_names_the_record_that_has_another_time() {
+        let gap = gap(0, 30, other).unwrap();
+        let why = "the record at offset 3 is of 2023-11-14T22:13:20.000Z, but the record that was read there is of \
+                   2023-11-14T22:13:20.003Z";
+        assert!(gap.what.contains(why), "{}", gap.what);
     }
 }

@@ -1,15 +1,22 @@
 //! What operators may change in a group's offsets. Every change raises the epoch and removes the owner. So the process
 //! that reads the partition is fenced, reads the row again and claims the partition again.
 
+use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use diesel::sql_types::BigInt;
-use shared::db::schema::{consumer_offsets, offset_incidents};
+use diesel::sql_types::{BigInt, Text};
+use shared::db::schema::{consumer_offsets, offset_incidents, orders};
 use uuid::Uuid;
 
+use super::acceptance::{self, Decision};
 use super::{INITIALISE_LOCK, Incident, OffsetRow, Patience, lock_row, new_rows, open_incident};
-use crate::record::{Consumer, Offset, Partition};
+use crate::record::{Consumer, Incarnation, Offset, Partition};
+
+diesel::define_sql_function! {
+    /// Draws the next value of a sequence.
+    fn nextval(sequence: Text) -> BigInt;
+}
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +44,21 @@ pub fn list(connection: &mut PgConnection, consumer: &Consumer) -> QueryResult<V
         .order(consumer_offsets::partition)
         .select(OffsetRow::as_select())
         .load(connection)
+}
+
+/// Returns the row of a partition.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn find(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: Partition,
+) -> QueryResult<Option<OffsetRow>> {
+    row_of!(consumer, partition)
+        .select(OffsetRow::as_select())
+        .first(connection)
+        .optional()
 }
 
 /// Returns the groups that have rows for the topic.
@@ -81,16 +103,18 @@ pub fn init(
     })
 }
 
-/// Accepts an incident exactly as it was recorded.
+/// Accepts an incident, and returns the row as it is from then on.
 ///
 /// # Errors
-/// Returns [`OperatorError::Refused`] if the incident is not open any more.
+/// Returns [`OperatorError::Refused`] if the incident is not open any more, or if the decision does not say where reading
+/// continues.
 pub fn accept_gap(
     connection: &mut PgConnection,
     consumer: &Consumer,
     partition: Partition,
     incident: &Incident,
-) -> Result<(), OperatorError> {
+    decision: Decision,
+) -> Result<OffsetRow, OperatorError> {
     connection.transaction(|connection| {
         let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
         if open_incident(connection, consumer, partition)?.as_ref() != Some(incident) {
@@ -99,23 +123,59 @@ pub fn accept_gap(
                 incident.id
             ));
         }
-        if incident.resume_incarnation != row.incarnation {
-            // The last record belongs to the incarnation that ends.
-            forget_last_record(connection, consumer, partition)?;
-        }
+        let incarnation = new_incarnation(connection)?;
+        let now_ms = Utc::now().timestamp_millis();
+        let accepted = acceptance::accept(&row, incident, decision, incarnation, now_ms)
+            .map_err(OperatorError::Refused)?;
         diesel::update(row_of!(consumer, partition))
             .set((
-                consumer_offsets::next_offset.eq(incident.resume_offset),
-                consumer_offsets::incarnation.eq(incident.resume_incarnation),
+                consumer_offsets::next_offset.eq(accepted.next_offset),
+                consumer_offsets::incarnation.eq(accepted.incarnation),
+                consumer_offsets::last_offset.eq(accepted.last_offset),
+                consumer_offsets::last_timestamp.eq(accepted.last_timestamp),
+                consumer_offsets::replay_until.eq(accepted.replay_until),
+                consumer_offsets::witnesses.eq(accepted.witnesses.to_numbers()),
+                consumer_offsets::log_since.eq(accepted.log_since),
+                consumer_offsets::doubt_until.eq(accepted.doubt_until),
+                consumer_offsets::doubt_timestamp.eq(accepted.doubt_timestamp),
             ))
             .execute(connection)?;
         fence_owner(connection, consumer, &row)?;
         let resolved_at = now.into_sql::<diesel::sql_types::Timestamptz>().nullable();
         diesel::update(offset_incidents::table.find(incident.id))
-            .set(offset_incidents::resolved_at.eq(resolved_at))
+            .set((
+                offset_incidents::resume_offset.eq(accepted.next_offset),
+                offset_incidents::resume_incarnation.eq(accepted.incarnation),
+                offset_incidents::resolved_at.eq(resolved_at),
+            ))
             .execute(connection)?;
-        Ok(())
+        Ok(accepted)
     })
+}
+
+fn new_incarnation(connection: &mut PgConnection) -> Result<Incarnation, OperatorError> {
+    let drawn: i64 = diesel::select(nextval("incarnation_seq")).get_result(connection)?;
+    match i32::try_from(drawn) {
+        Ok(number) => Ok(Incarnation(number)),
+        Err(_) => refused(format!(
+            "the sequence incarnation_seq is at {drawn}, which is too high"
+        )),
+    }
+}
+
+/// Returns how many orders a PUT has written since then, given in milliseconds since 1970, that no message has replaced.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn orders_put_since(connection: &mut PgConnection, since_ms: Option<i64>) -> QueryResult<i64> {
+    let mut query = orders::table
+        .filter(orders::source_partition.is_null())
+        .count()
+        .into_boxed();
+    if let Some(since) = since_ms.and_then(DateTime::<Utc>::from_timestamp_millis) {
+        query = query.filter(orders::updated_at.ge(since));
+    }
+    query.get_result(connection)
 }
 
 /// Sets partitions back: either all or none.

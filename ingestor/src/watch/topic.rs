@@ -1,9 +1,10 @@
-//! Measures the lag, and checks whether the topic is still the one that was read.
+//! Measures the lag, and checks whether the log is still the one that was read.
 //!
 //! A topic that was deleted and recreated is otherwise read from its middle as soon as it is long enough. This thread
 //! decides nothing: a suspicion only triggers a new claim, which decides.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,10 @@ use tracing::{debug, warn};
 use crate::board::{Board, RunningPartition};
 use crate::kafka::Probe;
 use crate::metrics::{Metrics, PartitionLabels};
-use crate::offsets::Witness;
+use crate::offsets::{Glimpse, Sighting};
 use crate::periodic;
 use crate::record::Reading;
+use crate::witnesses::Witness;
 
 /// How often the brokers are asked for the lag.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
@@ -36,6 +38,8 @@ pub struct TopicWatch {
     pub topic: String,
     /// Receives readings whose partitions should be claimed again.
     pub suspicions_tx: Sender<Reading>,
+    /// How often records were looked up.
+    pub rounds: AtomicUsize,
 }
 
 impl TopicWatch {
@@ -79,46 +83,44 @@ impl TopicWatch {
         }
     }
 
-    /// Checks for every running partition whether its offset and a record that was read still exist.
+    /// Checks for every running partition whether its offset and records that were read still exist.
     pub fn look_at_records(&self) {
-        // The snapshot is taken before the brokers are asked. If the witness still exists, everything that was read before
-        // the question belongs to the same topic, and its last record is the next witness.
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+        // The snapshot is taken before the brokers are asked. If what it names still exists, everything that was read before the
+        // question belongs to the same log, and its newest record is the one to look up next time.
         for running in self.board.running_partitions() {
-            let partition = running.reading.partition;
-            match self.suspects(&running) {
+            let RunningPartition { reading, glimpse } = running;
+            match self.suspects(reading, &glimpse) {
                 Ok(true) => {
                     warn!(
-                        kafka.partition = partition.0,
-                        "the topic does not look like the one that was read; claiming the partition again"
+                        kafka.partition = reading.partition.0,
+                        "the log does not look like the one that was read; claiming the partition again"
                     );
                     // The poll thread is gone only when the process ends.
-                    self.suspicions_tx.send(running.reading).ok();
+                    self.suspicions_tx.send(reading).ok();
                 }
                 Ok(false) => {
-                    let witness = (running.last_record)
-                        .and_then(|record| Witness::new(running.incarnation, record));
-                    if let Some(witness) = witness {
-                        self.board.set_witness(running.reading, witness);
+                    if let Some(newest) = glimpse.witnesses.newest() {
+                        self.board
+                            .hold_witness(reading, glimpse.incarnation, *newest);
                     }
                 }
                 Err(error) => debug!(
-                    kafka.partition = partition.0,
+                    kafka.partition = reading.partition.0,
                     "the brokers did not tell what they hold: {error}"
                 ),
             }
         }
     }
 
-    fn suspects(&self, running: &RunningPartition) -> KafkaResult<bool> {
-        let partition = running.reading.partition;
-        let watermarks = self.probe.watermarks(partition)?;
-        if !(watermarks.low..=watermarks.high).contains(&running.next_offset) {
-            return Ok(true);
-        }
-        let Some(witness) = self.board.witness(partition) else {
-            return Ok(false);
-        };
-        let replaced = witness.replaced_by(&self.probe, partition, watermarks)?;
-        Ok(replaced.is_some())
+    fn suspects(&self, reading: Reading, glimpse: &Glimpse) -> KafkaResult<bool> {
+        let held = (self.board).held_witness(reading.partition, glimpse.incarnation);
+        // One of the others in turn: a log that was cut and has grown again matches at both ends.
+        let count = glimpse.witnesses.iter().count().max(1);
+        let round = self.rounds.load(Ordering::Relaxed);
+        let in_turn = glimpse.witnesses.iter().nth(round % count).copied();
+        let more: Vec<Witness> = held.into_iter().chain(in_turn).collect();
+        let sighting = Sighting::take(&self.probe, reading.partition, glimpse, &more)?;
+        Ok(sighting.change.is_some() || glimpse.next_offset < sighting.watermarks.low)
     }
 }

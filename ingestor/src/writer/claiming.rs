@@ -71,8 +71,8 @@ impl Writer {
                 }
             }
         };
-        let witness = self.context.board.witness(partition);
-        let sighting = Sighting::take(probe, partition, &glimpse, witness)?;
+        let held = (self.context.board).held_witness(partition, glimpse.incarnation);
+        let sighting = Sighting::take(probe, partition, &glimpse, held.as_slice())?;
         let connection = self.connection.get()?;
         offsets::claim(connection, consumer, partition, &sighting, is_confirmed)
             .map_err(|error| Trouble::with_row(partition, error))

@@ -8,8 +8,9 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
-use super::transaction::{Origin, store_orders};
+use super::transaction::store_orders;
 use crate::batch::{Batch, SourcedOrder};
+use crate::guard::Guard;
 use crate::record::{Offset, Reason, Refusal};
 
 /// Returns whether an error means that a row can never be stored. Every other error means a sick database.
@@ -35,16 +36,16 @@ pub fn is_refusal(error: &DieselError) -> bool {
 pub(super) fn find_refused(
     connection: &mut PgConnection,
     batch: &Batch,
-    origin: Origin,
+    guard: &Guard,
 ) -> QueryResult<Vec<(Offset, Refusal)>> {
     let mut refused: Vec<(Offset, Refusal)> = Vec::new();
     let outcome = connection.transaction(|connection| {
         // Otherwise a deferred constraint would be checked only at the COMMIT.
         connection.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
-        let mut tries = Tries { connection, origin };
+        let mut tries = Tries { connection, guard };
         loop {
             let left_out: Vec<Offset> = refused.iter().map(|(offset, _)| *offset).collect();
-            let remaining = batch.folded_without(&left_out);
+            let remaining = batch.folded_without(&left_out, guard);
             let Some(error) = tries.refusal_of(&remaining)? else {
                 return Err(DieselError::RollbackTransaction);
             };
@@ -63,15 +64,15 @@ type Information = Box<dyn DatabaseErrorInformation + Send + Sync>;
 
 struct Tries<'a> {
     connection: &'a mut PgConnection,
-    origin: Origin,
+    guard: &'a Guard,
 }
 
 impl Tries<'_> {
     /// Writes these orders in a savepoint that is rolled back. Returns the constraint's error, if there is one.
     fn refusal_of(&mut self, orders: &[SourcedOrder<'_>]) -> QueryResult<Option<Information>> {
-        let origin = self.origin;
+        let guard = self.guard;
         let tried = self.connection.transaction(|connection| {
-            store_orders(connection, origin, orders.to_vec())?;
+            store_orders(connection, guard, orders.to_vec())?;
             Err::<(), _>(DieselError::RollbackTransaction)
         });
         match tried {
@@ -95,10 +96,10 @@ impl Tries<'_> {
             // The server's detail is not proof: the order must also be rejected by itself.
             && let Some(own_error) = self.refusal_of(&[*order])?
         {
-            return Ok((order.offset, own_error));
+            return Ok((order.offset(), own_error));
         }
         // Finds the shortest rejected prefix by offset. Its last message is rejected, because the shorter prefix is not.
-        orders.sort_unstable_by_key(|order| order.offset);
+        orders.sort_unstable_by_key(|order| order.offset());
         let (mut accepted, mut refused, mut last_error) = (0, orders.len(), error);
         while refused - accepted > 1 {
             let middle = accepted.midpoint(refused);
@@ -109,7 +110,7 @@ impl Tries<'_> {
                 None => accepted = middle,
             }
         }
-        Ok((orders[refused - 1].offset, last_error))
+        Ok((orders[refused - 1].offset(), last_error))
     }
 }
 

@@ -4,19 +4,29 @@ use std::collections::HashMap;
 
 use diesel::connection::DefaultLoadingMode;
 use diesel::prelude::*;
-use shared::db::models::{NewOrder, Source};
+use shared::db::models::{NewOrder, OrderRow, Source, VersionedOrder};
 use shared::db::orders::UpsertOrders;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
-use shared::order::Order;
+use shared::order::{Order, OrderUid};
 
 use crate::batch::{Batch, SourcedOrder};
-use crate::dead_letters;
+use crate::dead_letters::{self, DeadLetter};
 use crate::failpoints::{self, Phase};
+use crate::guard::{Guard, Verdict};
 use crate::offsets::{self, Claim};
-use crate::record::{Consumer, Offset};
+use crate::record::{Consumer, Position, Reason, Refusal};
 
-/// Stores a batch whole or not at all, and returns how many orders it wrote. `halts` stops the partition after it.
+/// What storing a batch did with its orders.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// How many orders were written.
+    pub(super) written: usize,
+    /// How many the guard held back. They have become dead letters.
+    pub(super) held_back: usize,
+}
+
+/// Stores a batch whole or not at all. `halts` stops the partition after it.
 ///
 /// # Errors
 /// Returns the database's error; [`offsets::is_fence`] recognises the one for a batch that is not ours to store. After an
@@ -27,25 +37,43 @@ pub(super) fn store(
     claim: &Claim,
     batch: &Batch,
     halts: bool,
-) -> QueryResult<usize> {
+) -> QueryResult<Stored> {
     connection.transaction(|connection| {
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
         offsets::advance(connection, consumer, claim, batch, halts)?;
         failpoints::commit_offset(connection)?;
-        let origin = Origin::of(claim, batch);
-        let written = failpoints::skip_on_error(connection, |connection| {
-            store_orders(connection, origin, batch.folded())
+        let guard = &claim.guard;
+        let Outcome { written, held_back } = failpoints::skip_on_error(connection, |connection| {
+            store_orders(connection, guard, batch.folded(guard))
         })?;
         let letters = failpoints::unless_swallowed(&batch.dead_letters);
-        let partition = batch.reading.partition;
-        dead_letters::insert(connection, consumer, partition, claim.incarnation, letters)?;
+        let (partition, incarnation) = (guard.partition, guard.incarnation);
+        dead_letters::insert(connection, consumer, partition, incarnation, letters)?;
+        let held_letters: Vec<DeadLetter> = held_back
+            .iter()
+            .filter_map(|order| batch.message_at(order.offset()))
+            .map(|message| DeadLetter::new(message, held_back_refusal()))
+            .collect();
+        dead_letters::insert(connection, consumer, partition, incarnation, &held_letters)?;
         notify(connection, &written)?;
         failpoints::reached(Phase::BeforeCommit);
-        Ok(written.len())
+        Ok(Stored {
+            written: written.len(),
+            held_back: held_letters.len(),
+        })
     })
 }
 
-/// Stores an order whose message was read before, in the caller's transaction, unless the stored order is newer. Returns
+fn held_back_refusal() -> Refusal {
+    Refusal {
+        reason: Reason::HeldBack,
+        detail: "the message may have been read before, and the stored order may be newer; `ingestor dead-letters replay` \
+                 with this letter's number stores it all the same"
+            .to_owned(),
+    }
+}
+
+/// Stores an order whose message was read before, in the caller's transaction, unless the stored order may be newer. Returns
 /// whether the order was written.
 ///
 /// # Errors
@@ -53,83 +81,71 @@ pub(super) fn store(
 pub fn store_replayed(
     connection: &mut PgConnection,
     order: &Order,
-    source: Source,
+    guard: &Guard,
+    position: Position,
 ) -> QueryResult<bool> {
-    let origin = Origin {
-        partition: source.partition,
-        incarnation: source.incarnation,
-        replay_until: Offset(i64::MAX),
-    };
     let sourced = SourcedOrder {
         order,
-        offset: Offset(source.offset),
+        position,
+        is_replay: true,
     };
-    let written = store_orders(connection, origin, vec![sourced])?;
+    let written = store_orders(connection, guard, vec![sourced])?.written;
     notify(connection, &written)?;
     Ok(!written.is_empty())
 }
 
-/// Where the messages of a batch come from, and which of them may have been read before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Origin {
-    partition: i32,
-    incarnation: i32,
-    /// Messages below this offset are a replay.
-    replay_until: Offset,
+/// Stores an order because an operator has decided so, whatever is stored. As after a write by the api, no message counts as
+/// what wrote it.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn store_by_decision(connection: &mut PgConnection, order: &Order) -> QueryResult<()> {
+    UpsertOrders::new(&[NewOrder::new(order, None)]).execute(connection)?;
+    events::notify(Operation::Upsert, [order.order_uid.as_str()])
+        .execute(connection)
+        .map(|_| ())
 }
 
-impl Origin {
-    /// The origin of a batch that was read under a claim.
-    pub(super) fn of(claim: &Claim, batch: &Batch) -> Self {
-        Self {
-            partition: batch.reading.partition.0,
-            incarnation: claim.incarnation.0,
-            replay_until: claim.replay_until.unwrap_or(Offset(0)),
-        }
-    }
-
-    fn source(self, offset: Offset) -> Source {
-        Source {
-            partition: self.partition,
-            incarnation: self.incarnation,
-            offset: offset.0,
-        }
-    }
-
-    /// The guard: a replay replaces only what an earlier message of its partition wrote. It replaces neither what a later
-    /// message nor what the api wrote.
-    fn may_replace(self, offset: Offset, written_by: Option<Source>) -> bool {
-        let is_earlier = |row: Source| {
-            row.partition == self.partition
-                && (row.incarnation, row.offset) < (self.incarnation, offset.0)
-        };
-        offset >= self.replay_until || written_by.is_some_and(is_earlier)
-    }
+/// What [`store_orders`] did.
+#[derive(Debug, Default)]
+pub(super) struct Outcome<'a> {
+    /// These were written.
+    pub(super) written: Vec<SourcedOrder<'a>>,
+    /// What is stored in the place of these differs from them and may be newer.
+    held_back: Vec<SourcedOrder<'a>>,
 }
 
-/// Writes orders that are sorted by uid, each with a different uid. Returns those that it wrote.
+/// Writes orders that are sorted by uid, each with a different uid, unless the guard forbids it.
 ///
 /// Orders that exist are locked first, in the order of their uids, and replaced by one statement. New ones are copied. If
 /// another writer inserts one of the new orders meanwhile, that is a unique violation, and the whole transaction must be
 /// retried. A second look within the transaction would lock rows out of order, which can deadlock with another writer.
 pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
-    origin: Origin,
+    guard: &Guard,
     latest: Vec<SourcedOrder<'a>>,
-) -> QueryResult<Vec<SourcedOrder<'a>>> {
+) -> QueryResult<Outcome<'a>> {
     if latest.is_empty() {
-        return Ok(latest);
+        return Ok(Outcome::default());
     }
     let existing = lock_existing(connection, &latest)?;
+    let mut held_back = Vec::new();
     let mut written = latest;
     written.retain(|order| {
-        let row = existing.get(order.uid());
-        row.is_none_or(|written_by| origin.may_replace(order.offset, *written_by))
+        let verdict = match existing.get(order.uid()) {
+            Some(written_by) if order.is_replay => guard.judge_replay(order.position, *written_by),
+            _ => Verdict::Write,
+        };
+        if verdict == Verdict::HeldBack {
+            held_back.push(*order);
+        }
+        verdict == Verdict::Write
     });
     let (existing, new): (Vec<_>, Vec<_>) =
         (written.iter()).partition(|order| existing.contains_key(order.uid()));
-    let row =
-        |order: &SourcedOrder<'a>| NewOrder::new(order.order, Some(origin.source(order.offset)));
+    let row = |order: &SourcedOrder<'a>| {
+        NewOrder::new(order.order, Some(guard.source_at(order.offset())))
+    };
     let to_copy: Vec<NewOrder<'_>> = new.into_iter().map(row).collect();
     let to_replace: Vec<NewOrder<'_>> = existing.into_iter().map(row).collect();
     if !to_copy.is_empty() {
@@ -140,7 +156,29 @@ pub(super) fn store_orders<'a>(
     if !to_replace.is_empty() {
         UpsertOrders::new(&to_replace).execute(connection)?;
     }
-    Ok(written)
+    retain_different(connection, &mut held_back)?;
+    Ok(Outcome { written, held_back })
+}
+
+/// Keeps the orders that differ from what is stored under their uids.
+fn retain_different(
+    connection: &mut PgConnection,
+    orders: &mut Vec<SourcedOrder<'_>>,
+) -> QueryResult<()> {
+    if orders.is_empty() {
+        return Ok(());
+    }
+    let rows = orders::table
+        .filter(orders::order_uid.eq_any(orders.iter().map(SourcedOrder::uid)))
+        .select(OrderRow::as_select())
+        .load(connection)?;
+    // What cannot be read differs from every order.
+    let stored: HashMap<OrderUid, Order> = (rows.into_iter())
+        .filter_map(|row| VersionedOrder::try_from(row).ok())
+        .map(|stored| (stored.order.order_uid.clone(), stored.order))
+        .collect();
+    orders.retain(|order| stored.get(&order.order.order_uid) != Some(order.order));
+    Ok(())
 }
 
 /// Locks the orders that exist. Returns the message that last wrote each of them, `None` after a write by the api.
@@ -183,42 +221,4 @@ fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryR
     events::notify(Operation::Upsert, written.iter().map(SourcedOrder::uid))
         .execute(connection)
         .map(|_| ())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replay_replaces_only_what_an_earlier_message_of_its_partition_wrote() {
-        let origin = Origin {
-            partition: 0,
-            incarnation: 1,
-            replay_until: Offset(10),
-        };
-        let row = |partition, incarnation, offset| {
-            Some(Source {
-                partition,
-                incarnation,
-                offset,
-            })
-        };
-        for (written_by, is_replaced) in [
-            (row(0, 1, 4), true),
-            (row(0, 1, 5), false),
-            (row(0, 1, 6), false),
-            (row(0, 0, 100), true),
-            (row(0, 2, 0), false),
-            (row(1, 0, 0), false),
-            (None, false),
-        ] {
-            assert_eq!(
-                origin.may_replace(Offset(5), written_by),
-                is_replaced,
-                "{written_by:?}"
-            );
-            let is_first_reading = origin.may_replace(Offset(10), written_by);
-            assert!(is_first_reading, "{written_by:?}");
-        }
-    }
 }

@@ -1,12 +1,11 @@
 //! Damage in Kafka's log: a batch that cannot be read is never skipped.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use servers::kafka::PrivateKafka;
 use shared::testing::{TestDatabase, wait_until};
 
-use crate::support::{PATIENCE, Scene};
+use crate::support::{PATIENCE, Scene, segment_of};
 
 #[test]
 fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_repaired() {
@@ -18,7 +17,7 @@ fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_repaired() {
     orders.extend_from_slice(&damaged);
     orders.extend(scene.produce_orders(40));
 
-    let segment = segment(&kafka, &scene.topic);
+    let segment = segment_of(&kafka, &scene.topic);
     let uid = damaged[10].order_uid.as_str().as_bytes();
     let bytes = std::fs::read(&segment).unwrap();
     let at = bytes
@@ -50,12 +49,4 @@ fn a_batch_whose_checksum_is_wrong_stops_the_partition_until_it_is_repaired() {
     scene.assert_each_stored_once(&orders);
     assert!(daemon.log().lines().count() < 50, "{}", daemon.log());
     assert!(daemon.stop().success());
-}
-
-/// The file that holds the first records of partition 0.
-fn segment(kafka: &PrivateKafka, topic: &str) -> PathBuf {
-    let folder = kafka.log().parent().unwrap().join("data");
-    folder
-        .join(format!("{topic}-0"))
-        .join("00000000000000000000.log")
 }

@@ -242,7 +242,7 @@ fn a_replay_never_overwrites_a_newer_order() {
         "CREATE TEMP TABLE copy AS SELECT * FROM orders;
          UPDATE copy SET order_uid = 'put', source_partition = NULL, source_offset = NULL, source_incarnation = NULL;
          INSERT INTO orders SELECT * FROM copy;
-         UPDATE copy SET order_uid = 'earlier', source_partition = 0, source_offset = 2, source_incarnation = 0;
+         UPDATE copy SET order_uid = 'earlier', source_partition = 0, source_offset = 2, source_incarnation = 1;
          INSERT INTO orders SELECT * FROM copy;",
     );
     let done = printed(&scene, &["replay", "--all", "--yes"]);
@@ -287,8 +287,15 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     scene.produce(&rewritten);
     let daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
-    scene.run_well(&["offsets", "accept-gap", "--partition", "0", "--yes"]);
-    scene.wait_until_at(2, 1);
+    scene.run_well(&[
+        "offsets",
+        "accept-gap",
+        "--partition",
+        "0",
+        "--new-topic",
+        "--yes",
+    ]);
+    scene.wait_until_at(2, 2);
     assert!(daemon.stop().success());
     // This is what a PUT does.
     scene.database.execute(
@@ -307,10 +314,10 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     assert_eq!(
         rows,
         [
-            "gone EVIL 0 0 2",
-            "older EVIL 0 0 1",
+            "gone EVIL 0 1 2",
+            "older EVIL 0 1 1",
             "put WBIL",
-            "rewritten WBIL 0 1 0"
+            "rewritten WBIL 0 2 0"
         ]
     );
 }

@@ -301,13 +301,12 @@ fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
     );
     let mut claim = |consumer: &Consumer| {
         let sighting = Sighting {
-            incarnation: Incarnation(0),
+            incarnation: Incarnation(1),
             watermarks: Watermarks {
                 low: Offset(0),
                 high: Offset(100),
             },
-            replaced: None,
-            oldest: None,
+            change: None,
         };
         match offsets::claim(&mut connection, consumer, P0, &sighting, true).unwrap() {
             ClaimOutcome::Claimed(claim) => claim,

@@ -28,7 +28,7 @@ pub use api_process::Api;
 pub use daemon::{Daemon, command};
 pub use load::Load;
 pub use raw_record::{RawHeader, RawRecord};
-pub use topic::Answer;
+pub use topic::{Answer, segment_of};
 pub use watch::Watch;
 
 /// Long enough for a loaded machine. What tests wait for usually takes a second.
@@ -152,6 +152,11 @@ impl Scene {
         let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.topic);
         record.key = key;
         record.payload = payload;
+        self.send_record(record);
+    }
+
+    /// Sends a record to the topic.
+    pub fn send_record(&self, mut record: BaseRecord<'_, str, [u8]>) {
         loop {
             match self.producer.send(record) {
                 Ok(()) => return,

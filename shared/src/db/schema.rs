@@ -62,6 +62,11 @@ diesel::table! {
         consecutive_bad -> Int8,
         halted -> Bool,
         updated_at -> Timestamptz,
+        witnesses -> Array<Int8>,
+        max_timestamp -> Nullable<Int8>,
+        log_since -> Nullable<Int4>,
+        doubt_until -> Nullable<Int8>,
+        doubt_timestamp -> Nullable<Int8>,
     }
 }
 
@@ -77,11 +82,12 @@ diesel::table! {
         next_offset -> Int8,
         low_watermark -> Int8,
         high_watermark -> Int8,
-        resume_offset -> Int8,
-        resume_incarnation -> Int4,
+        resume_offset -> Nullable<Int8>,
+        resume_incarnation -> Nullable<Int4>,
         detail -> Text,
         detected_at -> Timestamptz,
         resolved_at -> Nullable<Timestamptz>,
+        matched_offset -> Nullable<Int8>,
     }
 }
 

@@ -90,6 +90,8 @@ fn to_json(shown: &Shown) -> Value {
         "consecutive_bad": row.consecutive_bad,
         "halted": row.halted,
         "replay_until": row.replay_until.map(|offset| offset.0),
+        "doubt_until": row.doubt_until.map(|offset| offset.0),
+        "doubt_timestamp_ms": row.doubt_timestamp,
         "updated_at": row.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true),
         "incident": shown.incident.as_ref().map(|incident| json!({
             "id": incident.id,
@@ -97,8 +99,7 @@ fn to_json(shown: &Shown) -> Value {
             "next_offset": incident.next_offset.0,
             "low_watermark": incident.low_watermark.0,
             "high_watermark": incident.high_watermark.0,
-            "resume_offset": incident.resume_offset.0,
-            "resume_incarnation": incident.resume_incarnation.0,
+            "resume_offset": incident.resume_offset.map(|offset| offset.0),
             "detail": incident.detail,
             "detected_at": incident.detected_at.to_rfc3339_opts(SecondsFormat::Millis, true),
         })),

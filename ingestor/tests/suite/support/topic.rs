@@ -1,13 +1,23 @@
 //! What can happen to a topic, and the commands by which operators respond.
 
+use std::path::PathBuf;
 use std::process::Output;
 
 use rdkafka::admin::AdminOptions;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use servers::kafka::PrivateKafka;
 use shared::order::Order;
 use shared::testing::wait_until;
 
 use super::{PATIENCE, Scene, admin, command, create_topic};
+
+/// The file that holds the first records of partition 0.
+pub fn segment_of(kafka: &PrivateKafka, topic: &str) -> PathBuf {
+    let folder = kafka.log().parent().unwrap().join("data");
+    folder
+        .join(format!("{topic}-0"))
+        .join("00000000000000000000.log")
+}
 
 /// What a command printed, and whether it succeeded.
 #[derive(Debug)]
@@ -55,6 +65,11 @@ impl Scene {
     /// Creates a topic of this name, and a producer that does not know the previous one.
     pub fn create_topic_again(&mut self, partitions: i32) {
         create_topic(&self.brokers, &self.topic, partitions, &[]);
+        self.reconnect_producer();
+    }
+
+    /// Makes a producer that knows nothing of what was there before.
+    pub fn reconnect_producer(&mut self) {
         self.producer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             .create()
