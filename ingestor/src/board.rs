@@ -21,10 +21,12 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use parking_lot::{Condvar, Mutex};
 
+use crate::kafka::LogRange;
 use crate::offsets::{Claim, Glimpse};
 use crate::record::{Incarnation, Offset, Partition, Reading};
 use crate::witnesses::{Witness, Witnesses};
 pub use health::Health;
+pub use lag::Lag;
 use lag::LagClock;
 
 /// What is done with an assigned partition.
@@ -113,7 +115,9 @@ struct Entry {
     incarnation: Incarnation,
     next_offset: Option<Offset>,
     witnesses: Witnesses,
-    lag: LagClock,
+    lag_clock: LagClock,
+    /// The lag when it was last measured.
+    lag: Option<Lag>,
 }
 
 impl Entry {
@@ -126,7 +130,8 @@ impl Entry {
             incarnation: Incarnation(0),
             next_offset: None,
             witnesses: Witnesses::default(),
-            lag: LagClock::default(),
+            lag_clock: LagClock::default(),
+            lag: None,
         }
     }
 
@@ -360,7 +365,7 @@ impl Board {
             entry.witnesses.push(witness);
             let now_ms = Utc::now().timestamp_millis();
             let timestamp_ms = witness.position.timestamp_ms;
-            entry.lag.set_last_timestamp(timestamp_ms, now_ms);
+            entry.lag_clock.set_last_timestamp(timestamp_ms, now_ms);
         }
         if let Some(claim) = &mut entry.claim {
             claim.next_offset = next_offset;
@@ -416,17 +421,18 @@ impl Board {
             .collect()
     }
 
-    /// Returns how many records of a partition are not stored yet, and the longest time in seconds that the oldest of them
-    /// may have waited; `None` if the partition's offset was never known. `end_offset` is none while no broker tells it.
-    pub fn lag(
+    /// Measures the lag of a partition; `None` if its offset or the end of its log was never known. `log` is none while no
+    /// broker tells the range.
+    pub fn measure_lag(
         &self,
         partition: Partition,
-        end_offset: Option<Offset>,
+        log: Option<LogRange>,
         now_ms: i64,
-    ) -> Option<(i64, f64)> {
+    ) -> Option<Lag> {
         let mut inner = self.inner.lock();
         let entry = inner.partitions.get_mut(&partition)?;
-        entry.lag.measure(entry.next_offset?, end_offset, now_ms)
+        entry.lag = entry.lag_clock.measure(entry.next_offset?, log, now_ms);
+        entry.lag
     }
 
     /// Adds what the writers have not reported. For a running partition this is the time of the last record, until a
@@ -438,7 +444,7 @@ impl Board {
             }
             let timestamp_ms = stored.last_timestamp_ms;
             entry
-                .lag
+                .lag_clock
                 .set_last_timestamp_if_unknown(timestamp_ms, now_ms);
         }
     }

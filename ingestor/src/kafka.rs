@@ -1,4 +1,4 @@
-//! The Kafka clients: the group's consumer (`consumer`) and the client that asks about partitions (`probe`).
+//! The Kafka clients: the group's consumer (`consumer`) and those that ask about partitions (`probe`).
 
 mod consumer;
 mod probe;
@@ -13,9 +13,9 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::config::{KafkaSettings, MemorySettings};
 use crate::record::{Offset, Partition};
 pub use consumer::{GroupConsumer, RebalanceEvent};
-pub use probe::{Probe, Watermarks};
+pub use probe::{LogRange, Probe, Watermarks};
 
-/// Both Kafka clients of the process.
+/// The Kafka clients of the process, except the relay's producer.
 pub struct Clients {
     /// The member of the group. Only the poll thread polls it.
     pub group: GroupConsumer,

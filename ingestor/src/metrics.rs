@@ -49,8 +49,10 @@ metrics! {
     pub commit_seconds: Histogram = Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         "Duration of a batch's transaction, including the COMMIT";
     retries: Family<RetryLabels, Counter> = Family::default(), "Failed attempts that are repeated";
-    pub lag_records: Family<PartitionLabels, Gauge> = Family::default(), "Records not stored yet";
-    pub lag_seconds: Family<PartitionLabels, Fraction> = Family::default(),
+    lag_records: Family<PartitionLabels, Gauge> = Family::default(), "Records not stored yet";
+    unstable_records: Family<PartitionLabels, Gauge> = Family::default(),
+        "Records not stored yet that cannot be read before an open transaction ends";
+    lag_seconds: Family<PartitionLabels, Fraction> = Family::default(),
         "Longest time that the oldest record not stored yet may have waited";
     pub offset_incidents: Counter = Counter::default(), "Partitions stopped until an operator decides";
     pub fences: Counter = Counter::default(),
@@ -152,6 +154,22 @@ impl Metrics {
         self.retries.get_or_create(&RetryLabels { class }).inc();
     }
 
+    /// Shows the lag of a partition: the records that are not stored yet, those of them behind an open transaction, and how
+    /// long the oldest record may have waited.
+    pub fn lag_measured(
+        &self,
+        labels: &PartitionLabels,
+        records: i64,
+        unstable_records: i64,
+        seconds: f64,
+    ) {
+        self.lag_records.get_or_create(labels).set(records);
+        self.unstable_records
+            .get_or_create(labels)
+            .set(unstable_records);
+        self.lag_seconds.get_or_create(labels).set(seconds);
+    }
+
     /// Removes the lag of all partitions except these.
     pub fn forget_lag_except(&self, topic: &str, partitions: &[Partition]) {
         let labels = |partition: &Partition| PartitionLabels::new(topic, *partition);
@@ -159,6 +177,7 @@ impl Metrics {
         let mut shown = self.lag_shown.lock();
         for labels in shown.iter().filter(|labels| !kept.contains(labels)) {
             self.lag_records.remove(labels);
+            self.unstable_records.remove(labels);
             self.lag_seconds.remove(labels);
         }
         *shown = kept;
@@ -184,7 +203,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.retried(RetryClass::Query);
         let labels = PartitionLabels::new("orders", Partition(2));
-        metrics.lag_records.get_or_create(&labels).set(7);
+        metrics.lag_measured(&labels, 7, 3, 1.5);
         let text = metrics.render().unwrap();
         for line in [
             "orders_ingestor_records_total 0",
@@ -197,6 +216,8 @@ mod tests {
                 "\"} 1"
             ),
             "orders_ingestor_lag_records{topic=\"orders\",partition=\"2\"} 7",
+            "orders_ingestor_unstable_records{topic=\"orders\",partition=\"2\"} 3",
+            "orders_ingestor_lag_seconds{topic=\"orders\",partition=\"2\"} 1.5",
             "orders_ingestor_fences_total 0",
             "orders_ingestor_paused_partitions 0",
         ] {

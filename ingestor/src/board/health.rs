@@ -29,8 +29,13 @@ impl Board {
         };
         let partitions: Vec<Value> = (inner.partitions.iter())
             .map(|(partition, entry)| {
-                let next_offset = entry.next_offset.map(|offset| offset.0);
-                json!({"partition": partition.0, "state": entry.state.as_str(), "next_offset": next_offset})
+                json!({
+                    "partition": partition.0,
+                    "state": entry.state.as_str(),
+                    "next_offset": entry.next_offset.map(|offset| offset.0),
+                    "lag_records": entry.lag.map(|lag| lag.records),
+                    "unstable_records": entry.lag.map(|lag| lag.unstable_records),
+                })
             })
             .collect();
         let checks = json!({
@@ -64,8 +69,14 @@ mod tests {
         board.pause(other, Cause::OffsetOutOfRange, Duration::ZERO);
         let (health, checks) = board.health();
         assert_eq!(health, Health::Degraded);
-        let other = r#"{"next_offset":null,"partition":1,"state":"offset out of range"}"#;
-        assert_eq!(checks["partitions"][1].to_string(), other);
+        let other = json!({
+            "partition": 1,
+            "state": "offset out of range",
+            "next_offset": null,
+            "lag_records": null,
+            "unstable_records": null,
+        });
+        assert_eq!(checks["partitions"][1], other);
         board.release(Partition(1));
         board.set_database_ok(0, false);
         board.set_database_ok(1, true);

@@ -1,14 +1,26 @@
 //! The lag of a partition, in records and in seconds. It does no I/O and has no clock of its own.
 
+use crate::kafka::LogRange;
 use crate::record::Offset;
+
+/// How far a partition is behind the end of its log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lag {
+    /// The number of records that are not stored yet.
+    pub records: i64,
+    /// The number of those that cannot be read before an open transaction ends.
+    pub unstable_records: i64,
+    /// The longest time that the oldest record not stored yet may have waited.
+    pub seconds: f64,
+}
 
 /// What must be remembered of a partition to know its lag in seconds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LagClock {
     /// Time of the last stored record. It is never in the future, although producers' clocks may be.
     last_timestamp_ms: Option<i64>,
-    /// The partition's end when the brokers last told it.
-    end_offset: Option<Offset>,
+    /// The log when the brokers last told its range.
+    log: Option<LogRange>,
     /// When everything was last seen stored, or, if it never was, when the first record was seen waiting.
     caught_up_at_ms: Option<i64>,
 }
@@ -27,31 +39,36 @@ impl LagClock {
         }
     }
 
-    /// Returns how many records wait, and the longest time in seconds that the oldest of them may have waited. Returns
-    /// `None` if the end was never known.
+    /// Returns the lag; `None` if the end of the log was never known.
     ///
     /// No waiting record is older than the last stored one, and none existed when everything was stored. While the brokers
-    /// do not tell the end (`end_offset` is none), the last known end counts, so that the time keeps rising.
+    /// do not tell the end (`log` is none), the last known end counts, so that the time keeps rising.
     pub(super) fn measure(
         &mut self,
         next_offset: Offset,
-        end_offset: Option<Offset>,
+        log: Option<LogRange>,
         now_ms: i64,
-    ) -> Option<(i64, f64)> {
-        self.end_offset = end_offset.or(self.end_offset);
-        let records = (self.end_offset?.0 - next_offset.0).max(0);
-        if records == 0 {
-            if end_offset.is_some() {
+    ) -> Option<Lag> {
+        self.log = log.or(self.log);
+        let known = self.log?;
+        let mut lag = Lag {
+            records: known.lag_records(next_offset),
+            unstable_records: known.unstable_records(next_offset),
+            seconds: 0.0,
+        };
+        if lag.records == 0 {
+            if log.is_some() {
                 self.caught_up_at_ms = Some(now_ms);
             }
-            return Some((0, 0.0));
+            return Some(lag);
         }
         let since_ms = match self.last_timestamp_ms.max(self.caught_up_at_ms) {
             Some(since_ms) => since_ms,
             // Nothing is known of earlier records: the time counts from now.
             None => *self.caught_up_at_ms.insert(now_ms),
         };
-        Some((records, (now_ms - since_ms).max(0) as f64 / 1000.0))
+        lag.seconds = (now_ms - since_ms).max(0) as f64 / 1000.0;
+        Some(lag)
     }
 }
 
@@ -65,7 +82,17 @@ mod tests {
         end_offset: Option<i64>,
         now_ms: i64,
     ) -> Option<(i64, f64)> {
-        clock.measure(Offset(next_offset), end_offset.map(Offset), now_ms)
+        let log = end_offset.map(|end_offset| log(end_offset, end_offset));
+        let lag = clock.measure(Offset(next_offset), log, now_ms)?;
+        Some((lag.records, lag.seconds))
+    }
+
+    fn log(last_stable: i64, high: i64) -> LogRange {
+        LogRange {
+            low: Offset(0),
+            last_stable: Offset(last_stable),
+            high: Offset(high),
+        }
     }
 
     fn after(last_timestamp_ms: i64) -> LagClock {
@@ -107,6 +134,20 @@ mod tests {
         assert_eq!(measure(&mut clock, 0, None, 0), None);
         assert_eq!(measure(&mut clock, 0, Some(3), 50_000), Some((3, 0.0)));
         assert_eq!(measure(&mut clock, 0, Some(3), 55_000), Some((3, 5.0)));
+    }
+
+    #[test]
+    fn records_behind_an_open_transaction_wait_too() {
+        let mut clock = after(1_000);
+        let mut measure = |next_offset, log, now_ms| {
+            let lag = clock.measure(Offset(next_offset), log, now_ms).unwrap();
+            (lag.records, lag.unstable_records, lag.seconds)
+        };
+        assert_eq!(measure(5, Some(log(7, 10)), 2_000), (5, 3, 1.0));
+        assert_eq!(measure(7, Some(log(7, 10)), 3_000), (3, 3, 2.0));
+        // The brokers have not told yet that the transaction has ended.
+        assert_eq!(measure(9, None, 4_000), (1, 1, 3.0));
+        assert_eq!(measure(9, Some(log(10, 10)), 5_000), (1, 0, 4.0));
     }
 
     #[test]

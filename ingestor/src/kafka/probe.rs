@@ -20,19 +20,55 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the brokers about the topic, from any thread.
 pub struct Probe {
-    consumer: BaseConsumer,
-    /// Reads single records, for one question at a time.
-    reader: Mutex<BaseConsumer>,
+    /// Sees what the group's consumer sees: the log up to the oldest open transaction.
+    committed: BaseConsumer,
+    /// Held while `committed` reads records, for one question at a time.
+    reading: Mutex<()>,
+    /// Sees the log to its end.
+    uncommitted: BaseConsumer,
     topic: String,
 }
 
-/// The offsets that a partition holds: `low..high`.
+/// The offsets that a consumer of committed records can read: `low..high`.
+///
+/// The upper end is the last stable offset, not the high watermark of the broker. The record there belongs to an open
+/// transaction, and no such consumer has read it or anything after it. Claims, incidents and the commands of operators compare
+/// with this end:
+/// - Our offset is above it only if the log was cut or recreated. Compared with the end of the log, a log that was cut, and that
+///   has grown again by an open transaction, would look whole.
+/// - Reading that starts or continues there skips no record that may still be committed.
+///
+/// Only the lag is measured to the end of the log: see [`Probe::log_range`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
     /// Offset of the oldest record that still exists.
     pub low: Offset,
-    /// Offset that the next record will get.
+    /// The last stable offset: that of the first record whose transaction is open. If none is open, the offset that the next
+    /// record will get.
     pub high: Offset,
+}
+
+/// The offsets of a partition's log to its end: `low..high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRange {
+    /// Offset of the oldest record that still exists.
+    pub low: Offset,
+    /// Offset of the first record whose transaction is open. If none is open, it equals `high`.
+    pub last_stable: Offset,
+    /// The high watermark: the offset that the next record will get.
+    pub high: Offset,
+}
+
+impl LogRange {
+    /// Returns how many records are not stored yet by a reader that continues at this offset.
+    pub fn lag_records(&self, next_offset: Offset) -> i64 {
+        (self.high.0 - next_offset.0).max(0)
+    }
+
+    /// Returns how many of them cannot be read before an open transaction ends.
+    pub fn unstable_records(&self, next_offset: Offset) -> i64 {
+        self.lag_records(self.last_stable.max(next_offset))
+    }
 }
 
 impl Probe {
@@ -41,24 +77,43 @@ impl Probe {
     /// # Errors
     /// Returns one line that names the setting if librdkafka rejects it.
     pub fn new(settings: &KafkaSettings) -> anyhow::Result<Self> {
-        let reader = reader_config(settings).create().map_err(setting_refused)?;
+        let create = |config: ClientConfig| config.create().map_err(setting_refused);
         Ok(Self {
-            consumer: probe_config(settings).create().map_err(setting_refused)?,
-            reader: Mutex::new(reader),
+            committed: create(committed_config(settings))?,
+            reading: Mutex::default(),
+            uncommitted: create(uncommitted_config(settings))?,
             topic: settings.topic.clone(),
         })
     }
 
-    /// The offsets that a partition holds now.
+    /// The offsets that a consumer of committed records can read now.
     ///
     /// # Errors
     /// Returns an error if no broker answers in time.
     pub fn watermarks(&self, partition: Partition) -> KafkaResult<Watermarks> {
         let (low, high) =
-            self.consumer
+            self.committed
                 .fetch_watermarks(&self.topic, partition.0, BROKER_TIMEOUT)?;
         Ok(Watermarks {
             low: Offset(low),
+            high: Offset(high),
+        })
+    }
+
+    /// The offsets of the log to its end, and where the oldest open transaction begins.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn log_range(&self, partition: Partition) -> KafkaResult<LogRange> {
+        // The end is asked for first. In the other order, records that arrive between the two questions would look as if a
+        // transaction held them.
+        let (low, high) =
+            self.uncommitted
+                .fetch_watermarks(&self.topic, partition.0, BROKER_TIMEOUT)?;
+        let readable = self.watermarks(partition)?;
+        Ok(LogRange {
+            low: Offset(low),
+            last_stable: readable.high.min(Offset(high)),
             high: Offset(high),
         })
     }
@@ -69,7 +124,7 @@ impl Probe {
     /// Returns an error if no broker answers in time, or if the topic does not exist.
     pub fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
         let metadata: Metadata = self
-            .consumer
+            .uncommitted
             .fetch_metadata(Some(&self.topic), BROKER_TIMEOUT)
             .context("no broker told the partitions")?;
         let topic = metadata
@@ -105,20 +160,15 @@ impl Probe {
         partition: Partition,
         offset: Offset,
     ) -> KafkaResult<Option<Witness>> {
-        let reader = self.reader.lock();
+        let _reading = self.reading.lock();
         let assignment = partition_list(&self.topic, [(partition, Some(offset))])?;
-        reader.assign(&assignment)?;
-        let answer = self.poll_record(&reader, partition, offset);
+        self.committed.assign(&assignment)?;
+        let answer = self.poll_record(partition, offset);
         // Whatever the answer is, nothing more is fetched.
-        reader.unassign().and(answer)
+        self.committed.unassign().and(answer)
     }
 
-    fn poll_record(
-        &self,
-        reader: &BaseConsumer,
-        partition: Partition,
-        offset: Offset,
-    ) -> KafkaResult<Option<Witness>> {
+    fn poll_record(&self, partition: Partition, offset: Offset) -> KafkaResult<Option<Witness>> {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -127,7 +177,7 @@ impl Probe {
                     RDKafkaErrorCode::OperationTimedOut,
                 ));
             }
-            match reader.poll(left) {
+            match self.committed.poll(left) {
                 Some(Ok(message))
                     if message.partition() == partition.0 && message.offset() >= offset.0 =>
                 {
@@ -144,8 +194,7 @@ impl Probe {
     }
 }
 
-/// A consumer without a group can only ask for watermarks.
-fn probe_config(settings: &KafkaSettings) -> ClientConfig {
+fn client_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.brokers)
@@ -155,10 +204,17 @@ fn probe_config(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
+/// A consumer without a group can only ask for metadata and watermarks.
+fn uncommitted_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = client_config(settings);
+    config.set("isolation.level", "read_uncommitted");
+    config
+}
+
 /// librdkafka requires a group's name for reading. This client only assigns partitions to itself: it never joins the
 /// group and commits nothing. It fetches little, to save memory.
-fn reader_config(settings: &KafkaSettings) -> ClientConfig {
-    let mut config = probe_config(settings);
+fn committed_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = client_config(settings);
     config
         .set("group.id", &settings.group_id)
         .set("enable.auto.commit", "false")

@@ -63,22 +63,21 @@ impl TopicWatch {
         let partitions = self.board.assigned_partitions();
         self.metrics.forget_lag_except(&self.topic, &partitions);
         for partition in partitions {
-            let end_offset = match self.probe.watermarks(partition) {
-                Ok(watermarks) => Some(watermarks.high),
+            let log = match self.probe.log_range(partition) {
+                Ok(log) => Some(log),
                 Err(error) => {
                     debug!(
                         kafka.partition = partition.0,
-                        "the brokers did not tell the watermarks: {error}"
+                        "the brokers did not tell the end of the log: {error}"
                     );
                     None
                 }
             };
             let now_ms = Utc::now().timestamp_millis();
-            if let Some((records, seconds)) = self.board.lag(partition, end_offset, now_ms) {
+            if let Some(lag) = self.board.measure_lag(partition, log, now_ms) {
                 let labels = PartitionLabels::new(&self.topic, partition);
-                let metrics = &self.metrics;
-                metrics.lag_records.get_or_create(&labels).set(records);
-                metrics.lag_seconds.get_or_create(&labels).set(seconds);
+                self.metrics
+                    .lag_measured(&labels, lag.records, lag.unstable_records, lag.seconds);
             }
         }
     }

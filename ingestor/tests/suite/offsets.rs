@@ -9,6 +9,7 @@ use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting, Standing};
 use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Reading};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
 use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene};
@@ -20,12 +21,7 @@ fn at_rest_the_lag_is_zero_even_after_transaction_markers() {
     let mut scene = Scene::new(1);
     let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
     let aborted = serde_json::to_vec(&scene.later("aborted")).unwrap();
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", scene.brokers())
-        .set("transactional.id", &scene.topic)
-        .create()
-        .unwrap();
-    producer.init_transactions(PATIENCE).unwrap();
+    let producer = transactional_producer(&scene);
     producer.begin_transaction().unwrap();
     producer
         .send(BaseRecord::to(&scene.topic).key("a").payload(&order))
@@ -57,6 +53,74 @@ fn at_rest_the_lag_is_zero_even_after_transaction_markers() {
     scene.produce_orders(1);
     // One more order, which nothing follows.
     scene.wait_until_settled(5);
+}
+
+#[test]
+fn records_behind_an_open_transaction_count_as_lag() {
+    let mut scene = Scene::new(1);
+    let daemon = scene.start_daemon();
+    scene.produce_orders(2);
+    scene.wait_until_settled(2);
+    let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
+    let producer = transactional_producer(&scene);
+    producer.begin_transaction().unwrap();
+    producer
+        .send(BaseRecord::to(&scene.topic).key("a").payload(&order))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+    // They are in no transaction, but they stand behind it.
+    scene.produce_orders(5);
+
+    let is = |name: &str, expected: f64| (daemon.metric(name) - expected).abs() < f64::EPSILON;
+    wait_until("the lag counts to the end of the log", PATIENCE, || {
+        is("orders_ingestor_lag_records", 6.0) && is("orders_ingestor_unstable_records", 6.0)
+    });
+    wait_until("the lag in seconds grows", PATIENCE, || {
+        daemon.metric("orders_ingestor_lag_seconds") > 1.0
+    });
+    let (_, health) = daemon.get("/health").unwrap();
+    let health: Value = serde_json::from_str(&health).unwrap();
+    let partition = &health["checks"]["partitions"][0];
+    assert_eq!(
+        (&partition["lag_records"], &partition["unstable_records"]),
+        (&6.into(), &6.into())
+    );
+    let shown: Value =
+        serde_json::from_str(&scene.run_well(&["offsets", "show", "--json"])).unwrap();
+    let partition = &shown["partitions"][0];
+    for (field, expected) in [
+        ("next_offset", 2),
+        ("last_stable_offset", 2),
+        ("high_watermark", 8),
+        ("lag_records", 6),
+        ("unstable_records", 6),
+    ] {
+        assert_eq!(partition[field], expected, "{field}");
+    }
+    let table = scene.run_well(&["offsets", "show"]);
+    assert!(
+        table.contains("partition 0: 6 records wait behind an open transaction"),
+        "{table}"
+    );
+    assert_eq!(scene.settled(), 2);
+
+    producer.commit_transaction(PATIENCE).unwrap();
+    scene.wait_until_settled(9);
+    wait_until("the lag is 0", PATIENCE, || {
+        is("orders_ingestor_lag_records", 0.0) && is("orders_ingestor_unstable_records", 0.0)
+    });
+    assert!(!scene.run_well(&["offsets", "show"]).contains("transaction"));
+}
+
+fn transactional_producer(scene: &Scene) -> BaseProducer {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", scene.brokers())
+        .set("transactional.id", &scene.topic)
+        .create()
+        .unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    producer
 }
 
 #[test]

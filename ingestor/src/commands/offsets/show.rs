@@ -5,21 +5,24 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::Operator;
-use crate::kafka::Watermarks;
+use crate::kafka::LogRange;
 use crate::offsets::{Incident, OffsetRow, open_incident};
 
 /// Everything that is known of a partition.
 struct Shown {
     row: OffsetRow,
-    /// None if no broker tells them.
-    watermarks: Option<Watermarks>,
+    /// None if no broker tells it.
+    log: Option<LogRange>,
     incident: Option<Incident>,
 }
 
 impl Shown {
     fn lag_records(&self) -> Option<i64> {
-        let watermarks = self.watermarks?;
-        Some((watermarks.high.0 - self.row.next_offset.0).max(0))
+        Some(self.log?.lag_records(self.row.next_offset))
+    }
+
+    fn unstable_records(&self) -> Option<i64> {
+        Some(self.log?.unstable_records(self.row.next_offset))
     }
 
     /// The longest time that the oldest waiting record may have waited: the time since the last stored record. `None` if
@@ -43,14 +46,14 @@ impl Operator {
         };
         let mut partitions = Vec::new();
         for row in rows {
-            let watermarks = if of_topic.contains(&row.partition) {
-                self.probe.watermarks(row.partition).ok()
+            let log = if of_topic.contains(&row.partition) {
+                self.probe.log_range(row.partition).ok()
             } else {
                 None
             };
             partitions.push(Shown {
                 incident: open_incident(&mut self.connection, &self.consumer, row.partition)?,
-                watermarks,
+                log,
                 row,
             });
         }
@@ -78,9 +81,11 @@ fn to_json(shown: &Shown) -> Value {
     json!({
         "partition": row.partition.0,
         "next_offset": row.next_offset.0,
-        "low_watermark": shown.watermarks.map(|watermarks| watermarks.low.0),
-        "high_watermark": shown.watermarks.map(|watermarks| watermarks.high.0),
+        "low_watermark": shown.log.map(|log| log.low.0),
+        "last_stable_offset": shown.log.map(|log| log.last_stable.0),
+        "high_watermark": shown.log.map(|log| log.high.0),
         "lag_records": shown.lag_records(),
+        "unstable_records": shown.unstable_records(),
         "lag_seconds": shown.lag_seconds(),
         "epoch": row.epoch.0,
         "owner": row.owner.map(|owner| owner.to_string()),
@@ -125,7 +130,8 @@ const COLUMNS: [(&str, &str); 15] = [
     ("UPDATED_AT", "updated_at"),
 ];
 
-/// Each column is as wide as its widest value. `-` means that a value is not known or not set. Incidents follow below.
+/// Each column is as wide as its widest value. `-` means that a value is not known or not set. Open transactions and incidents
+/// follow below.
 fn to_table(partitions: &[Shown]) -> String {
     let mut lines = vec![COLUMNS.map(|(title, _)| title.to_owned())];
     lines.extend(partitions.iter().map(|shown| {
@@ -149,6 +155,12 @@ fn to_table(partitions: &[Shown]) -> String {
         table.push('\n');
     }
     for shown in partitions {
+        if let (Some(log), Some(records @ 1..)) = (shown.log, shown.unstable_records()) {
+            table.push_str(&format!(
+                "partition {}: {records} records wait behind an open transaction, which begins at offset {}\n",
+                shown.row.partition, log.last_stable
+            ));
+        }
         if let Some(incident) = &shown.incident {
             table.push_str(&format!(
                 "partition {} has waited since {}: {}: {}\n",
