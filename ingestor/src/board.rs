@@ -115,6 +115,8 @@ struct Entry {
     incarnation: Incarnation,
     next_offset: Option<Offset>,
     witnesses: Witnesses,
+    /// The offset that Kafka was last seen to hold for the group.
+    mirrored: Option<Offset>,
     lag_clock: LagClock,
     /// The lag when it was last measured.
     lag: Option<Lag>,
@@ -130,6 +132,7 @@ impl Entry {
             incarnation: Incarnation(0),
             next_offset: None,
             witnesses: Witnesses::default(),
+            mirrored: None,
             lag_clock: LagClock::default(),
             lag: None,
         }
@@ -435,6 +438,21 @@ impl Board {
         entry.lag
     }
 
+    /// Kafka was seen to hold these offsets for the group.
+    pub fn set_mirrored(&self, committed: &[(Partition, Offset)]) {
+        let mut inner = self.inner.lock();
+        for (partition, offset) in committed {
+            if let Some(entry) = inner.partitions.get_mut(partition) {
+                entry.mirrored = Some(*offset);
+            }
+        }
+    }
+
+    /// Returns the offset that Kafka was last seen to hold for the group since the partition was assigned.
+    pub fn mirrored(&self, partition: Partition) -> Option<Offset> {
+        self.inner.lock().partitions.get(&partition)?.mirrored
+    }
+
     /// Adds what the writers have not reported. For a running partition this is the time of the last record, until a
     /// record is stored. For any other it is the offset: the partition has no writer, and an operator may change the row.
     pub fn fill_in_position(&self, partition: Partition, stored: StoredPosition, now_ms: i64) {
@@ -612,6 +630,23 @@ mod tests {
         board.pause(reading, Cause::Lost, Duration::ZERO);
         board.begin_claim(P1);
         assert_eq!(state(&board, P1), "claiming");
+    }
+
+    #[test]
+    fn what_kafka_held_before_a_partition_was_assigned_is_not_known() {
+        let board = Board::default();
+        board.set_mirrored(&[(P1, Offset(5))]);
+        assert_eq!(board.mirrored(P1), None);
+        board.begin_claim(P1);
+        assert_eq!(board.mirrored(P1), None);
+        board.set_mirrored(&[(P1, Offset(5)), (P2, Offset(6))]);
+        assert_eq!(
+            (board.mirrored(P1), board.mirrored(P2)),
+            (Some(Offset(5)), None)
+        );
+        board.release(P1);
+        board.begin_claim(P1);
+        assert_eq!(board.mirrored(P1), None);
     }
 
     #[test]

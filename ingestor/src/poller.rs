@@ -336,7 +336,7 @@ impl Poller {
         }
     }
 
-    /// Tells Kafka what is stored. This is for lag tools; nobody reads it back.
+    /// Tells Kafka what is stored, for lag tools.
     fn mirror_offsets(&mut self) {
         if self.last_mirror_at.elapsed() < MIRROR_INTERVAL {
             return;
@@ -345,17 +345,20 @@ impl Poller {
         self.commit_mirror(CommitMode::Async);
     }
 
+    /// Commits every stored offset that was not yet seen to be committed. So an offset that Kafka does not take, as during a
+    /// rebalance, is sent again in the next round, and one that the previous owner could not commit is sent as well.
     fn commit_mirror(&mut self, mode: CommitMode) {
-        let stored: Vec<(Partition, Option<Offset>)> = (self.partitions.iter_mut())
-            .filter_map(|(partition, assigned)| {
-                Some((*partition, Some(assigned.take_unmirrored()?)))
+        let unmirrored: Vec<(Partition, Option<Offset>)> = (self.partitions.iter())
+            .map(|(partition, assigned)| (*partition, assigned.stored_offset))
+            .filter(|(partition, stored)| {
+                stored.is_some() && *stored != self.board.mirrored(*partition)
             })
             .collect();
-        if stored.is_empty() {
+        if unmirrored.is_empty() {
             return;
         }
-        let committed =
-            partition_list(&self.topic, stored).and_then(|list| self.consumer.commit(&list, mode));
+        let committed = partition_list(&self.topic, unmirrored)
+            .and_then(|list| self.consumer.commit(&list, mode));
         if let Err(error) = committed {
             debug!("Kafka did not accept the mirror of the offsets: {error}");
         }

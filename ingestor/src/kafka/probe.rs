@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
+use rdkafka::Offset as KafkaOffset;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::metadata::Metadata;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 
 use super::{apply_overrides, partition_list, setting_refused};
 use crate::config::{APPLICATION_NAME, KafkaSettings};
@@ -116,6 +118,23 @@ impl Probe {
             last_stable: readable.high.min(Offset(high)),
             high: Offset(high),
         })
+    }
+
+    /// The offsets that the group has committed to Kafka, of those partitions of which it has committed one.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn committed_offsets(
+        &self,
+        partitions: &[Partition],
+    ) -> KafkaResult<Vec<(Partition, Offset)>> {
+        let asked = partition_list(&self.topic, partitions.iter().map(|number| (*number, None)))?;
+        let answer = self.committed.committed_offsets(asked, BROKER_TIMEOUT)?;
+        let offset_of = |element: &TopicPartitionListElem<'_>| match element.offset() {
+            KafkaOffset::Offset(offset) => Some((Partition(element.partition()), Offset(offset))),
+            _ => None,
+        };
+        Ok(answer.elements().iter().filter_map(offset_of).collect())
     }
 
     /// The partitions of the topic.

@@ -19,8 +19,8 @@ pub(super) struct AssignedPartition {
     last_took: Option<Duration>,
     /// Whether the end was reached and nothing has been read since.
     pub(super) is_at_end: bool,
-    /// The stored offset that was not committed to Kafka yet.
-    unmirrored: Option<Offset>,
+    /// The next offset that the database holds; none until the partition is claimed.
+    pub(super) stored_offset: Option<Offset>,
 }
 
 impl AssignedPartition {
@@ -31,7 +31,7 @@ impl AssignedPartition {
             handed_over_at: Instant::now(),
             last_took: None,
             is_at_end: false,
-            unmirrored: None,
+            stored_offset: None,
         }
     }
 
@@ -40,6 +40,7 @@ impl AssignedPartition {
         self.batch = Some(Batch::open(reading, next_offset));
         self.handed_over = 0;
         self.is_at_end = false;
+        self.stored_offset = Some(next_offset);
     }
 
     /// Returns whether the writer has a batch.
@@ -97,11 +98,7 @@ impl AssignedPartition {
     pub(super) fn stored(&mut self, next_offset: Offset, at: Instant) {
         self.handed_over = self.handed_over.saturating_sub(1);
         self.last_took = Some(at.saturating_duration_since(self.handed_over_at));
-        self.unmirrored = Some(next_offset);
-    }
-
-    pub(super) fn take_unmirrored(&mut self) -> Option<Offset> {
-        self.unmirrored.take()
+        self.stored_offset = Some(next_offset);
     }
 }
 

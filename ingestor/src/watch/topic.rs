@@ -1,4 +1,5 @@
-//! Measures the lag, and checks whether the log is still the one that was read.
+//! Measures the lag, looks which offsets Kafka holds for the group, and checks whether the log is still the one that was
+//! read.
 //!
 //! A topic that was deleted and recreated is otherwise read from its middle as soon as it is long enough. This thread
 //! decides nothing: a suspicion only triggers a new claim, which decides.
@@ -21,7 +22,7 @@ use crate::periodic;
 use crate::record::Reading;
 use crate::witnesses::Witness;
 
-/// How often the brokers are asked for the lag.
+/// How often the brokers are asked for the lag and for the group's offsets.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a record that was read is looked up again.
 const RECORD_INTERVAL: Duration = Duration::from_secs(30);
@@ -51,6 +52,7 @@ impl TopicWatch {
         let mut last_look_at = Instant::now();
         periodic::start("topic-watch", shutdown, move || {
             self.measure_lag();
+            self.look_at_mirror();
             if last_look_at.elapsed() >= RECORD_INTERVAL {
                 self.look_at_records();
                 last_look_at = Instant::now();
@@ -79,6 +81,21 @@ impl TopicWatch {
                 self.metrics
                     .lag_measured(&labels, lag.records, lag.unstable_records, lag.seconds);
             }
+        }
+    }
+
+    /// Looks which offsets Kafka holds for the group, so that the poll thread commits only what is missing there.
+    ///
+    /// The client does not tell the outcome of an asynchronous commit
+    /// (<https://github.com/fede1024/rust-rdkafka/issues/856>), and the poll thread cannot wait for a synchronous one.
+    fn look_at_mirror(&self) {
+        let partitions = self.board.assigned_partitions();
+        if partitions.is_empty() {
+            return;
+        }
+        match self.probe.committed_offsets(&partitions) {
+            Ok(committed) => self.board.set_mirrored(&committed),
+            Err(error) => debug!("the brokers did not tell the group's offsets: {error}"),
         }
     }
 

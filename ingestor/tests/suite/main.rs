@@ -19,6 +19,7 @@ mod incidents;
 mod isolation;
 mod kills;
 mod metrics;
+mod mirror;
 mod new_history;
 mod offset_commands;
 mod offsets;

@@ -18,7 +18,8 @@ use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
 use shared::order::Order;
@@ -64,6 +65,17 @@ impl Scene {
     ) -> Self {
         let topic = format!("test-{}", uuid::Uuid::new_v4());
         create_topic(&brokers, &topic, partitions, topic_settings);
+        Self::on_topic(topic, database, brokers)
+    }
+
+    /// Uses librdkafka's in-process broker, for errors that a real one does not give on demand.
+    pub fn on_mock(cluster: &MockCluster<'_, DefaultProducerContext>) -> Self {
+        let topic = format!("test-{}", uuid::Uuid::new_v4());
+        cluster.create_topic(&topic, 1, 1).unwrap();
+        Self::on_topic(topic, TestDatabase::create(), cluster.bootstrap_servers())
+    }
+
+    fn on_topic(topic: String, database: TestDatabase, brokers: String) -> Self {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
             .create()
