@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail};
 
 pub use jars::{Jars, java_is_new_enough};
 
+use properties::Ports;
+
 use crate::interrupt::wait_for;
 use crate::process::Process;
 use crate::signals::Signal;
@@ -37,6 +39,8 @@ pub struct PrivateKafka {
     is_temporary: bool,
     jars: Jars,
     port: u16,
+    has_sasl: bool,
+    sasl_port: Option<u16>,
 }
 
 impl PrivateKafka {
@@ -47,6 +51,20 @@ impl PrivateKafka {
 
     /// Does the same with more properties of the broker. They override ours.
     pub fn start_with(folder: Option<&Path>, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_listening(folder, false, settings)
+    }
+
+    /// Does the same in a temporary folder with a second listener, `SASL_PLAINTEXT` at [`Self::sasl_bootstrap`]. The
+    /// properties must say which mechanisms it has.
+    pub fn start_with_sasl(settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_listening(None, true, settings)
+    }
+
+    fn start_listening(
+        folder: Option<&Path>,
+        has_sasl: bool,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let jars = Jars::fetch()?;
         let mut kafka = Self {
             server: None,
@@ -57,6 +75,8 @@ impl PrivateKafka {
             is_temporary: folder.is_none(),
             jars,
             port: 0,
+            has_sasl,
+            sasl_port: None,
         };
         // In rare cases another program takes a port between the look and the bind. Then other ports are tried.
         for attempt in 0.. {
@@ -74,6 +94,11 @@ impl PrivateKafka {
     /// Returns the bootstrap address, `host:port`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Returns the address of the listener whose clients authenticate by SASL, `host:port`; `None` if there is none.
+    pub fn sasl_bootstrap(&self) -> Option<String> {
+        Some(format!("127.0.0.1:{}", self.sasl_port?))
     }
 
     /// Returns the broker's process id; `None` if it does not run.
@@ -150,12 +175,13 @@ impl PrivateKafka {
         fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
         self.port = ports::free_port()?;
-        let text = properties::render(
-            self.port,
-            ports::free_port()?,
-            &self.folder.join("data"),
-            settings,
-        );
+        self.sasl_port = self.has_sasl.then(ports::free_port).transpose()?;
+        let ports = Ports {
+            plaintext: self.port,
+            controller: ports::free_port()?,
+            sasl: self.sasl_port,
+        };
+        let text = properties::render(&ports, &self.folder.join("data"), settings);
         let file = self.properties();
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         self.jars

@@ -2,16 +2,22 @@
 
 use std::path::Path;
 
+/// The ports of the broker's listeners.
+pub(super) struct Ports {
+    pub(super) plaintext: u16,
+    pub(super) controller: u16,
+    /// A listener whose clients authenticate by SASL.
+    pub(super) sasl: Option<u16>,
+}
+
 /// Renders the properties of a cluster with one node, which starts in seconds. `settings` override ours.
-pub(super) fn render(
-    port: u16,
-    controller_port: u16,
-    data: &Path,
-    settings: &[(&str, &str)],
-) -> String {
-    let listener = format!("PLAINTEXT://127.0.0.1:{port}");
-    let listeners = format!("{listener},CONTROLLER://127.0.0.1:{controller_port}");
-    let voters = format!("1@127.0.0.1:{controller_port}");
+pub(super) fn render(ports: &Ports, data: &Path, settings: &[(&str, &str)]) -> String {
+    let mut advertised = format!("PLAINTEXT://127.0.0.1:{}", ports.plaintext);
+    if let Some(port) = ports.sasl {
+        advertised.push_str(&format!(",SASL_PLAINTEXT://127.0.0.1:{port}"));
+    }
+    let listeners = format!("{advertised},CONTROLLER://127.0.0.1:{}", ports.controller);
+    let voters = format!("1@127.0.0.1:{}", ports.controller);
     let data = data.display().to_string();
     let ours = [
         ("process.roles", "broker,controller"),
@@ -19,7 +25,11 @@ pub(super) fn render(
         ("controller.quorum.voters", &voters),
         ("controller.listener.names", "CONTROLLER"),
         ("listeners", &listeners),
-        ("advertised.listeners", &listener),
+        ("advertised.listeners", &advertised),
+        (
+            "listener.security.protocol.map",
+            "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT",
+        ),
         ("inter.broker.listener.name", "PLAINTEXT"),
         ("log.dirs", &data),
         // One node can hold only one replica.
@@ -57,13 +67,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_name_both_listeners_and_given_ones_come_last() {
-        let text = render(
-            1111,
-            2222,
-            Path::new("/some folder/data"),
-            &[("message.max.bytes", "5")],
-        );
+    fn properties_name_the_listeners_and_given_ones_come_last() {
+        let mut ports = Ports {
+            plaintext: 1111,
+            controller: 2222,
+            sasl: None,
+        };
+        let data = Path::new("/some folder/data");
+        let text = render(&ports, data, &[("message.max.bytes", "5")]);
         assert!(
             text.contains("\nlisteners=PLAINTEXT://127.0.0.1:1111,CONTROLLER://127.0.0.1:2222\n"),
             "{text}"
@@ -71,5 +82,17 @@ mod tests {
         assert!(text.contains("\ncontroller.quorum.voters=1@127.0.0.1:2222\n"));
         assert!(text.contains("\nlog.dirs=/some folder/data\n"));
         assert!(text.ends_with("\nmessage.max.bytes=5\n"));
+
+        ports.sasl = Some(3333);
+        let text = render(&ports, data, &[]);
+        let clients = "PLAINTEXT://127.0.0.1:1111,SASL_PLAINTEXT://127.0.0.1:3333";
+        assert!(
+            text.contains(&format!("\nadvertised.listeners={clients}\n")),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("\nlisteners={clients},CONTROLLER:")),
+            "{text}"
+        );
     }
 }
