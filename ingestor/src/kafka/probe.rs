@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use parking_lot::Mutex;
 use rdkafka::Offset as KafkaOffset;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
+use tracing::debug;
 
 use super::{apply_overrides, partition_list, setting_refused};
 use crate::config::{APPLICATION_NAME, KafkaSettings};
@@ -20,16 +22,38 @@ use crate::witnesses::Witness;
 /// The most time that the brokers have to answer a question about a partition.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Long enough to take all reports of a client. A poll without any time takes only one.
+const REPORTS_POLL: Duration = Duration::from_millis(10);
+
 /// Asks the brokers about the topic, from any thread.
 pub struct Probe {
     /// Sees what the group's consumer sees: the log up to the oldest open transaction.
-    committed: BaseConsumer,
+    committed: BaseConsumer<Quiet>,
     /// Held while `committed` reads records, for one question at a time.
     reading: Mutex<()>,
     /// Sees the log to its end.
-    uncommitted: BaseConsumer,
+    uncommitted: BaseConsumer<Quiet>,
     topic: String,
 }
+
+/// Keeps what a client reports out of the log: the group's consumer reports the same trouble, and a question that is not
+/// answered has an error of its own.
+#[derive(Default)]
+struct Quiet {
+    last_trouble: Mutex<Option<String>>,
+}
+
+impl ClientContext for Quiet {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        debug!(target: "librdkafka", facility, "probe: {message}");
+    }
+
+    fn error(&self, _error: KafkaError, reason: &str) {
+        *self.last_trouble.lock() = Some(reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 /// The offsets that a consumer of committed records can read: `low..high`.
 ///
@@ -79,7 +103,9 @@ impl Probe {
     /// # Errors
     /// Returns one line that names the setting if librdkafka rejects it.
     pub fn new(settings: &KafkaSettings) -> anyhow::Result<Self> {
-        let create = |config: ClientConfig| config.create().map_err(setting_refused);
+        let create = |config: ClientConfig| {
+            (config.create_with_context(Quiet::default())).map_err(setting_refused)
+        };
         Ok(Self {
             committed: create(committed_config(settings))?,
             reading: Mutex::default(),
@@ -145,6 +171,7 @@ impl Probe {
         let metadata: Metadata = self
             .uncommitted
             .fetch_metadata(Some(&self.topic), BROKER_TIMEOUT)
+            .map_err(|error| self.with_reason(error))
             .context("no broker told the partitions")?;
         let topic = metadata
             .topics()
@@ -158,6 +185,25 @@ impl Probe {
             .iter()
             .map(|partition| Partition(partition.id()))
             .collect())
+    }
+
+    /// Adds why no broker has answered, for example a refused password. The client tells that apart from the error.
+    fn with_reason(&self, error: KafkaError) -> anyhow::Error {
+        self.drop_reports();
+        match self.uncommitted.context().last_trouble.lock().take() {
+            Some(reason) => anyhow::anyhow!("{error}: {reason}"),
+            None => error.into(),
+        }
+    }
+
+    /// Drops what the clients have reported. They keep it until they are polled, so somebody must call this from time to time:
+    /// while the brokers are away, the reports become more and more.
+    pub fn drop_reports(&self) {
+        while self.uncommitted.poll(REPORTS_POLL).is_some() {}
+        // Whoever reads records polls that client.
+        if let Some(_reading) = self.reading.try_lock() {
+            while self.committed.poll(REPORTS_POLL).is_some() {}
+        }
     }
 
     /// Returns the record at an offset, as a consumer of committed records sees it; `None` if there is none.
@@ -217,8 +263,7 @@ fn client_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.brokers)
-        .set("client.id", APPLICATION_NAME)
-        .set("log_level", "0");
+        .set("client.id", APPLICATION_NAME);
     apply_overrides(&mut config, settings);
     config
 }

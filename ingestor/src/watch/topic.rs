@@ -53,6 +53,7 @@ impl TopicWatch {
         periodic::start("topic-watch", shutdown, move || {
             self.measure_lag();
             self.look_at_mirror();
+            self.probe.drop_reports();
             if last_look_at.elapsed() >= RECORD_INTERVAL {
                 self.look_at_records();
                 last_look_at = Instant::now();
