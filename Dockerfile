@@ -7,7 +7,8 @@ FROM rust:1.95.0-bookworm AS builder
 # Versions are not pinned: Debian removes old versions from its archive, so pinned ones would break the build within weeks.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends cmake g++ libpq-dev libssl-dev pkg-config zlib1g-dev \
+    && apt-get install -y --no-install-recommends cmake g++ libcurl4-openssl-dev libpq-dev libssl-dev pkg-config \
+        zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -20,7 +21,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 FROM debian:bookworm-slim AS runtime
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates libpq5 libssl3 zlib1g \
+    && apt-get install -y --no-install-recommends ca-certificates libcurl4 libpq5 libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/*
 COPY --chmod=755 deploy/livez /usr/local/bin/livez
 # A number, so that Kubernetes' runAsNonRoot can check it. No account is needed for it.

@@ -113,6 +113,12 @@ mod tests {
             ("sasl.password", "p"),
         ])
         .unwrap();
+        // A client would ask for a token at once. To check the settings is enough: without libcurl `oidc` is rejected.
+        let oidc = ClientConfig::new()
+            .set("sasl.mechanism", "OAUTHBEARER")
+            .set("sasl.oauthbearer.method", "oidc")
+            .create_native_config();
+        assert!(oidc.is_ok());
         let (_, version) = rdkafka::util::get_rdkafka_version();
         assert!(!version.is_empty());
         for codec in ["gzip", "snappy", "lz4", "zstd"] {

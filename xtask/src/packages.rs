@@ -54,7 +54,7 @@ pub(crate) enum Purpose {
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
 struct Need(Purpose, &'static str, &'static str, fn() -> bool);
 
-const NEEDS: [Need; 15] = [
+const NEEDS: [Need; 16] = [
     Need(
         Purpose::Build,
         "a C compiler, a C++ compiler and make (librdkafka is built from source)",
@@ -75,6 +75,12 @@ const NEEDS: [Need; 15] = [
         "the headers of zlib (gzip for Kafka)",
         "zlib1g-dev",
         || has_library("zlib"),
+    ),
+    Need(
+        Purpose::Build,
+        "the headers of libcurl (OIDC tokens for Kafka)",
+        "libcurl4-openssl-dev",
+        || has_library("libcurl"),
     ),
     Need(
         Purpose::Build,

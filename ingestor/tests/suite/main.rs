@@ -23,6 +23,7 @@ mod mirror;
 mod new_history;
 mod offset_commands;
 mod offsets;
+mod oidc;
 mod planted_faults;
 mod poison_messages;
 mod rebalances;

@@ -7,6 +7,7 @@ mod daemon;
 pub mod load;
 pub mod postgres_proxy;
 mod raw_record;
+pub mod token_endpoint;
 mod topic;
 mod watch;
 
