@@ -32,6 +32,8 @@ pub(crate) fn run() -> Result<()> {
     let roots = gates::crate_roots(project::root())?;
     let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
     run_cargo(&[&["run", "--quiet", "-p", "modules", "--"], &roots[..]].concat())?;
+    progress::step("migrations: none stops reads or ingestion");
+    run_cargo(&["run", "--quiet", "-p", "migrations", "--", "migrations"])?;
     progress::step("cargo clippy");
     for targets in [
         &["--workspace", "--all-targets", "--all-features"][..],
