@@ -25,7 +25,7 @@ use tokio_postgres::config::SslMode as TokioSslMode;
 
 use crate::config::{DatabaseSettings, SslMode, name_of};
 pub use history::{History, HistoryId, SERVER_ID, STANDING, ServerId, Standing};
-pub use migrations::{MIGRATIONS, migrate, pending_migrations};
+pub use migrations::{MIGRATIONS, migrate, migrate_from, pending_migrations};
 pub use pool::{AsyncPool, PoolLimits, PooledSession, SessionError, SessionManager, pool};
 pub use startup::{StartupError, check, wait_until_reachable};
 pub use tls::{TlsConnector, tls_connector};

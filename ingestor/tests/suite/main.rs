@@ -4,6 +4,7 @@
 
 mod announcements;
 mod bad_configuration;
+mod cancelled_migrations;
 mod checker_rules;
 mod cut_connections;
 mod cut_logs;

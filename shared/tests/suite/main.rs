@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod concurrent_indexes;
 mod foreign_writes;
 mod migrations;
 mod roundtrip;
