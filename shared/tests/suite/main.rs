@@ -5,6 +5,7 @@
 mod concurrent_indexes;
 mod foreign_writes;
 mod migrations;
+mod migrations_under_load;
 mod roundtrip;
 mod startup;
 mod tls;
