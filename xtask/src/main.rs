@@ -16,6 +16,7 @@
 //! | [`fuzz`] | `fuzz`: hostile inputs for the code that reads foreign bytes | [`arguments`], [`cargo`], [`packages`] |
 //! | [`check`] | `check` and `check-deploy`: formatting, lints, documentation, gates | [`cargo`], [`packages`] |
 //! | [`benchmarks`] | `bench`: the benchmarks of `load`, with their own servers | [`cargo`], [`packages`], [`stack`] |
+//! | [`upgrade`] | `upgrade`: the programs of a former release and the present ones side by side | [`cargo`], [`stack`] |
 //! | [`demo`] | `demo`: the whole service on this machine | [`arguments`], [`cargo`], [`stack`] |
 
 mod arguments;
@@ -30,6 +31,7 @@ mod postgres;
 mod stack;
 mod testing;
 mod tools;
+mod upgrade;
 
 use std::process::{ExitCode, ExitStatus};
 
@@ -44,6 +46,7 @@ usage: cargo xtask <command>
   test [arguments of cargo test] run all tests, with their own PostgreSQL and Kafka
   faults [filter]...             run the tests that take minutes: kills, frozen processes, cut connections
   fuzz [target]... [--seconds N] feed hostile inputs to the code that reads foreign bytes, 12 s for each target
+  upgrade [REVISION|FOLDER]      replace a former release by the present one under load; FOLDER has its programs
   check                          check formatting, lints, documentation and gates
   check-deploy                   check the compose file and the image, without running them
   stack                          run only PostgreSQL and Kafka, until Ctrl-C; .stack/dev.env has their addresses
@@ -89,6 +92,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("test", _) => return Ok(exit_code(testing::run(arguments)?)),
         ("faults", _) => return Ok(exit_code(faults::run(arguments)?)),
         ("fuzz", _) => fuzz::run(arguments)?,
+        ("upgrade", _) => upgrade::run(arguments)?,
         ("check", []) => check::run()?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,

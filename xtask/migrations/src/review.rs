@@ -10,7 +10,7 @@ use squawk_syntax::{SourceFile, SyntaxKind, SyntaxNode};
 
 use crate::files::Migration;
 use crate::rules::Rule;
-use crate::statements::{Effect, effects};
+use crate::statements::{Effect, changed_rows, effects};
 use crate::syntax::{comments, has, line_of};
 
 /// Returns the findings in migrations, which must be in the order in which they run.
@@ -91,7 +91,7 @@ impl<'a> Review<'a> {
             let line = line_of(&migration.up, statement.syntax());
             match statement {
                 Stmt::Do(block) => review.look_at_block(block, line),
-                statement => review.look_at(statement, line),
+                statement => review.apply(effects(statement), line),
             }
         }
         review.look_at_locks();
@@ -120,8 +120,8 @@ impl<'a> Review<'a> {
         if !is_right {
             self.breaks(Rule::OutsideTransaction, None, 1);
         }
-        self.is_in_batches = is_right
-            && matches!(statements, [Stmt::Do(block)] if needs_none(&Stmt::Do(block.clone())));
+        let is_block = matches!(statements, [Stmt::Do(_)]);
+        self.is_in_batches = is_right && is_block && !self.migration.runs_in_transaction;
     }
 
     fn look_at_block(&mut self, block: &ast::Do, line: usize) {
@@ -134,18 +134,20 @@ impl<'a> Review<'a> {
         if puts_sql_together(&body.syntax()) {
             self.breaks(Rule::Dynamic, None, line);
         }
+        // A loop may also change rows and return them.
+        self.apply(changed_rows(&body.syntax()), line);
         for node in body.syntax().descendants() {
             let is_statement = node
                 .parent()
                 .is_some_and(|parent| parent.kind() == SyntaxKind::PLPGSQL_EXEC_SQL_STMT);
             if let Some(statement) = Stmt::cast(node.clone()).filter(|_| is_statement) {
-                self.look_at(&statement, line);
+                self.apply(effects(&statement), line);
             }
         }
     }
 
-    fn look_at(&mut self, statement: &Stmt, line: usize) {
-        for effect in effects(statement) {
+    fn apply(&mut self, effects: Vec<Effect>, line: usize) {
+        for effect in effects {
             match effect {
                 Effect::Creates(table) => {
                     self.own_tables.insert(table);

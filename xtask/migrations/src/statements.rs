@@ -152,8 +152,8 @@ fn rule_of(statement: &Stmt) -> Option<Rule> {
     }
 }
 
-/// Rows are also changed by the statements in WITH.
-fn changed_rows(node: &SyntaxNode) -> Vec<Effect> {
+/// Returns what is done to rows anywhere in `node`: also by the statements in WITH.
+pub(crate) fn changed_rows(node: &SyntaxNode) -> Vec<Effect> {
     let kinds = [SyntaxKind::UPDATE, SyntaxKind::DELETE, SyntaxKind::MERGE];
     let changes = node
         .descendants()

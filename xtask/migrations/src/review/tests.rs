@@ -401,6 +401,10 @@ fn statements_in_blocks_count_too() {
         "DO $$ BEGIN CREATE INDEX i ON orders (city); END $$;",
     );
     accepts("CREATE TABLE towns (a text); DO $$ BEGIN ALTER TABLE towns ALTER a TYPE int; END $$;");
+    refuses(
+        "whole-table on orders",
+        "DO $$ DECLARE uid text; BEGIN FOR uid IN DELETE FROM orders RETURNING order_uid LOOP PERFORM 1; END LOOP; END $$;",
+    );
 }
 
 #[test]
