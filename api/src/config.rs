@@ -16,6 +16,7 @@ use shared::config::{
     ShutdownSettings, name_of,
 };
 use shared::order::OrderRules;
+use shared::server::{Deadlines, Limits};
 
 use origin::AllowedOrigin;
 
@@ -127,28 +128,13 @@ pub struct ServerLimits {
     pub deadlines: Deadlines,
 }
 
-/// How long a connection may wait for the client.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
-    /// From the first byte of a header to its last. On a new connection it starts when the connection is accepted.
-    pub header: Duration,
-    /// Between an answer and the first byte of the next request.
-    pub idle: Duration,
-    /// From a header to the last byte of its body.
-    pub body: Duration,
-    /// How long the client may read nothing of an answer.
-    pub write: Duration,
-}
-
-impl Default for Deadlines {
-    /// `idle` is longer than load balancers keep unused connections (60 s is common). So the balancer closes first, and
-    /// never sends a request into a connection that the server is closing.
-    fn default() -> Self {
-        Self {
-            header: Duration::from_secs(5),
-            idle: Duration::from_secs(75),
-            body: Duration::from_secs(10),
-            write: Duration::from_secs(30),
+impl ServerLimits {
+    /// Returns the limits as the server takes them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            deadlines: self.deadlines,
         }
     }
 }

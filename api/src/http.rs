@@ -1,5 +1,4 @@
-//! Everything about HTTP that does not depend on a route: the server, what all answers have in common, and the checks that
-//! handlers share.
+//! Everything about HTTP that does not depend on a route: what all answers have in common, and the checks that handlers share.
 
 pub mod authority;
 pub mod compression;
@@ -9,7 +8,6 @@ pub mod envelope;
 pub mod problem;
 pub mod rate_limit;
 pub mod request;
-pub mod server;
 
 use serde::Serialize;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};

@@ -1,7 +1,7 @@
 //! The `api` process: answers for orders over HTTP from a cache that the database's events keep correct.
 //!
 //! ```text
-//! client -> http::server -> http::envelope -> routes -> handlers -> cache -> repository -> PostgreSQL
+//! client -> shared::server -> http::envelope -> routes -> handlers -> cache -> repository -> PostgreSQL
 //!                                                                     ^--- events of writers ---'
 //! ```
 //!
@@ -15,7 +15,7 @@
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
 //! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`] |
-//! | [`http`] | what speaks HTTP and knows no route: server, envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
+//! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
 //! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
 //! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
 //! | [`routes`] | the table of routes, which dispatches | [`http`], [`app`], [`handlers`] |
@@ -34,10 +34,12 @@ pub mod repository;
 pub mod routes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use shared::backoff::Backoff;
 use shared::db;
+use shared::server::{self, Stop};
 use shared::throttle::Throttle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -47,8 +49,10 @@ use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
 use crate::http::envelope::Envelope;
-use crate::http::server;
 use crate::repository::APPLICATION_NAME;
+
+/// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
+const MAX_DRAIN: Duration = Duration::from_millis(500);
 
 /// Serves on `listener` until `shutdown`. The port answers at once; while the database cannot be reached or has no schema, it
 /// answers 503.
@@ -78,14 +82,31 @@ pub async fn run(
         }
         outcome
     };
-    let timeout = config.shutdown.timeout();
     let server = async {
-        server::serve(envelope, listener, config.server, stop.clone(), timeout).await;
+        let (limits, connections) = (config.server.limits(), app.metrics.connections.clone());
+        let answer = move |peer, request| envelope.answer(peer, request);
+        server::serve(
+            listener,
+            limits,
+            connections,
+            how_to_stop(&config, &stop),
+            answer,
+        )
+        .await;
         finished.cancel();
     };
     let ((), outcome) = tokio::join!(server, background);
     info!("stopped");
     outcome
+}
+
+fn how_to_stop(config: &Config, signal: &CancellationToken) -> Stop {
+    let timeout = config.shutdown.timeout();
+    Stop {
+        signal: signal.clone(),
+        drain: MAX_DRAIN.min(timeout / 4),
+        timeout,
+    }
 }
 
 async fn keep_cache_correct(

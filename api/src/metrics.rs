@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
+use shared::server::ConnectionMetrics;
 use tracing::error;
 use warp::http::{Method, StatusCode};
 
@@ -52,8 +53,8 @@ pub struct Metrics {
     pub exports: ExportMetrics,
     /// The metrics of the live feed.
     pub feed: FeedMetrics,
-    connections: Gauge,
-    dropped_connections: Family<Label, Counter>,
+    /// The metrics of clients' connections.
+    pub connections: ConnectionMetrics,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<Label, Histogram, fn() -> Histogram>,
@@ -88,33 +89,18 @@ impl Metrics {
         let name = "http_request_duration";
         registry.register_with_unit(name, help, Unit::Seconds, durations.clone());
         let in_flight = register(registry, "http_in_flight_requests", "Requests under way");
-        let connections = register(registry, "http_connections", "Connections open");
-        let help = "Connections that the server hung up on, by reason";
-        let dropped_connections = register(registry, "http_dropped_connections", help);
+        let connections = ConnectionMetrics::register(registry, "http");
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
             exports: ExportMetrics::register(registry),
             feed: FeedMetrics::register(registry),
             registry: std::mem::take(registry),
             connections,
-            dropped_connections,
             requests,
             durations,
             most_common: OnceLock::new(),
             in_flight,
         }
-    }
-
-    /// Counts a connection as open until the value is dropped.
-    pub fn connection_opened(&self) -> Present<Gauge> {
-        Present::count(self.connections.clone())
-    }
-
-    /// Counts a connection that the server has ended.
-    pub fn connection_dropped(&self, reason: &'static str) {
-        self.dropped_connections
-            .get_or_create(&[("reason", reason)])
-            .inc();
     }
 
     /// Counts a request as under way until the value is dropped.

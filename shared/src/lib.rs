@@ -13,6 +13,7 @@
 //! | [`backoff`] | random waits between attempts | |
 //! | [`throttle`] | limits repeated reports in the log | |
 //! | [`shutdown`] | stops the process on a signal | |
+//! | [`server`] | the HTTP server around what answers the requests | [`throttle`] |
 //! | [`order`] | the order as JSON, and its rules | |
 //! | [`events`] | the contract between writers and caches | |
 //! | [`config`] | the shared settings, and how settings are read | [`order`] |
@@ -25,6 +26,7 @@ pub mod config;
 pub mod db;
 pub mod events;
 pub mod order;
+pub mod server;
 pub mod shutdown;
 pub mod telemetry;
 #[cfg(feature = "testing")]

@@ -90,7 +90,7 @@ pub type Routes = Box<dyn Fn(Request<Incoming>) -> Answering<Outcome> + Send + S
 pub struct Envelope {
     cors: Cors,
     rate_limiter: Option<RateLimiter>,
-    pub(super) metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
     routes: Routes,
 }
 

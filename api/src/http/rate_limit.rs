@@ -4,12 +4,13 @@
 //! remembered addresses is bounded; those that were not seen for longest are forgotten and start with a new window. Behind
 //! a proxy all clients have one address, so the proxy must set the limits there.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use shared::server::subscriber;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::problem::ApiError;
@@ -19,8 +20,6 @@ const WINDOW: Duration = Duration::from_secs(60);
 const MAX_PEERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 /// Load balancers and Prometheus must get answers even while a client is refused.
 const EXEMPT_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
-/// The length of the network that one IPv6 subscriber gets. Single addresses of it cost nothing.
-const IPV6_PREFIX_BITS: u32 = 64;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -110,18 +109,6 @@ impl Quota {
                 .expect("digits, quotes and semicolons are valid in a header");
             headers.insert(name, value);
         }
-    }
-}
-
-/// Returns the address under which a client is counted. For IPv6 this is the network, because a subscriber gets a whole
-/// network.
-pub(crate) fn subscriber(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => {
-            let prefix = address.to_bits() >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS;
-            Ipv6Addr::from_bits(prefix).into()
-        }
-        address => address,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Limits the connections of each client address, so that none takes all of them.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::http::rate_limit::subscriber;
+/// The length of the network that one IPv6 subscriber gets. Single addresses of it cost nothing.
+const IPV6_PREFIX_BITS: u32 = 64;
 
 /// The number of connections of each client address.
 #[derive(Debug)]
@@ -55,6 +56,18 @@ impl Drop for Admitted {
                 counts.remove(&self.peer);
             }
         }
+    }
+}
+
+/// Returns the address under which a client is counted. For IPv6 this is the network, because a subscriber gets a whole
+/// network.
+pub fn subscriber(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let prefix = address.to_bits() >> IPV6_PREFIX_BITS << IPV6_PREFIX_BITS;
+            Ipv6Addr::from_bits(prefix).into()
+        }
+        address => address,
     }
 }
 

@@ -1,33 +1,41 @@
-//! The accept loop around warp, with the limits that warp's own server lacks.
+//! The HTTP server of both processes: an accept loop with the limits that warp's own server lacks.
 //!
 //! No client may deny the service to others by sending its header slowly, by not reading its answer, or by opening too many
-//! connections (`deadlines`, `peers`), and the server survives when the process runs out of file descriptors. It speaks
+//! connections ([`deadlines`], [`peers`]), and the server survives when the process runs out of file descriptors. It speaks
 //! only HTTP/1.1; a client that begins with HTTP/2 is disconnected. hyper itself answers 400, 414 or 431 without a body if a
 //! request is not HTTP or its header is too large (16 KiB, 100 fields). When the server stops, requests get a bounded time
 //! to end; then their connections are dropped.
+//!
+//! The server knows neither routes nor warp. What answers the requests is a function.
 
 mod deadlines;
+mod metrics;
 mod peers;
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use shared::throttle::Throttle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::envelope::Envelope;
-use crate::config::ServerLimits;
+use crate::throttle::Throttle;
+pub use deadlines::Deadlines;
+pub use metrics::ConnectionMetrics;
 use peers::Peers;
+pub use peers::subscriber;
 
 /// The limit of a request's header, and of what is read ahead of a body.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
@@ -35,51 +43,81 @@ const MAX_BUFFER_BYTES: usize = 16 * 1024;
 /// CPU time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long sent data may stay unacknowledged. The feed sends something every 15 s, so a client that has vanished is given up
-/// after 75 s. This is longer than a client may refuse to read an answer (`Deadlines::write`).
+/// after 75 s. This is longer than a client may refuse to read an answer ([`Deadlines::write`]).
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
-/// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
-const MAX_DRAIN_DELAY: Duration = Duration::from_millis(500);
 
-/// Serves until `shutdown`. Requests that are then in progress get `shutdown_timeout` to end.
-pub async fn serve(
-    envelope: Arc<Envelope>,
+/// The limits of clients' connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most connections, at least 1.
+    pub max_connections: usize,
+    /// The most connections of one address, at least 1. For IPv6, one /64 network is one address.
+    pub max_connections_per_peer: usize,
+    /// How long a connection may wait for the client.
+    pub deadlines: Deadlines,
+}
+
+/// When a server stops, and how.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Cancelled when the server should stop.
+    pub signal: CancellationToken,
+    /// How long new connections are still accepted after the signal, so that a load balancer first sees `/readyz` fail.
+    pub drain: Duration,
+    /// How long requests may take after the signal. It includes `drain`.
+    pub timeout: Duration,
+}
+
+/// Serves until `stop`. Requests that are then in progress get a bounded time to end.
+///
+/// `answer` gets the address of the client and the request.
+pub async fn serve<A, F, B>(
     listener: TcpListener,
-    limits: ServerLimits,
-    shutdown: CancellationToken,
-    shutdown_timeout: Duration,
-) {
+    limits: Limits,
+    metrics: ConnectionMetrics,
+    stop: Stop,
+    answer: A,
+) where
+    A: Fn(IpAddr, Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
     let started_connections = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
-    let drain_delay = MAX_DRAIN_DELAY.min(shutdown_timeout / 4);
     let stop_accepting = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(drain_delay).await;
+        stop.signal.cancelled().await;
+        tokio::time::sleep(stop.drain).await;
     };
     tokio::select! {
-        () = accept(&envelope, &listener, limits, &started_connections, &mut tasks) => {}
+        () = accept(&answer, &listener, limits, &metrics, &started_connections, &mut tasks) => {}
         () = stop_accepting => {}
     }
     drop(listener);
-    let remaining = shutdown_timeout.saturating_sub(drain_delay);
+    let remaining = stop.timeout.saturating_sub(stop.drain);
     if tokio::time::timeout(remaining, started_connections.shutdown())
         .await
         .is_err()
     {
-        warn!("requests are still in progress after {shutdown_timeout:?}, dropping them");
+        let timeout = stop.timeout;
+        warn!("requests are still in progress after {timeout:?}, dropping them");
     }
     tasks.shutdown().await;
 }
 
 /// Accepts connections. It never ends by itself.
-async fn accept(
-    envelope: &Arc<Envelope>,
+async fn accept<A, F, B>(
+    answer: &A,
     listener: &TcpListener,
-    limits: ServerLimits,
+    limits: Limits,
+    metrics: &ConnectionMetrics,
     connections: &GracefulShutdown,
     tasks: &mut JoinSet<()>,
-) {
-    let metrics = &envelope.metrics;
+) where
+    A: Fn(IpAddr, Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
     // At the limit, further connections wait in the kernel's queue.
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let peers = Peers::new(limits.max_connections_per_peer);
@@ -90,13 +128,14 @@ async fn accept(
             return;
         };
         let (stream, peer) = accept_one(listener, &mut reports).await;
-        let Some(admitted) = peers.admit(peer.ip()) else {
-            metrics.connection_dropped("peer_limit");
+        let peer = peer.ip();
+        let Some(admitted) = peers.admit(peer) else {
+            metrics.dropped("peer_limit");
             continue;
         };
-        let open = metrics.connection_opened();
-        let envelope = Arc::clone(envelope);
-        let service = service_fn(move |request| envelope.answer(peer.ip(), request));
+        let open = metrics.opened();
+        let answer = answer.clone();
+        let service = service_fn(move |request| answer(peer, request));
         let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
         let connection = http1::Builder::new()
             .timer(timer.clone())
@@ -106,12 +145,12 @@ async fn accept(
             .writev(false)
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
-        let metrics = Arc::clone(metrics);
+        let metrics = metrics.clone();
         tasks.spawn(async move {
             if let Err(error) = connection.await {
                 debug!("connection ended: {error}");
                 if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
-                    metrics.connection_dropped(deadline);
+                    metrics.dropped(deadline);
                 }
             }
             drop((open, admitted, permit));

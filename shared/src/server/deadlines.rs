@@ -18,7 +18,31 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use crate::config::Deadlines;
+/// How long a connection may wait for the client.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// From the first byte of a header to its last. On a new connection it starts when the connection is accepted.
+    pub header: Duration,
+    /// Between an answer and the first byte of the next request.
+    pub idle: Duration,
+    /// From a header to the last byte of its body.
+    pub body: Duration,
+    /// How long the client may read nothing of an answer.
+    pub write: Duration,
+}
+
+impl Default for Deadlines {
+    /// `idle` is longer than load balancers keep unused connections (60 s is common). So the balancer closes first, and
+    /// never sends a request into a connection that the server is closing.
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(5),
+            idle: Duration::from_secs(75),
+            body: Duration::from_secs(10),
+            write: Duration::from_secs(30),
+        }
+    }
+}
 
 /// Measures how long a connection waits for headers. It is hyper's timer, which hyper asks for a sleep whenever it begins to
 /// wait for a header, and it is these sleeps, too. Only one task uses it; the lock is there because hyper requires timers
