@@ -1,8 +1,8 @@
 //! The HTTP server of both processes: an accept loop with the limits that warp's own server lacks.
 //!
 //! No client may deny the service to others by sending its header slowly, by not reading its answer, or by opening too many
-//! connections ([`deadlines`], [`peers`]), and the server survives when the process runs out of file descriptors. It speaks
-//! only HTTP/1.1; a client that begins with HTTP/2 is disconnected. hyper itself answers 400, 414 or 431 without a body if a
+//! connections (`deadlines`, `peers`, `places`), and the server survives when the process runs out of file
+//! descriptors. It speaks only HTTP/1.1; a client that begins with HTTP/2 is disconnected. hyper itself answers 400, 414 or 431 without a body if a
 //! request is not HTTP or its header is too large (16 KiB, 100 fields). When the server stops, requests get a bounded time
 //! to end; then their connections are dropped.
 //!
@@ -11,12 +11,14 @@
 mod deadlines;
 mod metrics;
 mod peers;
+mod places;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
@@ -26,7 +28,6 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -36,6 +37,7 @@ pub use deadlines::Deadlines;
 pub use metrics::ConnectionMetrics;
 use peers::Peers;
 pub use peers::subscriber;
+use places::Places;
 
 /// The limit of a request's header, and of what is read ahead of a body.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
@@ -50,7 +52,8 @@ const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 /// The limits of clients' connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The most connections, at least 1.
+    /// The most connections, at least 1. At the limit, a new client gets the place of the one that has been idle for
+    /// longest, or of one that does not read its answer. If all are waiting for answers, it waits.
     pub max_connections: usize,
     /// The most connections of one address, at least 1. For IPv6, one /64 network is one address.
     pub max_connections_per_peer: usize,
@@ -118,25 +121,24 @@ async fn accept<A, F, B>(
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    // At the limit, further connections wait in the kernel's queue.
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let places = Places::new(limits.max_connections);
     let peers = Peers::new(limits.max_connections_per_peer);
     // Near the limit of file descriptors, accepting fails and succeeds by turns.
     let mut reports = Throttle::for_reports();
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            return;
-        };
         let (stream, peer) = accept_one(listener, &mut reports).await;
         let peer = peer.ip();
         let Some(admitted) = peers.admit(peer) else {
             metrics.dropped("peer_limit");
             continue;
         };
+        // Meanwhile, further connections wait in the kernel's queue.
+        let permit = places.wait_for_one().await;
         let open = metrics.opened();
         let answer = answer.clone();
         let service = service_fn(move |request| answer(peer, request));
         let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
+        let place = places.take(permit, timer.clone());
         let connection = http1::Builder::new()
             .timer(timer.clone())
             .header_read_timeout(limits.deadlines.idle)
@@ -147,13 +149,14 @@ async fn accept<A, F, B>(
         let connection = connections.watch(connection);
         let metrics = metrics.clone();
         tasks.spawn(async move {
-            if let Err(error) = connection.await {
+            let outcome = connection.await;
+            if let Err(error) = &outcome {
                 debug!("connection ended: {error}");
-                if let Some(deadline) = deadlines::missed_deadline(&timer, &error) {
-                    metrics.dropped(deadline);
-                }
             }
-            drop((open, admitted, permit));
+            if let Some(reason) = timer.reason(&outcome) {
+                metrics.dropped(reason);
+            }
+            drop((open, admitted, place));
         });
         // Forgets the tasks that have ended.
         while tasks.try_join_next().is_some() {}
@@ -195,22 +198,4 @@ fn with_options(stream: TcpStream) -> TcpStream {
         debug!("cannot set TCP_USER_TIMEOUT: {error}");
     }
     stream
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use rustix::net::sockopt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_connections_are_quick_and_give_up_peers_that_acknowledge_nothing() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let (stream, _) = accept_one(&listener, &mut Throttle::for_reports()).await;
-        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 0);
-        let stream = with_options(stream);
-        assert!(stream.nodelay().unwrap());
-        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 60_000);
-    }
 }

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::program::Program;
-use crate::support::{PATIENCE, TestApi, config};
+use crate::support::{PATIENCE, TableLock, TestApi, config};
 
 const LIVEZ: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -134,20 +134,71 @@ async fn one_peer_cannot_take_every_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_above_the_cap_wait_for_others_to_end() {
+async fn at_the_cap_a_new_client_gets_the_place_of_the_one_that_is_idle_for_longest() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
-        config.server.max_connections = 10;
-        config.server.deadlines.header = Duration::from_secs(2);
+        config.server.max_connections = 3;
     })
     .await;
     let mut held = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..3 {
         held.push(TcpStream::connect(("127.0.0.1", api.port)).await.unwrap());
     }
+    // The oldest connection has just been used; the next one has sent half a header.
+    ask(&mut held[0]).await;
+    held[1].write_all(&LIVEZ[..10]).await.unwrap();
+    ask(&mut held[2]).await;
+    ask(&mut held[0]).await;
     let started = Instant::now();
-    assert_eq!(api.get("/livez").await.status, 200);
-    let elapsed = started.elapsed();
-    assert!(elapsed > Duration::from_millis(1000), "{elapsed:?}");
+    let mut new = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
+    ask(&mut new).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(
+        read_some(&mut held[1]).await,
+        "",
+        "the one that was displaced"
+    );
+    ask(&mut held[2]).await;
+    ask(&mut held[0]).await;
+    assert_eq!(
+        dropped(&api, "displaced").await,
+        2,
+        "this one took a place, too"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_cap_nobody_loses_an_answer_that_is_being_made() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.server.max_connections = 2;
+    })
+    .await;
+    let lock = TableLock::take(&api.database, "orders");
+    let path = "/api/v1/orders";
+    let new = async {
+        eventually("both wait for the table", PATIENCE, async || {
+            let waiting = "SELECT count(*) AS value FROM pg_stat_activity \
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            api.database.integer(waiting) == 2
+        })
+        .await;
+        let mut new = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
+        new.write_all(LIVEZ).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(300), new.readable()).await;
+        assert!(
+            early.is_err(),
+            "answered or hung up on before there was a place"
+        );
+        lock.release();
+        read_some(&mut new).await
+    };
+    let (first, second, new) = tokio::join!(api.get(path), api.get(path), new);
+    assert_eq!((first.status, second.status), (200, 200));
+    assert!(new.starts_with("HTTP/1.1 200"), "{new:?}");
+    assert_eq!(dropped(&api, "displaced").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,6 +427,13 @@ async fn status_of(api: &TestApi, request: &str) -> (String, bool) {
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split(' ').nth(1).unwrap_or_default();
     (status.to_owned(), was_reset)
+}
+
+/// Sends a request on a connection that stays open, and reads the answer.
+async fn ask(stream: &mut TcpStream) {
+    stream.write_all(LIVEZ).await.unwrap();
+    let answer = read_some(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
 }
 
 /// Reads what comes next. The text is empty if the server hung up.

@@ -2,8 +2,11 @@
 //!
 //! hyper has only one timeout for a header, and it starts when the previous answer is written. Five seconds would disconnect
 //! every load balancer that keeps connections open; a minute would let clients send headers slowly. Therefore hyper gets a
-//! timer, `HeaderTimer`, that knows whether the first byte of the header has arrived. Handlers bound the time between a
+//! timer, [`ClientTimer`], that knows whether the first byte of the header has arrived. Handlers bound the time between a
 //! header and its answer; for a body they use [`Deadlines::body`].
+//!
+//! The timer also knows since when the connection waits, so the server can choose whom to disconnect when all its places
+//! are taken. A connection whose request is being answered never waits, unless the client does not read the answer.
 
 use std::error::Error;
 use std::io;
@@ -44,18 +47,23 @@ impl Default for Deadlines {
     }
 }
 
-/// Measures how long a connection waits for headers. It is hyper's timer, which hyper asks for a sleep whenever it begins to
-/// wait for a header, and it is these sleeps, too. Only one task uses it; the lock is there because hyper requires timers
-/// that can be shared.
+/// Measures how long a connection waits for its client. It is hyper's timer, which hyper asks for a sleep whenever it begins
+/// to wait for a header, and it is these sleeps, too. The connection's task uses it, and the one that accepts connections.
 #[derive(Clone, Debug)]
-pub(super) struct HeaderTimer(Arc<Mutex<HeaderWait>>);
+pub(super) struct ClientTimer(Arc<Mutex<Wait>>);
 
 #[derive(Debug)]
-struct HeaderWait {
+struct Wait {
+    deadlines: Deadlines,
     header: Header,
     /// One alarm for all requests. Moving it to a later time takes no lock of the runtime; a new alarm would.
     alarm: Pin<Box<Sleep>>,
-    deadline: Duration,
+    /// When hyper began to wait for the header.
+    began: Instant,
+    /// Whether hyper has read all that has arrived, and waits for the rest of the header.
+    is_waiting: bool,
+    stall: Option<Stall>,
+    is_displaced: bool,
 }
 
 /// How much of a header has arrived.
@@ -69,7 +77,66 @@ enum Header {
     Timed,
 }
 
-impl Timer for HeaderTimer {
+/// The kernel takes no more of an answer, because the client does not read.
+#[derive(Debug)]
+struct Stall {
+    began: Instant,
+    alarm: Pin<Box<Sleep>>,
+}
+
+/// How well a connection can be spared: those without a request come first, and then the one that waits for longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spare {
+    is_stalled: bool,
+    began: Instant,
+}
+
+impl ClientTimer {
+    /// Returns how well the connection can be spared; `None` if it does not wait for its client.
+    pub(super) fn spare(&self) -> Option<Spare> {
+        let wait = self.0.lock();
+        let (is_stalled, began) = match &wait.stall {
+            _ if wait.is_displaced => return None,
+            Some(stall) => (true, stall.began),
+            None if wait.is_waiting => (false, wait.began),
+            None => return None,
+        };
+        Some(Spare { is_stalled, began })
+    }
+
+    /// Ends the connection if it still waits for its client. A request that has begun to arrive since then is served.
+    pub(super) fn displace(&self) {
+        let mut guard = self.0.lock();
+        let wait = &mut *guard;
+        let alarm = match &mut wait.stall {
+            Some(stall) => &mut stall.alarm,
+            None if wait.is_waiting => &mut wait.alarm,
+            None => return,
+        };
+        alarm.as_mut().reset(tokio::time::Instant::now());
+        wait.is_displaced = true;
+    }
+
+    /// Returns why the server has ended the connection, as metrics name it; `None` if it has not.
+    pub(super) fn reason(&self, outcome: &Result<(), hyper::Error>) -> Option<&'static str> {
+        let wait = self.0.lock();
+        let error = match outcome {
+            _ if wait.is_displaced => return Some("displaced"),
+            Ok(()) => return None,
+            Err(error) => error,
+        };
+        if error.is_timeout() {
+            return Some(match wait.header {
+                Header::NotBegun => "idle",
+                Header::First | Header::Begun | Header::Timed => "header_timeout",
+            });
+        }
+        let cause = error.source()?.downcast_ref::<io::Error>()?;
+        (cause.kind() == io::ErrorKind::TimedOut).then_some("write_timeout")
+    }
+}
+
+impl Timer for ClientTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
         self.sleep_until(Instant::now() + duration)
     }
@@ -82,63 +149,58 @@ impl Timer for HeaderTimer {
         } else {
             wait.header = Header::NotBegun;
             wait.alarm.as_mut().reset(idle_until.into());
+            // hyper has just looked at the clock.
+            wait.began = idle_until - wait.deadlines.idle;
         }
         drop(wait);
         Box::pin(self.clone())
     }
 }
 
-impl hyper::rt::Sleep for HeaderTimer {}
+impl hyper::rt::Sleep for ClientTimer {}
 
-impl Future for HeaderTimer {
+impl Future for ClientTimer {
     type Output = ();
 
+    /// hyper polls only when it has read all that has arrived.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut wait = self.0.lock();
+        wait.is_waiting = true;
         if wait.header == Header::Begun {
             wait.header = Header::Timed;
-            let end = tokio::time::Instant::now() + wait.deadline;
+            let end = tokio::time::Instant::now() + wait.deadlines.header;
             wait.alarm.as_mut().reset(end);
         }
         wait.alarm.as_mut().poll(context)
     }
 }
 
-/// A client's stream. It fails if the client does not read an answer in time.
+/// A client's stream. It fails if the client does not read an answer in time, and if the connection is displaced.
 #[derive(Debug)]
 pub(super) struct ClientStream {
     stream: TcpStream,
-    timer: HeaderTimer,
-    write_deadline: Duration,
-    write_alarm: Option<Pin<Box<Sleep>>>,
+    timer: ClientTimer,
+    /// Whether the timer has a stall. Only the connection's task makes and ends stalls, so it can know this without a lock.
+    is_stalled: bool,
 }
 
 /// Sets the deadlines of a new connection.
-pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, HeaderTimer) {
-    let timer = HeaderTimer(Arc::new(Mutex::new(HeaderWait {
+pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, ClientTimer) {
+    let timer = ClientTimer(Arc::new(Mutex::new(Wait {
+        deadlines,
         header: Header::First,
         alarm: Box::pin(tokio::time::sleep(deadlines.header)),
-        deadline: deadlines.header,
+        began: Instant::now(),
+        is_waiting: false,
+        stall: None,
+        is_displaced: false,
     })));
     let stream = ClientStream {
         stream,
         timer: timer.clone(),
-        write_deadline: deadlines.write,
-        write_alarm: None,
+        is_stalled: false,
     };
     (stream, timer)
-}
-
-/// Returns which deadline ended a connection, as metrics name it.
-pub(super) fn missed_deadline(timer: &HeaderTimer, error: &hyper::Error) -> Option<&'static str> {
-    if error.is_timeout() {
-        return Some(match timer.0.lock().header {
-            Header::NotBegun => "idle",
-            Header::First | Header::Begun | Header::Timed => "header_timeout",
-        });
-    }
-    let cause = error.source()?.downcast_ref::<io::Error>()?;
-    (cause.kind() == io::ErrorKind::TimedOut).then_some("write_timeout")
 }
 
 impl AsyncRead for ClientStream {
@@ -150,11 +212,43 @@ impl AsyncRead for ClientStream {
         let length = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         let mut wait = self.timer.0.lock();
+        if wait.is_displaced {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        wait.is_waiting = false;
         if wait.header == Header::NotBegun && buffer.filled().len() > length {
             wait.header = Header::Begun;
         }
         drop(wait);
         Poll::Ready(Ok(()))
+    }
+}
+
+impl ClientStream {
+    /// Waits until the client reads, or until its time is up.
+    fn poll_stall(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.is_stalled = true;
+        let mut guard = self.timer.0.lock();
+        let wait = &mut *guard;
+        let deadline = wait.deadlines.write;
+        let stall = wait.stall.get_or_insert_with(|| Stall {
+            began: Instant::now(),
+            alarm: Box::pin(tokio::time::sleep(deadline)),
+        });
+        ready!(stall.alarm.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn end_stall(&mut self) -> io::Result<()> {
+        self.is_stalled = false;
+        let mut wait = self.timer.0.lock();
+        wait.stall = None;
+        if wait.is_displaced {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        // If the whole answer is read now, the client is idle only since now.
+        wait.began = Instant::now();
+        Ok(())
     }
 }
 
@@ -166,15 +260,13 @@ impl AsyncWrite for ClientStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if written.is_ready() {
-            self.write_alarm = None;
-            return written;
+        if written.is_pending() {
+            return self.poll_stall(context);
         }
-        let deadline = self.write_deadline;
-        let new_alarm = || Box::pin(tokio::time::sleep(deadline));
-        let alarm = self.write_alarm.get_or_insert_with(new_alarm);
-        ready!(alarm.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        if self.is_stalled {
+            self.end_stall()?;
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,6 +8,15 @@ use prometheus_client::registry::Registry;
 /// Why the server has ended a connection, as a label: its name and its value.
 type Reason = [(&'static str, &'static str); 1];
 
+/// All reasons. Every one is counted from the start, because an alert cannot see the step from no value to the first one.
+const REASONS: [&str; 5] = [
+    "peer_limit",
+    "displaced",
+    "header_timeout",
+    "idle",
+    "write_timeout",
+];
+
 /// The metrics of a server's connections.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionMetrics {
@@ -27,6 +36,9 @@ impl ConnectionMetrics {
         registry.register("connections", "Connections open", metrics.open.clone());
         let help = "Connections that the server hung up on, by reason";
         registry.register("dropped_connections", help, metrics.dropped.clone());
+        for reason in REASONS {
+            drop(metrics.dropped.get_or_create(&[("reason", reason)]));
+        }
         metrics
     }
 

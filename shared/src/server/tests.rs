@@ -1,0 +1,111 @@
+//! A server of the tests' own, whose answers are small or too large for the buffers of a connection.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+use super::*;
+
+/// More than the buffers of a connection hold.
+const LARGE: usize = 32 * 1024 * 1024;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starts a server with two places. `/large` is answered by a large text.
+async fn start() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = Limits {
+        max_connections: 2,
+        max_connections_per_peer: usize::MAX,
+        deadlines: Deadlines::default(),
+    };
+    let stop = Stop {
+        signal: CancellationToken::new(),
+        drain: Duration::ZERO,
+        timeout: Duration::ZERO,
+    };
+    let answer = |_, request: Request<Incoming>| {
+        let is_large = request.uri().path() == "/large";
+        let length = if is_large { LARGE } else { 1 };
+        std::future::ready(Ok(Response::new("x".repeat(length))))
+    };
+    let metrics = ConnectionMetrics::default();
+    tokio::spawn(serve(listener, limits, metrics, stop, answer));
+    address
+}
+
+/// Connects, sends a request, and waits until the answer begins.
+async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(address).await.unwrap();
+    ask_on(&mut client, path).await;
+    client
+}
+
+async fn ask_on(client: &mut TcpStream, path: &str) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    let answered = tokio::time::timeout(PATIENCE, client.read_exact(&mut status)).await;
+    answered.expect("no answer in time").unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+}
+
+/// Reads the rest of an answer. Returns `false` if the server hangs up before its end.
+async fn read_answer(client: &mut TcpStream, length: usize) -> bool {
+    let reading = async {
+        let (mut seen, mut buffer) = (0, vec![0; 1024 * 1024]);
+        while seen < length {
+            match client.read(&mut buffer).await {
+                Ok(0) | Err(_) => return false,
+                Ok(read) => seen += buffer[..read].iter().filter(|byte| **byte == b'x').count(),
+            }
+        }
+        true
+    };
+    let outcome = tokio::time::timeout(PATIENCE, reading).await;
+    outcome.expect("neither read nor hung up on")
+}
+
+async fn is_hung_up_on(client: &mut TcpStream) -> bool {
+    !read_answer(client, usize::MAX).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_keeps_its_place_until_nobody_else_can_be_spared() {
+    let address = start().await;
+    let mut first_stalled = ask(address, "/large").await;
+    let mut idle = ask(address, "/").await;
+    // The idle client goes first, although the other one has done nothing for longer.
+    let mut second_stalled = ask(address, "/large").await;
+    assert!(is_hung_up_on(&mut idle).await);
+    let _new = ask(address, "/").await;
+    assert!(!read_answer(&mut first_stalled, LARGE).await);
+    assert!(read_answer(&mut second_stalled, LARGE).await);
+}
+
+/// All of a slow client's answer has been made, but it is still reading.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_idle_only_since_it_has_read_its_answer() {
+    let address = start().await;
+    let mut slow = ask(address, "/large").await;
+    let mut quick = ask(address, "/").await;
+    assert!(read_answer(&mut slow, LARGE).await);
+    let _new = ask(address, "/").await;
+    assert!(is_hung_up_on(&mut quick).await);
+    ask_on(&mut slow, "/").await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn accepted_connections_are_quick_and_give_up_peers_that_acknowledge_nothing() {
+    use rustix::net::sockopt;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await;
+    let (stream, _) = accept_one(&listener, &mut Throttle::for_reports()).await;
+    assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 0);
+    let stream = with_options(stream);
+    assert!(stream.nodelay().unwrap());
+    assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 60_000);
+}
