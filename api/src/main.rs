@@ -4,12 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use api::config::Cli;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::config::to_lines;
 use shared::db::{self, StartupError};
-use shared::{shutdown, telemetry};
+use shared::{files, shutdown, telemetry};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tracing::info;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,7 +40,7 @@ async fn execute() -> anyhow::Result<()> {
         "settings: {}",
         to_lines(&shown).trim_end().replace('\n', " ")
     );
-    raise_file_limit();
+    files::raise_limit();
     let shutdown = shutdown::on_signal()?;
     // A problem that only a person can solve ends the process before it binds. While the server runs, it waits for the rest.
     let checking = db::check(&config.database, api::repository::APPLICATION_NAME);
@@ -55,17 +54,4 @@ async fn execute() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {host}:{port} (SERVER_HOST, SERVER_PORT)"))?;
     api::run(config, listener, shutdown).await
-}
-
-/// Raises the limit on file descriptors as far as the system allows. Every connection needs one, and shells start programs
-/// with a limit of 1024.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        warn!("cannot raise the limit on file descriptors (ulimit -n): {error}");
-    }
 }

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use shared::server::ConnectionMetrics;
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::batch::Batch;
@@ -23,6 +24,8 @@ macro_rules! metrics {
         pub struct Metrics {
             registry: Registry,
             lag_shown: Mutex<Vec<PartitionLabels>>,
+            /// The connections of the operators' port.
+            pub connections: ConnectionMetrics,
             $(#[doc = $help] $visibility $name: $type,)*
         }
 
@@ -33,7 +36,8 @@ macro_rules! metrics {
                     let $name: $type = $metric;
                     registry.register(stringify!($name), $help, $name.clone());
                 )*
-                Self { registry, lag_shown: Mutex::default(), $($name,)* }
+                let connections = ConnectionMetrics::register(&mut registry, "ops");
+                Self { registry, lag_shown: Mutex::default(), connections, $($name,)* }
             }
         }
     };

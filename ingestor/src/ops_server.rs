@@ -1,19 +1,28 @@
 //! The operators' port: `/livez`, `/readyz`, `/health`, `/metrics`.
 
+use std::future::ready;
 use std::sync::Arc;
+use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
+use shared::server::{self, Limits, Stop};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
-use warp::http::{Response, StatusCode};
-use warp::{Filter, Rejection};
 
 use crate::board::{Board, Health};
 use crate::metrics::Metrics;
 
 /// The media type of what `prometheus-client` writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// How long the last answers may take when the work is done. A client that does not read must not keep the process alive.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Serves the port until `finished`.
 pub async fn serve(
@@ -22,61 +31,84 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     finished: CancellationToken,
 ) {
-    // A connection that an operator leaves open must not keep the process alive.
-    tokio::select! {
-        () = warp::serve(routes(board, metrics)).incoming(listener).run() => {}
-        () = finished.cancelled() => {}
-    }
+    let stop = Stop {
+        signal: finished,
+        drain: Duration::ZERO,
+        timeout: LAST_ANSWERS,
+    };
+    let connections = metrics.connections.clone();
+    let operators = Arc::new(Operators { board, metrics });
+    let answer = move |_, request| ready(Ok(operators.answer(&request)));
+    server::serve(listener, Limits::for_operators(), connections, stop, answer).await;
 }
 
-fn routes(
+/// What operators may ask for.
+struct Operators {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
-) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone + Send + Sync + 'static {
-    let live = warp::path!("livez").map(|| json_response(StatusCode::OK, &json!({"status": "ok"})));
-    let health = warp::path!("health").or(warp::path!("readyz")).unify();
-    let health = health.map(move || health_response(&board));
-    let measured = warp::path!("metrics").map(move || metrics_response(&metrics));
-    live.or(health).unify().or(measured).unify()
 }
 
-/// Down is 503. Degraded is 200: otherwise a balancer would lose all processes at once.
-fn health_response(board: &Board) -> Response<String> {
-    let (health, checks) = board.health();
-    let code = if health == Health::Down {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
-    let version = env!("CARGO_PKG_VERSION");
-    let body = json!({"status": <&str>::from(health), "checks": checks, "version": version});
-    json_response(code, &body)
+impl Operators {
+    fn answer(&self, request: &Request<Incoming>) -> Response<String> {
+        let answer = match request.uri().path() {
+            "/livez" => Self::livez,
+            "/readyz" | "/health" => Self::health,
+            "/metrics" => Self::metrics,
+            _ => {
+                let paths = "there are /livez, /readyz, /health and /metrics\n";
+                return response(StatusCode::NOT_FOUND, TEXT, paths.to_owned());
+            }
+        };
+        if matches!(*request.method(), Method::GET | Method::HEAD) {
+            return answer(self);
+        }
+        let methods = "GET, HEAD";
+        let refused = format!("allowed are {methods}\n");
+        let mut refused = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, refused);
+        refused
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static(methods));
+        refused
+    }
+
+    fn livez(&self) -> Response<String> {
+        json_response(StatusCode::OK, &json!({"status": "ok"}))
+    }
+
+    /// Down is 503. Degraded is 200: otherwise a balancer would lose all processes at once.
+    fn health(&self) -> Response<String> {
+        let (health, checks) = self.board.health();
+        let code = if health == Health::Down {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        let body = json!({"status": <&str>::from(health), "checks": checks, "version": version});
+        json_response(code, &body)
+    }
+
+    fn metrics(&self) -> Response<String> {
+        match self.metrics.render() {
+            Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
+            Err(failure) => {
+                error!("cannot render the metrics: {failure}");
+                let text = "cannot render the metrics\n".to_owned();
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, text)
+            }
+        }
+    }
 }
 
 fn json_response(code: StatusCode, body: &serde_json::Value) -> Response<String> {
-    response(code, "application/json", format!("{body}\n"))
-}
-
-fn metrics_response(metrics: &Metrics) -> Response<String> {
-    match metrics.render() {
-        Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
-        Err(failure) => {
-            error!("cannot render the metrics: {failure}");
-            response(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "text/plain",
-                "cannot render the metrics\n".to_owned(),
-            )
-        }
-    }
+    response(code, JSON, format!("{body}\n"))
 }
 
 fn response(code: StatusCode, media_type: &'static str, body: String) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(
-        "content-type",
-        warp::http::HeaderValue::from_static(media_type),
-    );
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }

@@ -13,7 +13,8 @@
 //! | [`backoff`] | random waits between attempts | |
 //! | [`throttle`] | limits repeated reports in the log | |
 //! | [`shutdown`] | stops the process on a signal | |
-//! | [`server`] | the HTTP server around what answers the requests | [`throttle`] |
+//! | [`files`] | the limit on file descriptors | |
+//! | [`server`] | the HTTP server around what answers the requests | [`throttle`], [`files`] |
 //! | [`order`] | the order as JSON, and its rules | |
 //! | [`events`] | the contract between writers and caches | |
 //! | [`config`] | the shared settings, and how settings are read | [`order`] |
@@ -25,6 +26,7 @@ pub mod backoff;
 pub mod config;
 pub mod db;
 pub mod events;
+pub mod files;
 pub mod order;
 pub mod server;
 pub mod shutdown;

@@ -32,6 +32,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::files;
 use crate::throttle::Throttle;
 pub use deadlines::Deadlines;
 pub use metrics::ConnectionMetrics;
@@ -49,6 +50,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT_MS: u32 = 60_000;
 
+/// The most connections of an operators' port: Prometheus, an orchestrator's probes, and some people.
+const MAX_OPERATORS: usize = 64;
+/// How long an operator's client may read nothing. A page of metrics is small.
+const OPERATORS_WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The limits of clients' connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -59,6 +65,23 @@ pub struct Limits {
     pub max_connections_per_peer: usize,
     /// How long a connection may wait for the client.
     pub deadlines: Deadlines,
+}
+
+impl Limits {
+    /// The limits of an operators' port. A few connections suffice there, and the file descriptors of the process are
+    /// needed for its work: at most a quarter of them is for operators.
+    pub fn for_operators() -> Self {
+        let quarter = files::limit() / 4;
+        Self {
+            max_connections: quarter.clamp(1, MAX_OPERATORS),
+            // Behind a tunnel or in a cluster, all of them may have one address.
+            max_connections_per_peer: usize::MAX,
+            deadlines: Deadlines {
+                write: OPERATORS_WRITE_DEADLINE,
+                ..Deadlines::default()
+            },
+        }
+    }
 }
 
 /// When a server stops, and how.

@@ -10,6 +10,7 @@ use crate::daemon;
 
 pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()> {
     shared::telemetry::init(&settings.log)?;
+    shared::files::raise_limit();
     let shutdown = shared::shutdown::on_signal()?;
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -25,6 +25,7 @@ mod new_history;
 mod offset_commands;
 mod offsets;
 mod oidc;
+mod ops_port;
 mod planted_faults;
 mod poison_messages;
 mod rebalances;

@@ -24,9 +24,21 @@ impl Daemon {
 
     /// Starts it with these arguments.
     pub fn start_with(arguments: &[&str], environment: &[(String, String)]) -> Self {
+        Self::spawn(command(arguments, environment))
+    }
+
+    /// Starts it with a limit on file descriptors that it cannot raise.
+    pub fn start_with_file_limit(limit: u32, environment: &[(String, String)]) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        let program = env!("CARGO_BIN_EXE_ingestor");
+        shell.args(["-c", &format!("ulimit -n {limit} && exec {program} run")]);
+        Self::spawn(in_environment(shell, environment))
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let port = servers::ports::free_port().unwrap();
         let log = std::env::temp_dir().join(format!("ingestor-{}.log", uuid::Uuid::new_v4()));
-        let child = command(arguments, environment)
+        let child = command
             .env("INGESTOR_PORT", port.to_string())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -36,6 +48,11 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The operators' port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -109,10 +126,12 @@ impl Drop for Daemon {
 /// The program with these variables and no others of ours.
 pub fn command(arguments: &[&str], environment: &[(String, String)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ingestor"));
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(environment.iter().cloned());
+    command.args(arguments);
+    in_environment(command, environment)
+}
+
+fn in_environment(mut command: Command, environment: &[(String, String)]) -> Command {
+    command.env_clear().envs(environment.iter().cloned());
     // There is no developer's `.env` here.
     command
         .current_dir(std::env::temp_dir())
