@@ -56,6 +56,12 @@ struct ServerArgs {
     server_port: u16,
     #[command(flatten)]
     limits: ServerLimits,
+    /// Host name or address of the operators' port: /metrics /livez /readyz /health
+    #[arg(long, env, default_value = "127.0.0.1")]
+    ops_host: String,
+    /// Port for operators; each api on a machine needs its own, 0 takes a free one
+    #[arg(long, env, default_value_t = 8083)]
+    ops_port: u16,
     /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
     #[arg(long, env, default_value_t = 8, value_parser = number(1..=1000))]
     db_pool_size: usize,
@@ -92,6 +98,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// The host and the port to listen on.
     pub address: (String, u16),
+    /// The host and the port to listen on for operators.
+    pub ops_address: (String, u16),
     /// The limits of clients' connections.
     pub server: ServerLimits,
     /// The token that writes need.
@@ -198,13 +206,19 @@ impl Cli {
             ..
         } = self;
         let api_token = Secret::resolve("API_TOKEN", server.api_token, server.api_token_file)?;
-        if server.server_host.is_empty() {
-            bail!("SERVER_HOST must not be empty");
+        for (name, host) in [
+            ("SERVER_HOST", &server.server_host),
+            ("OPS_HOST", &server.ops_host),
+        ] {
+            if host.is_empty() {
+                bail!("{name} must not be empty");
+            }
         }
         Ok(Config {
             database: database.resolve()?,
             pool: PoolSettings::with_size(server.db_pool_size),
             address: (server.server_host, server.server_port),
+            ops_address: (server.ops_host, server.ops_port),
             server: server.limits,
             api_token,
             allow_unauthenticated_writes: server.allow_unauthenticated_writes,
@@ -232,10 +246,12 @@ impl Config {
             ..
         } = &self.server;
         let mut shown = self.database.shown();
-        let settings: [(&'static str, &dyn Display); 13] = [
+        let settings: [(&'static str, &dyn Display); 15] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
+            ("OPS_HOST", &self.ops_address.0),
+            ("OPS_PORT", &self.ops_address.1),
             ("SERVER_MAX_CONNECTIONS", max_connections),
             ("SERVER_MAX_CONNECTIONS_PER_PEER", max_connections_per_peer),
             ("API_TOKEN", &format!("{token:?}")),

@@ -14,6 +14,9 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
+/// What watches the process asks for these paths: orchestrators, load balancers and Prometheus.
+pub const OPS_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+
 /// Returns an answer without a body.
 pub fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Default::default());

@@ -33,45 +33,69 @@ pub mod metrics;
 pub mod repository;
 pub mod routes;
 
+use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hyper::Request;
+use hyper::body::Incoming;
 use shared::backoff::Backoff;
 use shared::db;
-use shared::server::{self, Stop};
+use shared::server::{self, Limits, Stop};
 use shared::throttle::Throttle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use warp::reply::Response;
 
 use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
-use crate::http::envelope::Envelope;
+use crate::http::envelope::{Answering, Envelope, Routes};
 use crate::repository::APPLICATION_NAME;
 
 /// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
 const MAX_DRAIN: Duration = Duration::from_millis(500);
 
-/// Serves on `listener` until `shutdown`. The port answers at once; while the database cannot be reached or has no schema, it
-/// answers 503.
+/// The sockets on which the process listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For all clients.
+    pub clients: TcpListener,
+    /// For operators: the health and the metrics of the process. It has connections of its own, so clients that take all of
+    /// theirs cannot take it away.
+    pub operators: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    /// Listens without an operators' port.
+    fn from(clients: TcpListener) -> Self {
+        Self {
+            clients,
+            operators: None,
+        }
+    }
+}
+
+/// Serves on the listeners until `shutdown`. The ports answer at once; while the database cannot be reached or has no
+/// schema, they answer 503.
 ///
 /// # Errors
 /// Returns a message if only a person can help, for example because the database has refused the password.
 pub async fn run(
     config: Config,
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let address = listener
+    let Listeners { clients, operators } = listeners.into();
+    let address = clients
         .local_addr()
         .context("cannot get the address of the listener")?;
     // A child token: a failure in the background stops the server without cancelling the caller's token.
     let stop = shutdown.child_token();
     let app = App::new(&config, address, stop.clone())?;
-    let metrics = Arc::clone(&app.metrics);
-    let envelope = Arc::new(Envelope::new(&config, metrics, routes::router(&app)));
     info!("listening on http://{address}");
     // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
@@ -83,30 +107,58 @@ pub async fn run(
         outcome
     };
     let server = async {
-        let (limits, connections) = (config.server.limits(), app.metrics.connections.clone());
-        let answer = move |peer, request| envelope.answer(peer, request);
-        server::serve(
-            listener,
-            limits,
-            connections,
-            how_to_stop(&config, &stop),
-            answer,
-        )
-        .await;
+        serve_clients(&config, &app, clients, stop.clone()).await;
         finished.cancel();
     };
-    let ((), outcome) = tokio::join!(server, background);
+    let ops_server = async {
+        if let Some(listener) = operators {
+            serve_operators(&config, &app, listener, finished.clone()).await;
+        }
+    };
+    let ((), (), outcome) = tokio::join!(server, ops_server, background);
     info!("stopped");
     outcome
 }
 
-fn how_to_stop(config: &Config, signal: &CancellationToken) -> Stop {
+async fn serve_clients(
+    config: &Config,
+    app: &Arc<App>,
+    listener: TcpListener,
+    signal: CancellationToken,
+) {
     let timeout = config.shutdown.timeout();
-    Stop {
-        signal: signal.clone(),
+    let stop = Stop {
+        signal,
         drain: MAX_DRAIN.min(timeout / 4),
         timeout,
-    }
+    };
+    let connections = app.metrics.connections.clone();
+    let answer = answer_by(config, app, routes::router(app));
+    server::serve(listener, config.server.limits(), connections, stop, answer).await;
+}
+
+/// Serves the operators' port until the work is finished.
+async fn serve_operators(
+    config: &Config,
+    app: &Arc<App>,
+    listener: TcpListener,
+    finished: CancellationToken,
+) {
+    let (limits, stop) = (Limits::for_operators(), Stop::when_finished(finished));
+    let connections = app.metrics.ops_connections.clone();
+    let answer = answer_by(config, app, routes::ops_router(app));
+    server::serve(listener, limits, connections, stop, answer).await;
+}
+
+/// Encloses routes in what all answers have in common.
+fn answer_by(
+    config: &Config,
+    app: &App,
+    routes: Routes,
+) -> impl Fn(IpAddr, Request<Incoming>) -> Answering<Result<Response, Infallible>> + Clone + Send + use<>
+{
+    let envelope = Arc::new(Envelope::new(config, Arc::clone(&app.metrics), routes));
+    move |peer, request| envelope.answer(peer, request)
 }
 
 async fn keep_cache_correct(

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use api::Listeners;
 use api::config::Cli;
 use shared::config::to_lines;
 use shared::db::{self, StartupError};
@@ -49,9 +50,14 @@ async fn execute() -> anyhow::Result<()> {
         Some(Err(StartupError::Fatal(message))) => anyhow::bail!(message),
         Some(Ok(()) | Err(StartupError::Unreachable(_))) => {}
     }
-    let (host, port) = &config.address;
-    let listener = TcpListener::bind((host.as_str(), *port))
-        .await
-        .with_context(|| format!("cannot listen on {host}:{port} (SERVER_HOST, SERVER_PORT)"))?;
-    api::run(config, listener, shutdown).await
+    let listeners = Listeners {
+        clients: listen(&config.address, "SERVER_HOST, SERVER_PORT").await?,
+        operators: Some(listen(&config.ops_address, "OPS_HOST, OPS_PORT").await?),
+    };
+    api::run(config, listeners, shutdown).await
+}
+
+async fn listen((host, port): &(String, u16), settings: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((host.as_str(), *port)).await;
+    listener.with_context(|| format!("cannot listen on {host}:{port} ({settings})"))
 }

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub feed: FeedMetrics,
     /// The metrics of clients' connections.
     pub connections: ConnectionMetrics,
+    /// The metrics of the operators' connections.
+    pub ops_connections: ConnectionMetrics,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<Label, Histogram, fn() -> Histogram>,
@@ -90,12 +92,14 @@ impl Metrics {
         registry.register_with_unit(name, help, Unit::Seconds, durations.clone());
         let in_flight = register(registry, "http_in_flight_requests", "Requests under way");
         let connections = ConnectionMetrics::register(registry, "http");
+        let ops_connections = ConnectionMetrics::register(registry, "ops");
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
             exports: ExportMetrics::register(registry),
             feed: FeedMetrics::register(registry),
             registry: std::mem::take(registry),
             connections,
+            ops_connections,
             requests,
             durations,
             most_common: OnceLock::new(),

@@ -16,17 +16,17 @@ use futures_util::{FutureExt, Stream, TryStreamExt, stream};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use warp::http::header::ALLOW;
-use warp::http::{HeaderValue, Method, Request, StatusCode, Version};
+use warp::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use crate::app::App;
 use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web};
-use crate::http::empty;
 use crate::http::envelope::{Answering, Outcome, Routes, at_once};
 use crate::http::problem::ApiError;
 use crate::http::request::{Body, Head, order_uid};
+use crate::http::{OPS_PATHS, empty};
 
 /// The last segment of the paths that name an order.
 const ORDER_UID: &str = "{order_uid}";
@@ -206,8 +206,7 @@ pub fn router(app: &Arc<App>) -> Routes {
             && let Some((route, segment)) = Route::find(parts.uri.path())
             && route.is_of_order()
         {
-            let query = parts.uri.query().unwrap_or_default().to_owned();
-            let head = Head::new(parts.method, parts.headers, query, can_stream);
+            let head = head_of(parts.method, parts.headers, &parts.uri, can_stream);
             return route.dispatch(&app, segment, head, Box::pin(stream::empty()));
         }
         parts.extensions.insert(CanStream(can_stream));
@@ -215,6 +214,27 @@ pub fn router(app: &Arc<App>) -> Routes {
         let served = served.call(request);
         Either::Right(Box::pin(served.map(|Ok(reply)| Outcome::of_reply(reply))))
     })
+}
+
+/// Returns what answers the requests of the operators' port: the routes that watch the process, and no others.
+pub fn ops_router(app: &Arc<App>) -> Routes {
+    let app = Arc::clone(app);
+    Box::new(move |request| {
+        let can_stream = request.version() >= Version::HTTP_11;
+        let (parts, _) = request.into_parts();
+        match Route::find(parts.uri.path()) {
+            Some((route, segment)) if OPS_PATHS.contains(&route.path) => {
+                let head = head_of(parts.method, parts.headers, &parts.uri, can_stream);
+                route.dispatch(&app, segment, head, Box::pin(stream::empty()))
+            }
+            _ => at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint))),
+        }
+    })
+}
+
+fn head_of(method: Method, headers: HeaderMap, uri: &Uri, can_stream: bool) -> Head {
+    let query = uri.query().unwrap_or_default().to_owned();
+    Head::new(method, headers, query, can_stream)
 }
 
 /// [`Head::can_stream`] of a request on its way through warp, which does not tell the version.

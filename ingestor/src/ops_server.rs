@@ -2,7 +2,6 @@
 
 use std::future::ready;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -21,9 +20,6 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// How long the last answers may take when the work is done. A client that does not read must not keep the process alive.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
-
 /// Serves the port until `finished`.
 pub async fn serve(
     listener: TcpListener,
@@ -31,11 +27,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     finished: CancellationToken,
 ) {
-    let stop = Stop {
-        signal: finished,
-        drain: Duration::ZERO,
-        timeout: LAST_ANSWERS,
-    };
+    let stop = Stop::when_finished(finished);
     let connections = metrics.connections.clone();
     let operators = Arc::new(Operators { board, metrics });
     let answer = move |_, request| ready(Ok(operators.answer(&request)));

@@ -55,6 +55,9 @@ const MAX_OPERATORS: usize = 64;
 /// How long an operator's client may read nothing. A page of metrics is small.
 const OPERATORS_WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the last answers of an operators' port may take. A client that does not read must not keep the process alive.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
 /// The limits of clients' connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -93,6 +96,18 @@ pub struct Stop {
     pub drain: Duration,
     /// How long requests may take after the signal. It includes `drain`.
     pub timeout: Duration,
+}
+
+impl Stop {
+    /// Stops an operators' port when the work of the process is finished. Until then, `/readyz` says that the process is
+    /// stopping.
+    pub fn when_finished(finished: CancellationToken) -> Self {
+        Self {
+            signal: finished,
+            drain: Duration::ZERO,
+            timeout: LAST_ANSWERS,
+        }
+    }
 }
 
 /// Serves until `stop`. Requests that are then in progress get a bounded time to end.

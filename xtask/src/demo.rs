@@ -32,6 +32,7 @@ struct Options {
     is_release: bool,
     api_port: u16,
     ingestor_port: u16,
+    ops_port: u16,
 }
 
 /// Runs the demo until a signal comes, or until a process ends that must not end.
@@ -49,6 +50,7 @@ impl Options {
             is_release: take_flag(&mut arguments, "--release"),
             api_port: free_port("the api", "SERVER_PORT", 8081)?,
             ingestor_port: free_port("the ingestor (metrics and health)", "INGESTOR_PORT", 8082)?,
+            ops_port: free_port("the api (metrics and health)", "OPS_PORT", 8083)?,
         };
         if let Some(unknown) = arguments.first() {
             bail!("demo has no option {unknown}; its options are --rate N and --release");

@@ -13,13 +13,12 @@ use parking_lot::Mutex;
 use shared::server::subscriber;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::OPS_PATHS;
 use super::problem::ApiError;
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// These take about a megabyte.
 const MAX_PEERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
-/// Load balancers and Prometheus must get answers even while a client is refused.
-const EXEMPT_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -55,9 +54,10 @@ impl RateLimiter {
         }
     }
 
-    /// Counts a request. Returns `None` if its path is exempt.
+    /// Counts a request. Returns `None` if it watches the process: such clients must get answers even while a client is
+    /// refused.
     pub fn take(&self, peer: IpAddr, path: &str) -> Option<Quota> {
-        (!EXEMPT_PATHS.contains(&path)).then(|| self.take_at(peer, Instant::now()))
+        (!OPS_PATHS.contains(&path)).then(|| self.take_at(peer, Instant::now()))
     }
 
     fn take_at(&self, peer: IpAddr, now: Instant) -> Quota {
@@ -158,7 +158,7 @@ mod tests {
         let limiter = limiter();
         let peer = "192.0.2.1".parse().unwrap();
         assert!(limiter.take(peer, "/order/a").is_some());
-        for path in EXEMPT_PATHS {
+        for path in OPS_PATHS {
             assert_eq!(limiter.take(peer, path), None);
         }
     }

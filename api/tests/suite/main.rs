@@ -19,6 +19,7 @@ mod invalid_requests;
 mod listener;
 mod listing;
 mod openapi;
+mod ops_port;
 mod proxies;
 mod rate_limit;
 mod reading;

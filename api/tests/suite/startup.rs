@@ -16,6 +16,7 @@ fn program(database: &DatabaseSettings, variables: &[(&str, &str)]) -> Command {
         .env("DB_PASSWORD", database.password.expose())
         .env("DB_NAME", &database.name)
         .env("SERVER_PORT", "0")
+        .env("OPS_PORT", "0")
         .envs(variables.iter().copied());
     command
 }
@@ -47,6 +48,8 @@ fn bad_configuration_ends_the_process_before_it_binds() {
         ("API_TOKEN_FILE", "/nonexistent", "API_TOKEN_FILE"),
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("SERVER_HOST", "256.0.0.1", "SERVER_HOST"),
+        ("OPS_PORT", "65536", "OPS_PORT"),
+        ("OPS_HOST", "256.0.0.1", "OPS_HOST"),
         ("DB_NAME", "no_such_database", "no_such_database"),
         ("DB_USER", "no_such_role", "no_such_role"),
     ] {

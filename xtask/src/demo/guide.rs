@@ -38,11 +38,12 @@ pub(super) fn print(options: Options, servers: &Stack) {
          the page      {api}/\n\
          the API       {api}/order/{SAMPLE_UID}\n\
          the ingestor  http://localhost:{}/health  /metrics\n\
+         the api       http://localhost:{}/health  /metrics\n\
          Kafka         {brokers}  ({kafka})\n\
          PostgreSQL    {connection}\n\
          logs          .stack/logs/ingestor.log  api.log  load.log\n\n\
          Try these commands in another terminal:\n",
-        options.ingestor_port
+        options.ingestor_port, options.ops_port
     ));
     let has_kafka_tools = matches!(servers.broker(), Broker::Private(_));
     for (purpose, command) in commands(&api, &brokers, &connection, has_kafka_tools) {

@@ -64,7 +64,8 @@ impl Services {
         self.running.push(ingestor.spawn()?);
         let api = self
             .launch("api", &[])
-            .env("SERVER_PORT", api_port.to_string());
+            .env("SERVER_PORT", api_port.to_string())
+            .env("OPS_PORT", self.options.ops_port.to_string());
         self.running.push(api.spawn()?);
         self.wait_until_ready("ingestor", ingestor_port)?;
         self.wait_until_ready("api", api_port)

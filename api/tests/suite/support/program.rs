@@ -51,6 +51,7 @@ impl Program {
             .env("DB_PASSWORD", server.password.expose())
             .env("DB_NAME", &server.name)
             .env("SERVER_PORT", port.to_string())
+            .env("OPS_PORT", "0")
             .envs(settings.iter().copied())
             .stderr(File::create(&log).unwrap())
             .spawn()

@@ -23,6 +23,7 @@ pub(super) fn api(program: &str, database: &DatabaseSettings, port: u16) -> Laun
     service(program)
         .envs(&variables_of(database))
         .env("SERVER_PORT", port.to_string())
+        .env("OPS_PORT", "0")
 }
 
 /// Prepares an ingestor that reads a topic.
