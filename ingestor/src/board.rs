@@ -196,6 +196,8 @@ struct Inner {
     is_database_seen: bool,
     /// Writers whose last attempt failed. While one of them waits, another one may have nothing to do.
     troubled_writers: BTreeSet<usize>,
+    /// Why dead letters cannot be published, if so.
+    relay_trouble: Option<String>,
     last_generation: u64,
     partitions: BTreeMap<Partition, Entry>,
     /// Records by which a changed log is recognised, with their incarnations. They are kept while a partition is not assigned.
@@ -480,6 +482,11 @@ impl Board {
         } else {
             inner.troubled_writers.insert(writer);
         }
+    }
+
+    /// The relay could not publish dead letters, for this reason, or all is well with it again.
+    pub fn set_relay_trouble(&self, trouble: Option<String>) {
+        self.inner.lock().relay_trouble = trouble;
     }
 
     /// The consumer has subscribed.

@@ -136,6 +136,7 @@ fn start_threads(
             &settings.kafka,
             context.consumer.clone(),
             settings.database.clone(),
+            Arc::clone(board),
             Arc::clone(metrics),
             shutdown.clone(),
         )?

@@ -25,7 +25,7 @@
 //! | [`board`] | the life of every assigned partition, and the health of the process | [`record`], [`witnesses`], [`kafka`], [`offsets`] |
 //! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`guard`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`], [`writer`] |
-//! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`] |
+//! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`], [`board`] |
 //! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`guard`], [`offsets`], [`writer`] |
 //! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`witnesses`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`ops_server`] | the operators' port | [`metrics`], [`board`] |

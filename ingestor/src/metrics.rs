@@ -49,6 +49,7 @@ metrics! {
     superseded: Counter = Counter::default(), "Valid messages replaced by a later one of their batch";
     dead_letters: Family<ReasonLabels, Counter> = Family::default(), "Messages refused for ever";
     pub dead_letters_relayed: Counter = Counter::default(), "Dead letters published to the DLQ topic";
+    pub dead_letters_relay_refused: Counter = Counter::default(), "Dead letters that the DLQ topic has refused for ever";
     batch_records: Histogram = Histogram::new(exponential_buckets(1.0, 4.0, 8)), "Records of a batch";
     pub commit_seconds: Histogram = Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         "Duration of a batch's transaction, including the COMMIT";

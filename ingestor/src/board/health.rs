@@ -10,7 +10,7 @@ use super::{Board, Phase};
 pub enum Health {
     /// Everything works.
     Ok,
-    /// The process works, but a partition is not read.
+    /// The process works, but a partition is not read, or dead letters cannot be published.
     Degraded,
     /// The process does not work.
     Down,
@@ -22,7 +22,8 @@ impl Board {
         let inner = self.inner.lock();
         let is_database_ok = inner.is_database_seen && inner.troubled_writers.is_empty();
         let are_all_well = inner.partitions.values().all(|entry| entry.state.is_well());
-        let health = match (inner.phase, is_database_ok, are_all_well) {
+        let is_relay_ok = inner.relay_trouble.is_none();
+        let health = match (inner.phase, is_database_ok, are_all_well && is_relay_ok) {
             (Phase::Running, true, true) => Health::Ok,
             (Phase::Running, true, false) => Health::Degraded,
             _ => Health::Down,
@@ -42,6 +43,7 @@ impl Board {
             "process": {"phase": <&str>::from(inner.phase)},
             "database": {"ok": is_database_ok},
             "partitions": partitions,
+            "relay": {"ok": is_relay_ok, "reason": inner.relay_trouble},
         });
         (health, checks)
     }
@@ -78,6 +80,13 @@ mod tests {
         });
         assert_eq!(checks["partitions"][1], other);
         board.release(Partition(1));
+        board.set_relay_trouble(Some("topic dlq: Broker: Unknown topic".to_owned()));
+        let (health, checks) = board.health();
+        assert_eq!(health, Health::Degraded);
+        let relay = r#"{"ok":false,"reason":"topic dlq: Broker: Unknown topic"}"#;
+        assert_eq!(checks["relay"].to_string(), relay);
+        board.set_relay_trouble(None);
+        assert_eq!(board.health().0, Health::Ok);
         board.set_database_ok(0, false);
         board.set_database_ok(1, true);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `ingestor dead-letters list|show|replay|drop`.
+//! `ingestor dead-letters list|show|replay|drop|relay-again`.
 //!
 //! A daemon may run meanwhile. Each letter is decided on in one transaction; of two commands the first one decides.
 
@@ -34,11 +34,16 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
         DeadLettersCommand::List {
             filter,
             state,
+            relay_refused,
             limit,
             before,
             json,
         } => {
-            let filter = Filter { state, ..filter };
+            let filter = Filter {
+                state,
+                is_relay_refused: relay_refused,
+                ..filter
+            };
             let connection = &mut operator.connection;
             let letters = stored::list(connection, &operator.consumer, &filter, before, limit)?;
             print::list(&letters, limit, json)
@@ -46,6 +51,7 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
         DeadLettersCommand::Show { id, payload, json } => operator.show(id, payload, json),
         DeadLettersCommand::Replay(arguments) => operator.decide(arguments, &REPLAY),
         DeadLettersCommand::Drop(arguments) => operator.decide(arguments, &DROP),
+        DeadLettersCommand::RelayAgain { ids, all } => operator.relay_again((!all).then_some(&ids)),
     }
 }
 
@@ -107,6 +113,18 @@ impl Operator {
                 self.consumer.group_id, self.consumer.topic
             )
         })
+    }
+
+    fn relay_again(&mut self, ids_opt: Option<&Vec<i64>>) -> anyhow::Result<()> {
+        let ids_opt = ids_opt.map(Vec::as_slice);
+        let count = stored::relay_again(&mut self.connection, &self.consumer, ids_opt)?;
+        println!("{count} letters wait for the relay again");
+        if ids_opt.is_some_and(|ids| count < ids.len()) {
+            bail!(
+                "the other letters were not refused by KAFKA_DLQ_TOPIC, see `ingestor dead-letters list --relay-refused`"
+            );
+        }
+        Ok(())
     }
 
     fn decide(&mut self, arguments: DecideArgs, decision: &Decision) -> anyhow::Result<()> {

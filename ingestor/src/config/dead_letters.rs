@@ -15,6 +15,9 @@ pub enum DeadLettersCommand {
         /// Only those in this state
         #[arg(long, value_enum)]
         state: Option<LetterState>,
+        /// Only those that KAFKA_DLQ_TOPIC has refused
+        #[arg(long)]
+        relay_refused: bool,
         /// How many, 1..=1000
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
         limit: i64,
@@ -40,6 +43,15 @@ pub enum DeadLettersCommand {
     Replay(DecideArgs),
     /// Give letters up; they stay in the table but cannot be replayed
     Drop(DecideArgs),
+    /// Let the relay try letters again that KAFKA_DLQ_TOPIC has refused
+    RelayAgain {
+        /// Their numbers
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<i64>,
+        /// All letters that were refused
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// Which letters a command decides on.

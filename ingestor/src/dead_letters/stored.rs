@@ -1,13 +1,13 @@
 //! Letters that are stored: their states, and the queries that find and change them.
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::now;
+use diesel::dsl::{now, sql};
 use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
 
-use super::MAX_PAYLOAD_BYTES;
 use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Reason};
 
 /// The states of a letter, in the table in lower case. Only new and superseded letters change their states.
@@ -34,7 +34,7 @@ impl LetterState {
     }
 }
 
-/// Selects letters of a group and topic. A field that is `None` selects nothing away.
+/// Selects letters of a group and topic. A field that is `None` or false selects nothing away.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only those with this reason, as the list shows it
@@ -43,6 +43,9 @@ pub struct Filter {
     /// The state, which commands that decide on letters do not let the user choose.
     #[arg(skip)]
     pub state: Option<LetterState>,
+    /// Only those that `KAFKA_DLQ_TOPIC` has refused. Commands that decide on letters do not let the user choose it.
+    #[arg(skip)]
+    pub is_relay_refused: bool,
     /// Only those of this partition
     #[arg(long, value_parser = Partition::parser())]
     pub partition: Option<Partition>,
@@ -88,8 +91,10 @@ pub struct LetterSummary {
     pub created_at: DateTime<Utc>,
     /// When its state changed.
     pub updated_at: DateTime<Utc>,
-    /// When it was published to `KAFKA_DLQ_TOPIC`.
+    /// When it was published to `KAFKA_DLQ_TOPIC`, or refused if there is a `relay_error`.
     pub relayed_at: Option<DateTime<Utc>>,
+    /// Which topic has refused it, and why. Written by the relay, and removed by [`relay_again`].
+    pub relay_error: Option<String>,
 }
 
 impl LetterSummary {
@@ -140,6 +145,9 @@ fn matching<'a>(consumer: &'a Consumer, filter: &'a Filter) -> dead_letters::Box
     }
     if let Some(state) = filter.state {
         query = query.filter(dead_letters::state.eq(<&str>::from(state)));
+    }
+    if filter.is_relay_refused {
+        query = query.filter(dead_letters::relay_error.is_not_null());
     }
     if let Some(partition) = filter.partition {
         query = query.filter(dead_letters::partition.eq(partition));
@@ -251,7 +259,7 @@ pub fn set_state(connection: &mut PgConnection, id: i64, state: LetterState) -> 
 }
 
 /// Locks the oldest letters that are not relayed yet and that no other process has locked: at most `max_letters`, and
-/// about `max_bytes` of payload, but at least one letter if there is one.
+/// about `max_bytes` of them, but at least one letter if there is one.
 ///
 /// # Errors
 /// Returns the database's error.
@@ -259,13 +267,17 @@ pub fn lock_unrelayed(
     connection: &mut PgConnection,
     consumer: &Consumer,
     max_letters: i64,
-    max_bytes: usize,
+    max_bytes: i64,
 ) -> QueryResult<Vec<StoredLetter>> {
+    // A key, a payload and the headers may each have as much as a message may.
+    let size = sql::<BigInt>(
+        "coalesce(octet_length(key), 0)::bigint + coalesce(octet_length(payload), 0) + octet_length(headers::text)",
+    );
     let sizes: Vec<(i64, i64)> = dead_letters::table
         .filter(dead_letters::group_id.eq(&consumer.group_id))
         .filter(dead_letters::topic.eq(&consumer.topic))
         .filter(dead_letters::relayed_at.is_null())
-        .select((dead_letters::id, dead_letters::payload_size))
+        .select((dead_letters::id, size))
         .order(dead_letters::id)
         .limit(max_letters)
         .for_update()
@@ -273,13 +285,11 @@ pub fn lock_unrelayed(
         .load(connection)?;
     let mut bytes = 0;
     let mut page = Vec::new();
-    for (id, payload_size) in sizes {
-        let kept = usize::try_from(payload_size)
-            .map_or(MAX_PAYLOAD_BYTES, |size| size.min(MAX_PAYLOAD_BYTES));
-        if !page.is_empty() && bytes + kept > max_bytes {
+    for (id, size) in sizes {
+        bytes += size;
+        if !page.is_empty() && bytes > max_bytes {
             break;
         }
-        bytes += kept;
         page.push(id);
     }
     dead_letters::table
@@ -298,4 +308,43 @@ pub fn mark_relayed(connection: &mut PgConnection, ids: &[i64]) -> QueryResult<(
         .set(dead_letters::relayed_at.eq(now))
         .execute(connection)
         .map(drop)
+}
+
+/// Notes that `KAFKA_DLQ_TOPIC` has refused this letter. The relay passes it over from now on.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn mark_refused(connection: &mut PgConnection, id: i64, error: &str) -> QueryResult<()> {
+    diesel::update(dead_letters::table.find(id))
+        .set((
+            dead_letters::relayed_at.eq(now),
+            dead_letters::relay_error.eq(error),
+        ))
+        .execute(connection)
+        .map(drop)
+}
+
+/// Lets the relay try refused letters again, all of them or those with the given numbers. Returns how many they are.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn relay_again(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    ids_opt: Option<&[i64]>,
+) -> QueryResult<usize> {
+    let filter = Filter {
+        is_relay_refused: true,
+        ..Filter::default()
+    };
+    let mut refused = ids(connection, consumer, &filter)?;
+    if let Some(ids) = ids_opt {
+        refused.retain(|id| ids.contains(id));
+    }
+    diesel::update(dead_letters::table.filter(dead_letters::id.eq_any(refused)))
+        .set((
+            dead_letters::relayed_at.eq(None::<DateTime<Utc>>),
+            dead_letters::relay_error.eq(None::<String>),
+        ))
+        .execute(connection)
 }

@@ -111,6 +111,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         relayed_at -> Nullable<Timestamptz>,
+        relay_error -> Nullable<Text>,
     }
 }
 

@@ -21,12 +21,12 @@ pub(super) fn list(letters: &[LetterSummary], limit: i64, as_json: bool) -> anyh
         return Ok(());
     }
     println!(
-        "{:>10}  {:>4}  {:>12}  {:<20}  {:<10}  {:<20}  {:>8}  DETAIL",
-        "ID", "PART", "OFFSET", "REASON", "STATE", "CREATED_AT", "BYTES"
+        "{:>10}  {:>4}  {:>12}  {:<20}  {:<10}  {:<20}  {:>8}  {:<9}  DETAIL",
+        "ID", "PART", "OFFSET", "REASON", "STATE", "CREATED_AT", "BYTES", "RELAY"
     );
     for letter in letters {
         println!(
-            "{:>10}  {:>4}  {:>12}  {:<20}  {:<10}  {:<20}  {:>8}  {}",
+            "{:>10}  {:>4}  {:>12}  {:<20}  {:<10}  {:<20}  {:>8}  {:<9}  {}",
             letter.id,
             letter.partition.0,
             letter.offset.0,
@@ -34,6 +34,11 @@ pub(super) fn list(letters: &[LetterSummary], limit: i64, as_json: bool) -> anyh
             letter.state,
             rfc3339(letter.created_at),
             letter.payload_size,
+            match (letter.relayed_at, &letter.relay_error) {
+                (None, _) => "-",
+                (Some(_), None) => "published",
+                (Some(_), Some(_)) => "refused",
+            },
             printable(&letter.detail.chars().take(DETAIL_CHARS).collect::<String>()),
         );
     }
@@ -80,7 +85,7 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
             "state",
             format!("{} since {}", summary.state, rfc3339(summary.updated_at)),
         ),
-        ("relayed at", or_dash(summary.relayed_at)),
+        ("relay", relay_text(summary)),
         ("reason", summary.reason.clone()),
         ("detail", printable(&summary.detail)),
         ("key", bytes_text(letter.key.as_deref())),
@@ -107,6 +112,15 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
     writeln!(text, "{:<12}{} bytes{cut}", "payload", summary.payload_size)?;
     writeln!(text, "{}", bytes_text(letter.payload.as_deref()))?;
     Ok(text)
+}
+
+/// Says what has become of the letter in `KAFKA_DLQ_TOPIC`.
+fn relay_text(letter: &LetterSummary) -> String {
+    match (letter.relayed_at, &letter.relay_error) {
+        (None, _) => "-".to_owned(),
+        (Some(at), None) => format!("published {}", rfc3339(at)),
+        (Some(at), Some(error)) => format!("refused {} by {}", rfc3339(at), printable(error)),
+    }
 }
 
 /// Returns text as it is, and other bytes in base64.
@@ -148,6 +162,7 @@ fn summary_json(letter: &LetterSummary) -> Value {
         "created_at": rfc3339(letter.created_at),
         "updated_at": rfc3339(letter.updated_at),
         "relayed_at": letter.relayed_at.map(rfc3339),
+        "relay_error": letter.relay_error,
     })
 }
 
