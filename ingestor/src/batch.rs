@@ -234,7 +234,7 @@ impl Batch {
     /// Counts the bad messages in a row, of which `carried` precede the batch.
     pub fn bad_run(&self, carried: i64) -> BadRun {
         let mut run = BadRun {
-            longest: carried,
+            longest: 0,
             trailing: carried,
         };
         let mut good = self.orders.iter().map(IncomingOrder::offset);
@@ -257,7 +257,8 @@ impl Batch {
 /// Numbers of bad messages in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRun {
-    /// The longest run that touches the batch.
+    /// The longest run that a message of the batch belongs to. The messages before the batch count only if it continues
+    /// their run: a bound that was lowered since must not halt the partition at a good order.
     pub longest: i64,
     /// The run that the next batch may continue.
     pub trailing: i64,
@@ -393,7 +394,7 @@ mod tests {
         let mut generator = OrderGenerator::new(3, Utc::now());
         let run = |longest, trailing| BadRun { longest, trailing };
         let mut batch = Batch::open(READING, Offset(0));
-        assert_eq!(batch.bad_run(4), run(4, 4));
+        assert_eq!(batch.bad_run(4), run(0, 4));
         push_dead(&mut batch, 0);
         assert_eq!(batch.bad_run(4), run(5, 5));
         push_order(&mut batch, 1, generator.next_order());
@@ -403,6 +404,19 @@ mod tests {
         assert_eq!((batch.bad_run(0), batch.bad_run(4)), (run(2, 2), run(5, 2)));
         push_order(&mut batch, 4, generator.next_order());
         assert_eq!(batch.bad_run(0), run(2, 0));
+    }
+
+    #[test]
+    fn a_batch_without_a_bad_message_has_no_run_whatever_precedes_it() {
+        let mut generator = OrderGenerator::new(4, Utc::now());
+        let run = |longest, trailing| BadRun { longest, trailing };
+        let mut batch = Batch::open(READING, Offset(0));
+        batch.reach(Offset(3));
+        assert_eq!(batch.bad_run(50), run(0, 50));
+        push_order(&mut batch, 3, generator.next_order());
+        assert_eq!(batch.bad_run(50), run(0, 0));
+        push_dead(&mut batch, 4);
+        assert_eq!(batch.bad_run(50), run(1, 1));
     }
 
     #[test]

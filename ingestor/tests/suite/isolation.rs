@@ -221,6 +221,37 @@ fn the_breaker_halts_a_partition_above_its_bound_but_not_at_it() {
     assert_eq!((scene.settled(), scene.stored()), (42, 1));
 }
 
+#[test]
+fn a_bound_that_is_lowered_below_the_count_halts_at_the_next_bad_message_and_at_no_good_one() {
+    let mut scene = Scene::new(1);
+    let bad = |scene: &mut Scene, count: usize| {
+        for _ in 0..count {
+            let (message, _) = InvalidKind::ALL[0].of(&scene.later("unused"));
+            scene.send(Some("bad"), Some(&message));
+        }
+        scene.flush();
+    };
+    bad(&mut scene, 15);
+    let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
+    scene.wait_until_settled(15);
+    assert!(daemon.stop().success());
+
+    let lowered = [("DEAD_LETTER_MAX_CONSECUTIVE", "10")];
+    let daemon = scene.start_daemon_with(&lowered);
+    scene.produce_orders(1);
+    scene.wait_until_settled(16);
+    assert_eq!((halted(&scene), scene.stored()), (0, 1));
+    bad(&mut scene, 10);
+    scene.wait_until_settled(26);
+    assert_eq!(halted(&scene), 0, "the good order has ended the run");
+    assert!(daemon.stop().success());
+
+    let lowered = [("DEAD_LETTER_MAX_CONSECUTIVE", "5")];
+    let _daemon = scene.start_daemon_with(&lowered);
+    bad(&mut scene, 1);
+    wait_until("the partition is halted", PATIENCE, || halted(&scene) == 1);
+}
+
 fn halted(scene: &Scene) -> i64 {
     scene
         .database
