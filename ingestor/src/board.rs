@@ -8,8 +8,8 @@
 //!                   '-------- Paused <--------'
 //! ```
 //! - The poll thread changes the states.
-//! - A partition's writer keeps the partition's claim here, and asks before every attempt whether it still counts. So a
-//!   writer that waits for a sick database notices that its partition was taken away or that the process stops.
+//! - A partition's writer keeps the partition's claim here, and asks before every attempt whether it still counts. So it
+//!   notices that its partition was taken away or that the process stops. It also notes here what holds the partition up.
 //! - Everybody else reads snapshots.
 
 mod health;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::kafka::LogRange;
 use crate::offsets::{Claim, Glimpse};
@@ -59,6 +59,8 @@ pub enum Cause {
     OffsetOutOfRange,
     /// The client cannot read a batch of the topic.
     Unreadable,
+    /// It was in trouble and held memory that the others needed.
+    HeldUp,
     /// An operator has to decide. The text says what and how.
     Stopped(String),
 }
@@ -77,6 +79,7 @@ impl State {
                 Cause::Suspected => "suspected",
                 Cause::OffsetOutOfRange => "offset out of range",
                 Cause::Unreadable => "a batch cannot be read",
+                Cause::HeldUp => "held up",
                 Cause::Stopped(reason) => reason,
             },
         }
@@ -102,6 +105,15 @@ impl State {
     }
 }
 
+/// What holds up a partition while its writer tries again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is wrong and what to do, for people.
+    pub reason: String,
+    /// Whether the database refused something. If it does so for every partition, the database itself is in trouble.
+    pub is_refused_by_database: bool,
+}
+
 /// An assigned partition.
 #[derive(Debug)]
 struct Entry {
@@ -110,6 +122,10 @@ struct Entry {
     reading: Option<Reading>,
     /// Set by the writer once it has claimed the partition, until the reading ends or the claim is lost.
     claim: Option<Claim>,
+    /// Set by the writer, until it succeeds or the reading ends.
+    trouble: Option<Trouble>,
+    /// When the trouble began.
+    troubled_at: Instant,
     /// When the database last confirmed the claim.
     confirmed_at: Instant,
     incarnation: Incarnation,
@@ -128,6 +144,8 @@ impl Entry {
             state: State::Claiming { stopped: None },
             reading: None,
             claim: None,
+            trouble: None,
+            troubled_at: Instant::now(),
             confirmed_at: Instant::now(),
             incarnation: Incarnation(0),
             next_offset: None,
@@ -141,6 +159,13 @@ impl Entry {
     fn end_reading(&mut self) {
         self.reading = None;
         self.claim = None;
+        self.trouble = None;
+    }
+
+    /// The database has confirmed the claim.
+    fn confirm(&mut self) {
+        self.confirmed_at = Instant::now();
+        self.trouble = None;
     }
 }
 
@@ -186,7 +211,6 @@ enum Phase {
 #[derive(Debug, Default)]
 pub struct Board {
     inner: Mutex<Inner>,
-    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -227,7 +251,6 @@ impl Board {
         entry.reading = Some(reading);
         let stopped = entry.state.stopped().cloned();
         entry.state = State::Claiming { stopped };
-        self.changed.notify_all();
         reading
     }
 
@@ -237,7 +260,7 @@ impl Board {
         // A claim that was under way while its partition was taken away brings nothing back.
         if let Some(entry) = inner.current(reading) {
             entry.claim = Some(claim.clone());
-            entry.confirmed_at = Instant::now();
+            entry.confirm();
             entry.incarnation = claim.guard.incarnation;
             entry.next_offset = Some(claim.next_offset);
             entry.witnesses = claim.witnesses.clone();
@@ -265,7 +288,6 @@ impl Board {
         entry.end_reading();
         let until = Instant::now() + retry_after;
         let before = std::mem::replace(&mut entry.state, State::Paused { cause, until });
-        self.changed.notify_all();
         before.stopped().cloned()
     }
 
@@ -280,7 +302,6 @@ impl Board {
     /// The partition is no longer assigned.
     pub fn release(&self, partition: Partition) {
         self.inner.lock().partitions.remove(&partition);
-        self.changed.notify_all();
     }
 
     /// Returns whether this reading counts.
@@ -347,8 +368,33 @@ impl Board {
     /// The database has confirmed the claim.
     pub fn confirm(&self, reading: Reading) {
         if let Some(entry) = self.inner.lock().current(reading) {
-            entry.confirmed_at = Instant::now();
+            entry.confirm();
         }
+    }
+
+    /// The writer has failed at something that concerns only this partition, and tries again.
+    pub fn set_trouble(&self, reading: Reading, trouble: Trouble) {
+        if let Some(entry) = self.inner.lock().current(reading) {
+            if entry.trouble.is_none() {
+                entry.troubled_at = Instant::now();
+            }
+            entry.trouble = Some(trouble);
+        }
+    }
+
+    /// Returns the readings that are in trouble while another partition goes on: the database has confirmed that one since.
+    /// One that is only not in trouble yet may be in the same trouble soon.
+    pub fn held_up(&self) -> Vec<Reading> {
+        let inner = self.inner.lock();
+        let well = (inner.partitions.values())
+            .filter(|entry| entry.state == State::Running && entry.trouble.is_none());
+        let Some(confirmed_at) = well.map(|entry| entry.confirmed_at).max() else {
+            return Vec::new();
+        };
+        (inner.partitions.values())
+            .filter(|entry| entry.trouble.is_some() && entry.troubled_at < confirmed_at)
+            .filter_map(|entry| entry.reading)
+            .collect()
     }
 
     /// A batch is stored.
@@ -364,7 +410,7 @@ impl Board {
         let Some(entry) = inner.current(reading) else {
             return;
         };
-        entry.confirmed_at = Instant::now();
+        entry.confirm();
         entry.next_offset = Some(next_offset);
         if let Some(witness) = witness {
             entry.witnesses.push(witness);
@@ -494,24 +540,14 @@ impl Board {
         self.inner.lock().phase = Phase::Running;
     }
 
-    /// The process stops: nobody waits any longer.
+    /// The process stops: what is in trouble is not tried again.
     pub fn set_stopping(&self) {
         self.inner.lock().phase = Phase::Stopping;
-        self.changed.notify_all();
     }
 
     /// Returns whether the process stops.
     pub fn is_stopping(&self) -> bool {
         self.inner.lock().phase == Phase::Stopping
-    }
-
-    /// Waits, but no longer than until a reading changes or the process stops.
-    pub fn wait(&self, duration: Duration) {
-        let mut inner = self.inner.lock();
-        if inner.phase != Phase::Stopping {
-            // Whether time has passed or something has changed, the caller looks again.
-            self.changed.wait_for(&mut inner, duration);
-        }
     }
 }
 
@@ -573,17 +609,37 @@ mod tests {
     }
 
     #[test]
-    fn stopping_ends_every_wait() {
+    fn trouble_ends_with_a_success_or_with_its_reading() {
         let board = Board::default();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                while !board.is_stopping() {
-                    board.wait(Duration::from_secs(3600));
-                }
-            });
-            board.set_stopping();
-            waiting.join().unwrap();
-        });
+        let trouble = || Trouble {
+            reason: "its row is locked".to_owned(),
+            is_refused_by_database: false,
+        };
+        let old = board.begin_claim(P1);
+        let reading = board.begin_claim(P1);
+        board.set_trouble(old, trouble());
+        let other = running(&board, P2);
+        assert_eq!(board.held_up(), []);
+        let heal: [&dyn Fn(); 3] = [
+            &|| board.claimed(reading, &claim(0)),
+            &|| board.stored(reading, Offset(1), None, 0),
+            &|| board.confirm(reading),
+        ];
+        for heal in heal {
+            board.set_trouble(reading, trouble());
+            assert_eq!(board.held_up(), [], "the other may be in trouble soon");
+            board.confirm(other);
+            board.set_trouble(reading, trouble());
+            assert_eq!(board.held_up(), [reading]);
+            heal();
+            assert_eq!(board.held_up(), []);
+        }
+        board.set_trouble(reading, trouble());
+        board.release(P2);
+        assert_eq!(board.held_up(), [], "nobody else needs anything");
+        running(&board, P2);
+        board.begin_claim(P1);
+        assert_eq!(board.held_up(), []);
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! | [`kafka`] | the Kafka clients: the group's consumer with its rebalances, and the probe | [`record`], [`witnesses`], [`config`], [`failpoints`] |
 //! | [`offsets`] | the table of offsets: claims, the fence, incidents, what operators may change | [`record`], [`witnesses`], [`guard`], [`batch`], [`kafka`] |
 //! | [`board`] | the life of every assigned partition, and the health of the process | [`record`], [`witnesses`], [`kafka`], [`offsets`] |
-//! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`guard`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
+//! | [`writer`] | one batch, one transaction; claims; isolation of a row that a constraint rejects | [`record`], [`dead_letters`], [`witnesses`], [`guard`], [`database`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`poller`] | the poll thread: follows the group, fills batches, limits memory | [`record`], [`dead_letters`], [`config`], [`batch`], [`failpoints`], [`metrics`], [`kafka`], [`offsets`], [`board`], [`writer`] |
 //! | [`relay`] | publishes dead letters to another topic | [`record`], [`periodic`], [`dead_letters`], [`config`], [`database`], [`metrics`], [`kafka`], [`board`] |
 //! | [`replay`] | an operator's decision on a dead letter | [`record`], [`dead_letters`], [`guard`], [`offsets`], [`writer`] |

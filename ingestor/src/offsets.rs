@@ -17,7 +17,11 @@ use crate::record::{Consumer, Epoch, Incarnation, Offset, Partition};
 use crate::witnesses::Witnesses;
 use incidents::find_gap;
 pub use incidents::{Glimpse, Incident, Sighting, open_incident};
-use lock::{Patience, lock_row};
+pub use lock::{
+    Holder, LOCK_PATIENCE, LOCK_POLL_INTERVAL, Patience, deal_with_holders, held_reason,
+    is_row_held,
+};
+use lock::{RowLock, lock_row, try_lock_row};
 
 /// Selects the row of a partition.
 macro_rules! row_of {
@@ -85,6 +89,21 @@ pub enum ClaimOutcome {
     Stopped(String),
     /// An operator has to decide about something new. The text says what and how.
     Incident(String),
+    /// Another session holds the row.
+    Locked,
+    /// The row is gone.
+    Missing,
+}
+
+/// The outcome of re-reading a partition's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reread {
+    /// The partition is still ours, at this offset.
+    Ours(Offset),
+    /// It is not ours any more, it has halted, or its row is gone.
+    Lost,
+    /// Another session holds the row.
+    Locked,
 }
 
 /// Whether a partition may be claimed.
@@ -302,7 +321,7 @@ fn stopped(
 /// `is_confirmed` says that this is the second look at the brokers' offsets.
 ///
 /// # Errors
-/// Returns the database's error, and `NotFound` if another session holds the row or the row does not exist.
+/// Returns the database's error.
 pub fn claim(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -311,7 +330,11 @@ pub fn claim(
     is_confirmed: bool,
 ) -> QueryResult<ClaimOutcome> {
     connection.transaction(|connection| {
-        let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
+        let row = match try_lock_row(connection, consumer, partition)? {
+            RowLock::Ours(row) => row,
+            RowLock::Held => return Ok(ClaimOutcome::Locked),
+            RowLock::Missing => return Ok(ClaimOutcome::Missing),
+        };
         if let Some(reason) = stopped(connection, consumer, partition, &row)? {
             return Ok(ClaimOutcome::Stopped(reason));
         }
@@ -352,21 +375,27 @@ pub fn halted_reason(partition: Partition) -> String {
     )
 }
 
-/// Returns the partition's offset if the partition is still ours under this epoch, otherwise `None`. Waits for a COMMIT
-/// of ours that may still be running on the server, and ends nobody's session.
+/// Locks the row, and returns the partition's offset if the partition is still ours under this epoch. A COMMIT of ours that
+/// still runs on the server holds the row. Nobody's session is ended.
 ///
 /// # Errors
-/// Returns the database's error, and `NotFound` if another session holds the row or the row does not exist.
+/// Returns the database's error.
 pub fn reread(
     connection: &mut PgConnection,
     consumer: &Consumer,
     partition: Partition,
     epoch: Epoch,
-) -> QueryResult<Option<Offset>> {
+) -> QueryResult<Reread> {
     connection.transaction(|connection| {
-        let row = lock_row(connection, consumer, partition, Patience::Wait)?;
-        let is_ours = row.epoch == epoch && row.owner == Some(consumer.owner) && !row.halted;
-        Ok(is_ours.then_some(row.next_offset))
+        Ok(match try_lock_row(connection, consumer, partition)? {
+            RowLock::Held => Reread::Locked,
+            RowLock::Ours(row)
+                if row.epoch == epoch && row.owner == Some(consumer.owner) && !row.halted =>
+            {
+                Reread::Ours(row.next_offset)
+            }
+            RowLock::Ours(_) | RowLock::Missing => Reread::Lost,
+        })
     })
 }
 
@@ -374,8 +403,11 @@ pub fn reread(
 /// partition is not ours any more or not at the batch's start. `halts` stops the partition after the batch until an
 /// operator resumes it.
 ///
+/// It does not wait for the row: the same statement locks the row first, or advances nothing.
+///
 /// # Errors
-/// Returns the database's error; [`is_fence`] recognises the fence's.
+/// Returns the database's error; [`is_fence`] recognises the fence's. Returns `NotFound` if another session holds the row, or
+/// if the row does not exist.
 pub fn advance(
     connection: &mut PgConnection,
     consumer: &Consumer,
@@ -384,6 +416,10 @@ pub fn advance(
     halts: bool,
 ) -> QueryResult<()> {
     let witnesses = claim.witnesses.clone().with(batch.witness());
+    let row = row_of!(consumer, batch.reading.partition)
+        .select(consumer_offsets::partition)
+        .for_no_key_update()
+        .skip_locked();
     diesel::select(advance_consumer_offset(
         &consumer.group_id,
         &consumer.topic,
@@ -399,7 +435,8 @@ pub fn advance(
         witnesses.to_numbers(),
         batch.max_timestamp_ms,
     ))
-    .execute(connection)
+    .filter(dsl::exists(row))
+    .get_result::<i64>(connection)
     .map(|_| ())
 }
 

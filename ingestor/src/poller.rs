@@ -133,6 +133,7 @@ impl Poller {
         self.mirror_offsets();
         match self.budget.pressure() {
             Pressure::None => self.set_paused(false)?,
+            Pressure::Wait | Pressure::Pause if self.give_up_held_up()? => {}
             Pressure::Wait => return self.wait_for_writers(),
             Pressure::Pause => self.set_paused(true)?,
         }
@@ -206,7 +207,7 @@ impl Poller {
     fn release(&mut self, partition: Partition) {
         self.board.release(partition);
         // A writer that has died is noticed when a batch is handed over.
-        self.writers.send(Task::Release(partition)).ok();
+        self.writers.send(Task::Forget(partition)).ok();
         if let Some(mut assigned) = self.partitions.remove(&partition) {
             self.budget.free(assigned.drop_batch());
         }

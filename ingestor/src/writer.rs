@@ -2,10 +2,18 @@
 //!
 //! A writer stores one batch after another, each in one transaction (`transaction`). It retries for ever while the
 //! database is away or sick. It gives a batch up only if its partition is not ours any more or the process stops.
+//!
+//! One partition's trouble is its own. What fails goes back into the writer's queue with a time before which it is not tried
+//! again (`queue`), and nothing waits within an attempt: neither for the lock of a partition's row nor for the brokers.
 
 mod claiming;
 mod isolation;
+mod job;
+mod queue;
+mod retrying;
+mod storing;
 mod transaction;
+mod trouble;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -13,24 +21,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::throttle::Throttle;
-use tracing::{error, info, warn};
 
 pub use isolation::is_refusal;
-use transaction::Stored;
+use job::{Answer, ClaimJob, Job, StoreJob};
+use queue::{Queue, Queued};
 pub use transaction::{store_by_decision, store_replayed};
+use trouble::Trouble;
 
 use crate::batch::Batch;
 use crate::board::Board;
 use crate::database::Connection;
-use crate::failpoints::{self, Phase, Plant};
 use crate::kafka::Probe;
-use crate::metrics::{Metrics, RetryClass};
-use crate::offsets::{self, Claim};
-use crate::record::{Consumer, Offset, Partition, Reading, Refusal};
+use crate::metrics::Metrics;
+use crate::offsets::Claim;
+use crate::record::{Consumer, Offset, Partition, Reading};
 
 /// The number of writers. While some wait for their COMMIT to reach the disk, one after another because of the lock that a
 /// notifying COMMIT takes, the others keep PostgreSQL busy.
@@ -43,8 +50,8 @@ pub enum Task {
     Claim(Reading),
     /// Store the batch.
     Store(Batch),
-    /// The group has taken the partition away.
-    Release(Partition),
+    /// What the writer has of the partition does not count any more.
+    Forget(Partition),
 }
 
 impl Task {
@@ -52,7 +59,7 @@ impl Task {
         match self {
             Self::Claim(reading) => reading.partition,
             Self::Store(batch) => batch.reading.partition,
-            Self::Release(partition) => *partition,
+            Self::Forget(partition) => *partition,
         }
     }
 }
@@ -84,8 +91,6 @@ pub enum Report {
 
 /// How often an idle owner reads its rows again, so that a rewind or a failover reaches it.
 const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a batch is tried again at once after another process has inserted one of its new orders. More is trouble.
-const MAX_COLLISIONS: u32 = 5;
 /// A batch takes milliseconds, so a statement that takes a minute hangs. Every row is found by a key, but in a database
 /// without statistics the planner may still choose to read the whole table for every batch.
 const SESSION: &str = "SET statement_timeout = '60s'; SET enable_seqscan = off";
@@ -109,7 +114,7 @@ pub struct WriterContext {
 
 /// The writer threads, from the poll thread's side. Partitions are pinned to writers, so that their batches stay in order.
 pub struct Writers {
-    tasks_txs: Vec<Sender<Task>>,
+    messages_txs: Vec<Sender<Message>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -121,24 +126,29 @@ impl Writers {
     pub fn start(context: &WriterContext) -> anyhow::Result<(Self, Receiver<Report>)> {
         let (reports_tx, reports_rx) = mpsc::channel();
         let mut writers = Self {
-            tasks_txs: Vec::new(),
+            messages_txs: Vec::new(),
             threads: Vec::new(),
         };
         for number in 0..WRITERS {
+            let (messages_tx, messages_rx) = mpsc::channel();
             let writer = Writer {
                 number,
                 connection: Connection::new(context.database.clone(), SESSION),
                 context: context.clone(),
                 reports_tx: reports_tx.clone(),
-                trouble: Throttle::for_reports(),
+                messages_tx: messages_tx.clone(),
+                queue: Queue::default(),
+                is_finishing: false,
+                not_before: None,
+                backoff: Backoff::for_database(),
+                reports: Throttle::for_reports(),
             };
-            let (tasks_tx, tasks_rx) = mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("writer-{number}"));
             let thread = thread
-                .spawn(move || writer.run(&tasks_rx))
+                .spawn(move || writer.run(&messages_rx))
                 .context("cannot start a writer")?;
             writers.threads.push(thread);
-            writers.tasks_txs.push(tasks_tx);
+            writers.messages_txs.push(messages_tx);
         }
         Ok((writers, reports_rx))
     }
@@ -148,18 +158,18 @@ impl Writers {
     /// # Errors
     /// Returns an error if the writer has died.
     pub fn send(&self, task: Task) -> anyhow::Result<()> {
-        self.tasks_txs[writer_of(task.partition())]
-            .send(task)
+        self.messages_txs[writer_of(task.partition())]
+            .send(Message::Task(task))
             .ok()
             .context("a writer has died")
     }
 
-    /// Waits until the writers have done all their tasks.
+    /// Waits until the writers have done all their tasks. The board says that the process stops, so they wait for nothing.
     ///
     /// # Errors
     /// Returns an error if a writer has panicked.
     pub fn finish(&mut self) -> anyhow::Result<()> {
-        self.tasks_txs.clear();
+        self.tell_to_finish();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 bail!("a writer has panicked");
@@ -167,10 +177,33 @@ impl Writers {
         }
         Ok(())
     }
+
+    fn tell_to_finish(&mut self) {
+        for messages_tx in self.messages_txs.drain(..) {
+            // One that has died has nothing to do.
+            messages_tx.send(Message::Finish).ok();
+        }
+    }
+}
+
+impl Drop for Writers {
+    /// Ends the threads, even after an error of the poll thread.
+    fn drop(&mut self) {
+        self.tell_to_finish();
+    }
 }
 
 fn writer_of(partition: Partition) -> usize {
     usize::try_from(partition.0).unwrap_or_default() % WRITERS
+}
+
+/// What a writer receives.
+enum Message {
+    Task(Task),
+    /// The brokers have answered the question of a claim.
+    Answer(Reading, Result<Answer, Trouble>),
+    /// Nothing more will come: end when everything is done.
+    Finish,
 }
 
 /// A writer.
@@ -179,34 +212,38 @@ struct Writer {
     context: WriterContext,
     connection: Connection,
     reports_tx: Sender<Report>,
-    /// Reports of trouble with the database. It has reported since the last success if there is trouble now.
-    trouble: Throttle,
+    /// The writer's own address, for the threads that ask the brokers.
+    messages_tx: Sender<Message>,
+    queue: Queue,
+    is_finishing: bool,
+    /// Nothing is tried before this, because the database is away.
+    not_before: Option<Instant>,
+    /// The waits while the database is away.
+    backoff: Backoff,
+    /// Reports that the database is away. It has reported since the last success if that is so now.
+    reports: Throttle,
 }
 
 impl Writer {
-    /// Works until the poll thread drops its end of the channel.
-    fn run(mut self, tasks_rx: &Receiver<Task>) {
-        let number = self.number;
-        let is_ours = move |partition| writer_of(partition) == number;
+    /// Works until everything is done that came before [`Message::Finish`].
+    fn run(mut self, messages_rx: &Receiver<Message>) {
         loop {
-            match tasks_rx.recv_timeout(IDLE_REREAD_INTERVAL) {
-                Ok(Task::Claim(reading)) => self.claim(reading),
-                Ok(Task::Store(mut batch)) => {
-                    if !self.store_until_settled(&mut batch) {
-                        self.report(Report::Dropped(batch.size_bytes));
-                    }
-                }
-                Ok(Task::Release(_)) => {
-                    if !self.context.board.has_claims(is_ours) {
-                        // It has nothing to try any more.
-                        self.context.board.set_database_ok(self.number, true);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            self.receive(messages_rx);
+            if self.is_finishing && self.queue.is_empty() {
+                return;
             }
-            self.reread_idle(is_ours);
+            if self.not_before.is_none_or(|time| time <= Instant::now())
+                && let Some(queued) = self.queue.take_due()
+            {
+                self.attempt(queued);
+            }
+            self.begin_rereads();
         }
+    }
+
+    fn is_ours(&self) -> impl Fn(Partition) -> bool + use<> {
+        let number = self.number;
+        move |partition| writer_of(partition) == number
     }
 
     fn report(&self, report: Report) {
@@ -214,229 +251,103 @@ impl Writer {
         self.reports_tx.send(report).ok();
     }
 
-    /// Tries until the batch is stored, or not ours to store any more. Returns whether it is stored.
-    fn store_until_settled(&mut self, batch: &mut Batch) -> bool {
-        let mut backoff = Backoff::for_database();
-        let mut is_outcome_unknown = false;
-        let mut collisions = 0;
-        loop {
-            let board = &self.context.board;
-            // While the process stops, a database in trouble is not waited for: the batch is read again later.
-            let is_hopeless = board.is_stopping() && self.trouble.has_reported();
-            let claim = board.claim_of(batch.reading).filter(|_| !is_hopeless);
-            let Some(claim) = claim else {
-                return false;
-            };
-            let step = if is_outcome_unknown {
-                self.settle(batch, &claim)
-            } else {
-                self.try_store(batch, &claim)
-            };
-            match step {
-                Ok(Step::Stored(_)) if failpoints::is_planted(Plant::ReapplyBatch) => {}
-                Ok(Step::Stored(stored)) => {
-                    self.stored(batch, &claim, &stored);
-                    return true;
-                }
-                Ok(Step::NotStored) => is_outcome_unknown = false,
-                Ok(Step::Refused(refused)) => {
-                    warn!(
-                        kafka.partition = batch.reading.partition.0,
-                        kafka.offsets = ?refused.iter().map(|(offset, _)| offset.0).collect::<Vec<_>>(),
-                        "a constraint of the database rejects orders: they become dead letters"
-                    );
-                    batch.refuse(refused);
-                }
-                Ok(Step::Lost) => {
-                    self.lose(batch.reading);
-                    return false;
-                }
-                // Another process has inserted one of its orders meanwhile: now the row exists and can be locked.
-                Err(Trouble::Query(DieselError::DatabaseError(
-                    DatabaseErrorKind::UniqueViolation,
-                    _,
-                ))) if collisions < MAX_COLLISIONS => collisions += 1,
-                Err(trouble) => {
-                    self.trouble(&trouble, "store a batch");
-                    // The answer to a COMMIT may be what was lost.
-                    is_outcome_unknown = true;
-                    self.context.board.wait(backoff.next_delay());
-                }
-            }
+    /// Receives everything that has come, and waits for something if nothing is due.
+    fn receive(&mut self, messages_rx: &Receiver<Message>) {
+        if self.is_finishing {
+            self.remove_what_is_not_waited_for();
         }
-    }
-
-    fn try_store(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
-        let WriterContext {
-            consumer,
-            max_consecutive_bad,
-            metrics,
-            ..
-        } = &self.context;
-        let halts = batch.bad_run(claim.consecutive_bad).longest > *max_consecutive_bad;
-        let started_at = Instant::now();
-        let connection = self.connection.get()?;
-        match transaction::store(connection, consumer, claim, batch, halts) {
-            Ok(stored) => {
-                failpoints::reached(Phase::Committed);
-                metrics
-                    .commit_seconds
-                    .observe(started_at.elapsed().as_secs_f64());
-                Ok(Step::Stored(stored))
-            }
-            Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
-            Err(error) if is_refusal(&error) => {
-                let refused = isolation::find_refused(connection, batch, &claim.guard)?;
-                if refused.is_empty() {
-                    // The orders were rejected and then were not: none of them is to blame.
-                    return Err(error.into());
-                }
-                Ok(Step::Refused(refused))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Asks the database about a transaction whose outcome is unknown.
-    fn settle(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
-        Ok(match self.reread(batch.reading.partition, claim)? {
-            // Nobody knows any more which orders the guard left out.
-            Some(offset) if offset == batch.new_next_offset => Step::Stored(Stored {
-                written: batch.folded(&claim.guard).len(),
-                held_back: 0,
-            }),
-            Some(offset) if offset == batch.old_next_offset => Step::NotStored,
-            _ => Step::Lost,
-        })
-    }
-
-    fn reread(&mut self, partition: Partition, claim: &Claim) -> Result<Option<Offset>, Trouble> {
-        let connection = self.connection.get()?;
-        let consumer = &self.context.consumer;
-        offsets::reread(connection, consumer, partition, claim.epoch)
-            .map_err(|error| Trouble::with_row(partition, error))
-    }
-
-    fn stored(&mut self, batch: &Batch, claim: &Claim, stored: &Stored) {
-        self.healthy();
-        let reading = batch.reading;
-        let bad_run = batch.bad_run(claim.consecutive_bad);
-        let WriterContext { board, metrics, .. } = &self.context;
-        metrics.batch_stored(batch, stored.written, stored.held_back);
-        if stored.held_back > 0 {
-            warn!(
-                kafka.partition = reading.partition.0,
-                held_back = stored.held_back,
-                "messages that may have been read before were held back, because newer orders may be stored: see \
-                 `ingestor dead-letters list --state superseded`"
-            );
-        }
-        let next_offset = batch.new_next_offset;
-        board.stored(reading, next_offset, batch.witness(), bad_run.trailing);
-        self.report(Report::Stored {
-            reading,
-            next_offset,
-            at: Instant::now(),
-            size_bytes: batch.size_bytes,
+        // While the database is away, nothing is tried before a common time.
+        let due_at =
+            (self.queue.next_due_at()).map(|at| self.not_before.map_or(at, |time| at.max(time)));
+        let longest = due_at.map_or(IDLE_REREAD_INTERVAL, |at| {
+            let left = at.saturating_duration_since(Instant::now());
+            left.min(IDLE_REREAD_INTERVAL)
         });
-        if bad_run.longest > self.context.max_consecutive_bad {
-            board.withdraw_claim(reading);
-            let reason = offsets::halted_reason(reading.partition);
-            self.report(Report::Stopped(reading, reason));
+        let mut message = match messages_rx.recv_timeout(longest) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Message::Finish),
+        };
+        while let Some(received) = message {
+            self.take(received);
+            message = messages_rx.try_recv().ok();
+        }
+        if self.is_finishing {
+            self.remove_what_is_not_waited_for();
         }
     }
 
-    fn lose(&mut self, reading: Reading) {
-        self.context.metrics.fences.inc();
-        warn!(
-            kafka.partition = reading.partition.0,
-            "fenced: another process has claimed the partition, or its offset was changed; what was read is dropped"
-        );
-        self.context.board.withdraw_claim(reading);
-        self.report(Report::Lost(reading));
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Task(Task::Claim(reading)) => {
+                self.remove_stale();
+                self.queue.push(Job::Claim(ClaimJob::new(reading)));
+            }
+            Message::Task(Task::Store(batch)) => self.queue.push(Job::Store(StoreJob::new(batch))),
+            Message::Task(Task::Forget(_)) => {
+                self.remove_stale();
+                if self.queue.is_empty() && !self.context.board.has_claims(self.is_ours()) {
+                    // It has nothing to try any more.
+                    self.context.board.set_database_ok(self.number, true);
+                }
+            }
+            Message::Answer(reading, answer) => {
+                if let Some(claim) = self.queue.answered(reading) {
+                    claim.answer = Some(answer);
+                }
+            }
+            Message::Finish => self.is_finishing = true,
+        }
     }
 
-    fn reread_idle(&mut self, is_ours: impl Fn(Partition) -> bool) {
-        let board = Arc::clone(&self.context.board);
-        for (reading, claim) in board.unconfirmed_claims(IDLE_REREAD_INTERVAL, is_ours) {
-            match self.reread(reading.partition, &claim) {
-                Ok(Some(next_offset)) if next_offset == claim.next_offset => {
-                    self.healthy();
-                    board.confirm(reading);
-                }
-                Ok(_) => self.lose(reading),
-                // An operator may hold it. The next batch waits for it, too.
-                Err(Trouble::RowLocked(_)) => {}
-                Err(trouble) => return self.trouble(&trouble, "read the offsets again"),
+    /// Removes the jobs of readings that do not count any more.
+    fn remove_stale(&mut self) {
+        let board = &self.context.board;
+        let removed = self
+            .queue
+            .remove_unless(|queued| board.is_current(queued.job.reading()));
+        self.drop_batches(removed);
+    }
+
+    /// While the process stops, only batches are stored, and nothing in trouble is waited for: it is read again later.
+    fn remove_what_is_not_waited_for(&mut self) {
+        let is_hopeless = self.reports.has_reported();
+        let mut removed = (self.queue)
+            .remove_unless(|queued| matches!(queued.job, Job::Store(_)) && !is_hopeless);
+        removed.extend(self.queue.remove_failed());
+        self.drop_batches(removed);
+    }
+
+    fn drop_batches(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            if let Job::Store(job) = job {
+                self.report(Report::Dropped(job.batch.size_bytes));
             }
         }
     }
 
-    fn healthy(&mut self) {
-        self.context.board.set_database_ok(self.number, true);
-        if self.trouble.has_reported() {
-            self.trouble.reset();
-            info!("the database works again");
+    /// Tries once to do a job.
+    fn attempt(&mut self, mut queued: Queued) {
+        let hold = &mut queued.hold;
+        let due = match &mut queued.job {
+            Job::Claim(job) => self.claim(job, hold),
+            Job::Store(job) => self.store(job, hold),
+            Job::Reread(reading) => self.reread(*reading, hold),
+        };
+        if let Some(due) = due {
+            self.queue.put_back(queued, due);
         }
     }
 
-    /// Counts the trouble and reports it from time to time. The next attempt gets a new connection.
-    fn trouble(&mut self, trouble: &Trouble, doing: &str) {
-        self.context.metrics.retried(trouble.class());
-        if matches!(trouble, Trouble::Connect(_) | Trouble::Query(_)) {
-            self.context.board.set_database_ok(self.number, false);
+    /// Has the rows of idle partitions read again.
+    fn begin_rereads(&mut self) {
+        if self.is_finishing {
+            return;
         }
-        self.connection.close();
-        if self.trouble.is_due() {
-            error!("cannot {doing}, retrying: {trouble}");
-        }
-    }
-}
-
-/// The outcome of an attempt to store a batch.
-enum Step {
-    Stored(Stored),
-    NotStored,
-    /// A constraint rejects these messages. They are sorted by offset.
-    Refused(Vec<(Offset, Refusal)>),
-    Lost,
-}
-
-/// Everything after which the writer retries.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error("cannot connect to the database: {0}")]
-    Connect(#[from] diesel::ConnectionError),
-    #[error("{0}")]
-    Query(#[from] DieselError),
-    #[error(
-        "another session has locked the row of partition {0} in consumer_offsets, or the row is missing"
-    )]
-    RowLocked(Partition),
-    #[error("Kafka: {0}")]
-    Kafka(#[from] rdkafka::error::KafkaError),
-    #[error("{0:#}")]
-    Other(#[from] anyhow::Error),
-}
-
-impl Trouble {
-    /// What an error means that came with locking a partition's row.
-    fn with_row(partition: Partition, error: DieselError) -> Self {
-        match error {
-            DieselError::NotFound => Self::RowLocked(partition),
-            other => other.into(),
-        }
-    }
-
-    fn class(&self) -> RetryClass {
-        match self {
-            Self::Connect(_) => RetryClass::Connect,
-            Self::Query(DieselError::DatabaseError(
-                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
-                _,
-            )) => RetryClass::LostConnection,
-            Self::Query(_) | Self::RowLocked(_) => RetryClass::Query,
-            Self::Kafka(_) | Self::Other(_) => RetryClass::Kafka,
+        let is_ours = self.is_ours();
+        let idle = |partition| is_ours(partition) && !self.queue.has_jobs_of(partition);
+        for (reading, _) in (self.context.board).unconfirmed_claims(IDLE_REREAD_INTERVAL, idle) {
+            self.queue.push(Job::Reread(reading));
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Locks a partition's row, even if a frozen process holds it.
+//! Locks a partition's row, and deals with a session that holds it.
+//!
+//! A daemon never waits for a row within a statement, because its writer has other partitions. It tries, does something else,
+//! and tries again. Only an operator's command waits here.
 
 use std::time::{Duration, Instant};
 
@@ -11,26 +14,76 @@ use tracing::warn;
 use super::OffsetRow;
 use crate::record::{Consumer, Partition};
 
-/// How long a claim waits for another process's transaction before it ends that process's session. A process that is
-/// frozen inside a transaction holds the row for ever: no timeout of the server ends a session stopped inside COPY.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a claim waits in all. Then the writer looks whether it is to stop, and comes back.
-const CLAIM_WAIT: Duration = Duration::from_secs(5);
-/// How long a re-read waits. A COMMIT of ours that is still running takes less.
-const REREAD_WAIT: Duration = Duration::from_secs(1);
-/// The time between two looks at a locked row.
-const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a row may be held before somebody looks who holds it. A claim then ends the session if it is one of ours. A
+/// process that is frozen inside a transaction holds the row for ever: no timeout of the server ends a session stopped
+/// inside COPY.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long an operator's command waits in all.
+const COMMAND_WAIT: Duration = Duration::from_secs(5);
+/// The time between two attempts to lock a row.
+pub const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What to do about a session that does not release the row in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub enum Patience {
     /// End it if it is one of ours: it is considered frozen, and the partition is not its any more.
     EndOurs,
     /// Leave it alone.
     Wait,
 }
 
-/// Locks the partition's row.
+/// The outcome of an attempt to lock a partition's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RowLock {
+    /// It is locked until the transaction ends.
+    Ours(OffsetRow),
+    /// Another session holds it.
+    Held,
+    /// The partition has no row.
+    Missing,
+}
+
+/// Tries to lock the partition's row, and does not wait.
+///
+/// # Errors
+/// Returns the database's error.
+pub(super) fn try_lock_row(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: Partition,
+) -> QueryResult<RowLock> {
+    let row = row_of!(consumer, partition)
+        .select(OffsetRow::as_select())
+        .for_update()
+        .skip_locked()
+        .first(connection)
+        .optional()?;
+    if let Some(row) = row {
+        return Ok(RowLock::Ours(row));
+    }
+    let row = row_of!(consumer, partition).select(consumer_offsets::partition);
+    let exists: bool = diesel::select(diesel::dsl::exists(row)).get_result(connection)?;
+    Ok(if exists {
+        RowLock::Held
+    } else {
+        RowLock::Missing
+    })
+}
+
+/// Returns whether another session holds the partition's row now.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn is_row_held(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: Partition,
+) -> QueryResult<bool> {
+    // Outside of a transaction the lock ends with the statement.
+    Ok(try_lock_row(connection, consumer, partition)? == RowLock::Held)
+}
+
+/// Locks the partition's row for an operator's command, and waits for a few seconds.
 ///
 /// # Errors
 /// Returns the database's error, and `NotFound` if the row is locked for too long or does not exist.
@@ -41,75 +94,72 @@ pub(super) fn lock_row(
     patience: Patience,
 ) -> QueryResult<OffsetRow> {
     let started_at = Instant::now();
-    let mut has_looked = patience == Patience::Wait;
-    let max_wait = match patience {
-        Patience::EndOurs => CLAIM_WAIT,
-        Patience::Wait => REREAD_WAIT,
-    };
+    let mut has_looked = false;
     loop {
-        let row = row_of!(consumer, partition)
-            .select(OffsetRow::as_select())
-            .for_update()
-            .skip_locked()
-            .first(connection)
-            .optional()?;
-        if let Some(row) = row {
-            return Ok(row);
+        match try_lock_row(connection, consumer, partition)? {
+            RowLock::Ours(row) => return Ok(row),
+            RowLock::Missing => return Err(DieselError::NotFound),
+            RowLock::Held => {}
         }
         if !has_looked && started_at.elapsed() > LOCK_PATIENCE {
             has_looked = true;
-            for holder in deal_with_holders(connection, consumer, partition)? {
-                report(partition, &holder);
+            let holders = deal_with_holders(connection, consumer, partition, patience)?;
+            if holders.iter().any(|holder| !holder.is_ended) {
+                warn!("waiting: {}", held_reason(partition, &holders));
             }
         }
-        if started_at.elapsed() > max_wait {
+        if started_at.elapsed() > COMMAND_WAIT {
             return Err(DieselError::NotFound);
         }
         std::thread::sleep(LOCK_POLL_INTERVAL);
     }
 }
 
-/// A session that holds the row.
-#[derive(QueryableByName)]
-struct Holder {
+/// A session that holds a partition's row.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Holder {
+    /// The process of the server that serves it.
     #[diesel(sql_type = Integer)]
-    pid: i32,
+    pub pid: i32,
+    /// The name that it gave itself.
     #[diesel(sql_type = Text)]
-    application: String,
-    /// Whether the session was ended.
+    pub application: String,
+    /// Whether it was ended.
     #[diesel(sql_type = Bool)]
-    is_ended: bool,
+    pub is_ended: bool,
 }
 
-fn report(partition: Partition, holder: &Holder) {
-    let (pid, application) = (holder.pid, holder.application.as_str());
-    if holder.is_ended {
-        warn!(
-            kafka.partition = partition.0,
-            holder.pid = pid,
-            "ended a session of ours that held the partition's row"
-        );
+/// Tells an operator that a partition waits for its row, and who holds it. Nobody is known to hold a row that several sessions
+/// share.
+pub fn held_reason(partition: Partition, holders: &[Holder]) -> String {
+    let names: Vec<String> = (holders.iter())
+        .map(|holder| format!("{:?} with pid {}", holder.application, holder.pid))
+        .collect();
+    let who = if names.is_empty() {
+        "another session".to_owned()
     } else {
-        warn!(
-            kafka.partition = partition.0,
-            holder.pid = pid,
-            holder.application = application,
-            "the partition waits: another session has locked its row in consumer_offsets; end that transaction"
-        );
-    }
+        format!("another session ({})", names.join(", "))
+    };
+    format!(
+        "{who} has locked the row of partition {partition} in consumer_offsets; end that transaction"
+    )
 }
 
-/// Finds the session whose transaction has locked or changed the row, and ends it if it is one of ours: if it has the name of
-/// this one. The row's `xmax` is that transaction, and `pg_locks` has the session of every transaction.
+/// Finds the session whose transaction has locked or changed the row. With [`Patience::EndOurs`] ends it if it is one of ours:
+/// if it has the name of this one. The row's `xmax` is that transaction, and `pg_locks` has the session of every transaction.
 ///
 /// If several sessions share the lock, `xmax` is no transaction but a number for all of them, and nobody is found. Ours never
 /// share a lock. Such a number may be that of an unrelated transaction, so the session must also have locked the table.
-fn deal_with_holders(
+///
+/// # Errors
+/// Returns the database's error, for example because a role of ours may not end a superuser's session.
+pub fn deal_with_holders(
     connection: &mut PgConnection,
     consumer: &Consumer,
     partition: Partition,
+    patience: Patience,
 ) -> QueryResult<Vec<Holder>> {
-    diesel::sql_query(
+    let holders: Vec<Holder> = diesel::sql_query(
         // MATERIALIZED: otherwise the planner may end the session of every lock that it looks at.
         "WITH holder AS MATERIALIZED (
              SELECT held.pid, activity.application_name FROM consumer_offsets AS row
@@ -122,12 +172,20 @@ fn deal_with_holders(
                              WHERE used.pid = held.pid AND used.locktype = 'relation'
                                AND used.relation = 'consumer_offsets'::regclass))
          SELECT pid, coalesce(application_name, '') AS application,
-                CASE WHEN application_name = current_setting('application_name')
+                CASE WHEN $4 AND application_name = current_setting('application_name')
                      THEN pg_terminate_backend(pid) ELSE false END AS is_ended
            FROM holder",
     )
     .bind::<Text, _>(&consumer.group_id)
     .bind::<Text, _>(&consumer.topic)
     .bind::<Integer, _>(partition)
-    .load(connection)
+    .bind::<Bool, _>(patience == Patience::EndOurs)
+    .load(connection)?;
+    for holder in holders.iter().filter(|holder| holder.is_ended) {
+        warn!(
+            kafka.partition = partition.0,
+            holder.pid, "ended a session of ours that held the partition's row"
+        );
+    }
+    Ok(holders)
 }

@@ -12,6 +12,7 @@ use crate::failpoints::{self, Phase};
 use crate::kafka::{check_each, partition_list};
 use crate::offsets::Claim;
 use crate::record::{Offset, Partition, Reading};
+use crate::writer::Task;
 
 /// The client's own thread serves a seek, so it takes no time.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,6 +104,8 @@ impl Poller {
         if let Some(partition) = self.partitions.get_mut(&reading.partition) {
             self.budget.free(partition.drop_batch());
         }
+        // A writer that has died is noticed when a batch is handed over.
+        self.writers.send(Task::Forget(reading.partition)).ok();
         self.pause(reading.partition)?;
         Ok(stopped_before)
     }

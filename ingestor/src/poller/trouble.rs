@@ -1,4 +1,4 @@
-//! What the poll thread does about an error of the consumer.
+//! What the poll thread does about an error of the consumer, and about a partition in trouble that holds much memory.
 
 use std::time::Duration;
 
@@ -14,7 +14,29 @@ use crate::writer::Task;
 /// A batch that the client cannot read is read again after this time.
 const UNREADABLE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A partition that gave up its memory is claimed again after this time.
+const HELD_UP_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
 impl Poller {
+    /// When the memory for batches is used up, drops the batches of partitions in trouble, unless all are in trouble. They are
+    /// read again later. Otherwise a partition that cannot be stored would fill the memory and so stop all others. Returns
+    /// whether any were dropped.
+    pub(super) fn give_up_held_up(&mut self) -> anyhow::Result<bool> {
+        let mut readings = self.board.held_up();
+        readings.retain(|reading| {
+            (self.partitions.get(&reading.partition))
+                .is_some_and(|assigned| assigned.batch.is_some())
+        });
+        for reading in &readings {
+            warn!(
+                kafka.partition = reading.partition.0,
+                "the partition is held up, and the others need its memory: it is read again later"
+            );
+            self.stop_reading(*reading, Cause::HeldUp, HELD_UP_RETRY_INTERVAL)?;
+        }
+        Ok(!readings.is_empty())
+    }
+
     pub(super) fn trouble(&mut self, error: &KafkaError) -> anyhow::Result<()> {
         match error {
             KafkaError::MessageConsumptionFatal(code) => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use diesel::connection::DefaultLoadingMode;
+use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::prelude::*;
 use shared::db::models::{NewOrder, OrderRow, Source, VersionedOrder};
 use shared::db::orders::UpsertOrders;
@@ -17,6 +17,11 @@ use crate::guard::{Guard, Verdict};
 use crate::offsets::{self, Claim};
 use crate::record::{Consumer, Position, Reason, Refusal};
 
+/// How a retry waits for the locks of orders. Somebody may hold them for long, and meanwhile the writer does nothing else.
+const HURRY: &str = "SET LOCAL lock_timeout = '200ms'";
+/// How every COMMIT waits for the server's lock on the queue of notifications: like the session.
+const NO_HURRY: &str = "SET LOCAL lock_timeout = '10s'";
+
 /// What storing a batch did with its orders.
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -26,7 +31,8 @@ pub(super) struct Stored {
     pub(super) held_back: usize,
 }
 
-/// Stores a batch whole or not at all. `halts` stops the partition after it.
+/// Stores a batch whole or not at all. `halts` stops the partition after it. A retry does not wait long for orders that others
+/// have locked.
 ///
 /// # Errors
 /// Returns the database's error; [`offsets::is_fence`] recognises the one for a batch that is not ours to store. After an
@@ -37,10 +43,14 @@ pub(super) fn store(
     claim: &Claim,
     batch: &Batch,
     halts: bool,
+    is_retry: bool,
 ) -> QueryResult<Stored> {
     connection.transaction(|connection| {
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
         offsets::advance(connection, consumer, claim, batch, halts)?;
+        if is_retry {
+            connection.batch_execute(HURRY)?;
+        }
         failpoints::commit_offset(connection)?;
         let guard = &claim.guard;
         let Outcome { written, held_back } = failpoints::skip_on_error(connection, |connection| {
@@ -56,6 +66,9 @@ pub(super) fn store(
             .collect();
         dead_letters::insert(connection, consumer, partition, incarnation, &held_letters)?;
         notify(connection, &written)?;
+        if is_retry {
+            connection.batch_execute(NO_HURRY)?;
+        }
         failpoints::reached(Phase::BeforeCommit);
         Ok(Stored {
             written: written.len(),

@@ -15,6 +15,7 @@ mod dead_letter_relay;
 mod end_to_end;
 mod exactly_once;
 mod guard_model;
+mod held_up_partitions;
 mod hostile_messages;
 mod incidents;
 mod isolation;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use ingestor::batch::Batch;
 use ingestor::kafka::Watermarks;
-use ingestor::offsets::{self, Claim, ClaimOutcome, Sighting, Standing};
+use ingestor::offsets::{self, Claim, ClaimOutcome, Reread, Sighting, Standing};
 use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Reading};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -287,8 +287,10 @@ fn an_operators_transaction_on_a_partitions_row_is_waited_for_and_named() {
         .unwrap();
     scene.produce_orders(5);
     let daemon = scene.start_daemon();
-    daemon.wait_until_logged("another session has locked its row in consumer_offsets");
-    assert!(daemon.log().contains("holder.application=\"psql\""));
+    daemon.wait_until_logged("has locked the row of partition 0 in consumer_offsets");
+    assert!(daemon.log().contains("another session (\"psql\" with pid "));
+    let (code, health) = daemon.get("/health").unwrap();
+    assert!(code == 200 && health.contains("psql"), "{health}");
     operator.batch_execute("COMMIT").unwrap();
     scene.wait_until_settled(15);
     assert!(!daemon.log().contains("ended a session"));
@@ -414,9 +416,19 @@ fn the_database_rejects_everybody_except_the_owner_at_this_offset() {
     holder
         .batch_execute("BEGIN; SELECT FROM consumer_offsets FOR UPDATE")
         .unwrap();
-    let reread = offsets::reread(&mut database.connect(), &new, P0, new_claim.epoch);
-    assert_eq!(reread, Err(diesel::result::Error::NotFound));
+    let reread = || offsets::reread(&mut database.connect(), &new, P0, new_claim.epoch).unwrap();
+    assert_eq!(reread(), Reread::Locked);
+    let held = advance(&new, &new_claim, 9, 11);
+    assert_eq!(held, Err(diesel::result::Error::NotFound));
     holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(reread(), Reread::Ours(Offset(9)));
+    advance(&new, &new_claim, 9, 11).unwrap();
+
+    // A row that is gone is lost, and nothing is advanced.
+    database.execute("DELETE FROM consumer_offsets");
+    assert_eq!(reread(), Reread::Lost);
+    let missing = advance(&new, &new_claim, 11, 12);
+    assert_eq!(missing, Err(diesel::result::Error::NotFound));
 }
 
 #[test]

@@ -66,17 +66,17 @@ impl Scene {
     ) -> Self {
         let topic = format!("test-{}", uuid::Uuid::new_v4());
         create_topic(&brokers, &topic, partitions, topic_settings);
-        Self::on_topic(topic, database, brokers)
+        Self::with_topic(database, brokers, topic)
     }
 
     /// Uses librdkafka's in-process broker, for errors that a real one does not give on demand.
     pub fn on_mock(cluster: &MockCluster<'_, DefaultProducerContext>) -> Self {
         let topic = format!("test-{}", uuid::Uuid::new_v4());
         cluster.create_topic(&topic, 1, 1).unwrap();
-        Self::on_topic(topic, TestDatabase::create(), cluster.bootstrap_servers())
+        Self::with_topic(TestDatabase::create(), cluster.bootstrap_servers(), topic)
     }
 
-    fn on_topic(topic: String, database: TestDatabase, brokers: String) -> Self {
+    fn with_topic(database: TestDatabase, brokers: String, topic: String) -> Self {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", &brokers)
             .create()
@@ -90,6 +90,17 @@ impl Scene {
             producer,
             generator,
         }
+    }
+
+    /// Uses librdkafka's in-process broker, for errors that a real one does not give on demand.
+    pub fn with_mock_broker(
+        partitions: i32,
+    ) -> (Self, MockCluster<'static, DefaultProducerContext>) {
+        let cluster = MockCluster::new(1).unwrap();
+        let topic = format!("test-{}", uuid::Uuid::new_v4());
+        cluster.create_topic(&topic, partitions, 1).unwrap();
+        let scene = Self::with_topic(TestDatabase::create(), cluster.bootstrap_servers(), topic);
+        (scene, cluster)
     }
 
     /// The program's environment.
@@ -158,6 +169,25 @@ impl Scene {
             Some(order.order_uid.as_str()),
             Some(&serde_json::to_vec(order).unwrap()),
         );
+    }
+
+    /// Sends new orders to one partition, and waits until Kafka has them all.
+    pub fn produce_to(&mut self, partition: i32, count: usize) -> Vec<Order> {
+        let orders: Vec<Order> = (0..count).map(|_| self.generator.next_order()).collect();
+        self.produce_again(partition, &orders);
+        orders
+    }
+
+    /// Sends these orders to one partition, and waits until Kafka has them all.
+    pub fn produce_again(&self, partition: i32, orders: &[Order]) {
+        for order in orders {
+            let payload = serde_json::to_vec(order).unwrap();
+            let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.topic);
+            record.payload = Some(&payload);
+            record.partition = Some(partition);
+            self.send_record(record);
+        }
+        self.flush();
     }
 
     /// Sends a message as it is.
