@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use shared::config::DatabaseSettings;
@@ -21,7 +22,7 @@ use crate::history::HistoryKeeper;
 use crate::kafka::Clients;
 use crate::metrics::Metrics;
 use crate::ops_server;
-use crate::poller::Poller;
+use crate::poller::{Farewell, Poller};
 use crate::record::headers;
 use crate::relay::Relay;
 use crate::watch::database::DatabaseWatch;
@@ -82,16 +83,35 @@ async fn run_until_shutdown(
     let poller = start_threads(&settings, clients, board, metrics, &shutdown)?;
     let polling = spawn_blocking(|| poller.run());
     let mut polling = pin!(finish_in_time(polling, &shutdown, timeout));
+    let mut stopping_at = None;
     let polled = tokio::select! {
         polled = &mut polling => polled,
         () = shutdown.cancelled() => {
+            stopping_at = Some(Instant::now());
             board.set_stopping();
             polling.await
         }
     };
-    polled.context("what was under way is rolled back, and read again at the next start")??;
+    let farewell =
+        polled.context("what was under way is rolled back, and read again at the next start")??;
+    let taken = stopping_at.map_or(Duration::ZERO, |at| at.elapsed());
+    leave_kafka(farewell, timeout.saturating_sub(taken)).await?;
     info!("stopped");
     Ok(())
+}
+
+/// Gives Kafka the rest of the time. Everything is stored, so a Kafka that does not answer is no failure.
+async fn leave_kafka(farewell: Farewell, time_left: Duration) -> anyhow::Result<()> {
+    match tokio::time::timeout(time_left, spawn_blocking(|| farewell.say())).await {
+        Ok(left) => left.context("the poll thread panicked"),
+        Err(_) => {
+            warn!(
+                "everything is stored, but Kafka did not answer in time: its copy of the offsets may be behind, and the \
+                 group waits for the end of this member's session"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// Brings the schema up to date, and then the history, before any order is stored.

@@ -99,11 +99,11 @@ impl Poller {
         })
     }
 
-    /// Works until shutdown, then finishes what is under way and leaves the group.
+    /// Works until shutdown, and then finishes what is under way. The caller limits the time for that.
     ///
     /// # Errors
     /// Returns an error if only a restart helps: the client cannot continue, or a writer has died.
-    pub fn run(mut self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<Farewell> {
         while !self.shutdown.is_cancelled() {
             self.take_turn()?;
         }
@@ -365,8 +365,8 @@ impl Poller {
         }
     }
 
-    /// Hands over what was read, waits for the writers, and leaves the group. The caller limits the time.
-    fn finish(mut self) -> anyhow::Result<()> {
+    /// Hands over what was read, and waits for the writers.
+    fn finish(mut self) -> anyhow::Result<Farewell> {
         for partition in self.partitions.values_mut() {
             if let Some(batch) = partition.take_any() {
                 // A writer that has died stores nothing, and the batch is read again later.
@@ -387,8 +387,19 @@ impl Poller {
                 self.note_stored(reading, next_offset, at);
             }
         }
-        self.commit_mirror(CommitMode::Sync);
-        Ok(())
+        Ok(Farewell(self))
+    }
+}
+
+/// What is left to do when the work for the database is done.
+pub struct Farewell(Poller);
+
+impl Farewell {
+    /// Tells Kafka what is stored, and leaves the group. If Kafka does not answer, this takes minutes, and nothing is lost by
+    /// not waiting for it.
+    pub fn say(mut self) {
+        self.0.commit_mirror(CommitMode::Sync);
+        // Dropping the consumer leaves the group.
     }
 }
 

@@ -5,6 +5,7 @@
 mod cut_connections;
 mod database_away;
 mod decompression_bomb;
+mod frozen_servers;
 mod memory;
 mod random_kills;
 mod rebalance_storm;
