@@ -8,6 +8,7 @@ mod migrations;
 pub mod models;
 pub mod orders;
 mod pool;
+pub mod removed;
 pub mod schema;
 mod startup;
 mod tls;

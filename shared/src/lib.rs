@@ -19,7 +19,7 @@
 //! | [`events`] | the contract between writers and caches | |
 //! | [`config`] | the shared settings, and how settings are read | [`order`] |
 //! | [`telemetry`] | sets up the log | [`config`] |
-//! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert | [`backoff`], [`throttle`], [`order`], [`config`] |
+//! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert, the ledger of removed orders | [`backoff`], [`throttle`], [`order`], [`config`] |
 //! | [`testing`] | helpers for tests (feature `testing`) | [`order`], [`events`], [`config`], [`db`] |
 
 pub mod backoff;

@@ -111,7 +111,29 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         relayed_at -> Nullable<Timestamptz>,
+        blanked_at -> Nullable<Timestamptz>,
+        blanked_why -> Nullable<Text>,
         relay_error -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    /// The ledger: what was deleted or erased, by keyed hashes.
+    removed_orders (hash) {
+        hash -> Uuid,
+        kind -> Text,
+        how -> Text,
+        removed_at -> Timestamptz,
+        positions -> Jsonb,
+    }
+}
+
+diesel::table! {
+    /// The key of these hashes.
+    removed_orders_key (is_only) {
+        is_only -> Bool,
+        inner_pad -> Bytea,
+        outer_pad -> Bytea,
     }
 }
 

@@ -142,7 +142,8 @@ fn pending_migrations_are_found_with_no_right_but_to_read() {
         let mut connection = db::connect_blocking(&reader, "orders-test").unwrap();
         db::pending_migrations(&mut connection).unwrap()
     };
-    assert_eq!(pending().len(), 2);
+    let all = MigrationSource::<Pg>::migrations(&MIGRATIONS).unwrap();
+    assert_eq!(pending().len(), all.len());
     db::migrate(
         &mut db::connect_blocking(&owner, "orders-test").unwrap(),
         || false,
