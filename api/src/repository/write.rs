@@ -10,6 +10,7 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use shared::db::models::NewOrder;
 use shared::db::orders::UpsertOrders;
+use shared::db::removed::{self, How, Kind};
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
@@ -97,7 +98,8 @@ impl Repository {
             .await
     }
 
-    /// Deletes an order; returns the revision that it had.
+    /// Deletes an order, and notes it in the ledger, so that no older message brings it back. Returns the revision that the
+    /// order had.
     ///
     /// # Errors
     /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
@@ -152,6 +154,8 @@ impl Repository {
                 None => {
                     let delete = diesel::delete(orders::table.find(uid));
                     delete.execute(connection).await?;
+                    let record = removed::record(Kind::Order, How::Deleted, vec![uid.to_owned()]);
+                    record.execute(connection).await?;
                     (Operation::Delete, version)
                 }
             };
