@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use rdkafka::message::{Message, OwnedMessage};
+use shared::db::models::Source;
 use shared::order::Order;
 
 use crate::dead_letters::DeadLetter;
@@ -43,6 +44,8 @@ pub struct SourcedOrder<'a> {
     pub position: Position,
     /// Whether the message was read before, or may have been.
     pub is_replay: bool,
+    /// The message that counts as the order's writer; none after an operator's decision.
+    pub source: Option<Source>,
 }
 
 impl<'a> SourcedOrder<'a> {
@@ -74,6 +77,8 @@ pub struct Batch {
     pub orders: Vec<IncomingOrder>,
     /// Refused messages by offset.
     pub dead_letters: Vec<DeadLetter>,
+    /// The number of valid orders that are left out, because they would bring back what was deleted or erased.
+    pub left_out: usize,
     /// An estimate of the memory that it takes.
     pub size_bytes: usize,
     opened_at: Instant,
@@ -90,6 +95,7 @@ impl Batch {
             max_timestamp_ms: None,
             orders: Vec::new(),
             dead_letters: Vec::new(),
+            left_out: 0,
             size_bytes: 0,
             opened_at: Instant::now(),
         }
@@ -167,6 +173,15 @@ impl Batch {
             .sort_by_key(|letter| letter.position.offset);
     }
 
+    /// Leaves out orders that would bring back what was deleted or erased. An earlier message of such an order may count
+    /// again: it is judged by itself.
+    pub fn leave_out(&mut self, offsets: &[Offset]) {
+        let before = self.orders.len();
+        self.orders
+            .retain(|incoming| !offsets.contains(&incoming.offset()));
+        self.left_out += before - self.orders.len();
+    }
+
     /// Moves the batch's end to the consumer's position at the end of the partition.
     pub fn reach(&mut self, position: Offset) {
         if position > self.new_next_offset {
@@ -186,9 +201,9 @@ impl Batch {
         self.new_next_offset == self.old_next_offset
     }
 
-    /// The number of records, including repeated orders and refused messages.
+    /// The number of records, including repeated orders, refused messages, and orders that are left out.
     pub fn records(&self) -> usize {
-        self.orders.len() + self.dead_letters.len()
+        self.orders.len() + self.dead_letters.len() + self.left_out
     }
 
     /// When its first record was added.
@@ -213,6 +228,7 @@ impl Batch {
                     order: &incoming.order,
                     position,
                     is_replay: guard.is_replay(position),
+                    source: Some(guard.source_at(position.offset)),
                 }
             })
             .filter(|sourced| left_out.binary_search(&sourced.offset()).is_err())

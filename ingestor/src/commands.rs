@@ -3,9 +3,11 @@
 mod check;
 mod confirm;
 mod dead_letters;
+mod erase;
 mod migrate;
 mod new_history;
 mod offsets;
+mod purge;
 mod run;
 
 use anyhow::{Context, bail};
@@ -38,8 +40,10 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
         Some(Command::Check { file }) => check::check(settings.decoder, &file),
         Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
+        Some(Command::Erase(arguments)) => erase::erase(settings, arguments).await,
+        Some(Command::Purge(arguments)) => purge::purge(settings, arguments).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `offsets` or `dead-letters`; see \
+            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `offsets`, `dead-letters`, `erase` or `purge`; see \
              `ingestor --help`"
         ),
     }

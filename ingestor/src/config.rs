@@ -1,10 +1,12 @@
 //! The command line and the environment: every setting, checked.
 
+mod data;
 mod dead_letters;
 mod kafka;
 mod offsets;
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use shared::config::{
 };
 use shared::order::Decoder;
 
+pub use data::{Days, EraseArgs, PurgeArgs, Whose};
 pub use dead_letters::{DeadLettersCommand, DecideArgs};
 use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
@@ -61,6 +64,10 @@ pub enum Command {
     /// Show refused messages, and replay or drop them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Erase orders and every copy of them in the database; no older message brings them back
+    Erase(EraseArgs),
+    /// Remove old orders and old dead letters
+    Purge(PurgeArgs),
 }
 
 #[derive(Args, Debug)]
@@ -95,6 +102,10 @@ struct IngestArgs {
     #[arg(long, env, default_value_t = 1000, global = true,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
     dead_letter_max_consecutive: u32,
+    /// Days after which a dead letter loses its key, its payload and its headers, 0..=36500; 0 keeps them for ever
+    #[arg(long, env, default_value_t = 0, global = true,
+          value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    dead_letter_retention_days: u32,
     /// The memory that the whole process aims at, in MiB, 64..=65536
     #[arg(long, env, default_value_t = 96, global = true,
           value_parser = clap::value_parser!(u64).range(64..=65_536))]
@@ -118,6 +129,8 @@ pub struct Settings {
     pub decoder: Decoder,
     /// When a batch closes.
     pub batch: BatchSettings,
+    /// How long the bytes of dead letters are kept; none: for ever.
+    pub dead_letter_retention_days: Option<NonZeroU32>,
     /// Memory to stay within.
     pub memory: MemorySettings,
     /// Address of the operators' port.
@@ -199,6 +212,7 @@ impl Cli {
                 max_age: Duration::from_millis(ingest.batch_max_age_ms),
                 max_consecutive_bad: ingest.dead_letter_max_consecutive.into(),
             },
+            dead_letter_retention_days: NonZeroU32::new(ingest.dead_letter_retention_days),
             memory: MemorySettings {
                 total_bytes: usize::try_from(ingest.ingest_memory_mb)? * 1024 * 1024,
             },
@@ -224,6 +238,12 @@ impl Settings {
             (
                 "DEAD_LETTER_MAX_CONSECUTIVE",
                 batch.max_consecutive_bad.to_string(),
+            ),
+            (
+                "DEAD_LETTER_RETENTION_DAYS",
+                self.dead_letter_retention_days
+                    .map_or(0, NonZeroU32::get)
+                    .to_string(),
             ),
             ("INGEST_MEMORY_MB", memory_mb.to_string()),
             ("INGESTOR_HOST", host.to_string()),
@@ -284,6 +304,31 @@ mod tests {
             ),
             (&["offsets", "resume"], false),
             (&["offsets", "resume", "--partition", "0", "--yes"], true),
+        ] {
+            assert_eq!(settings(arguments).is_ok(), good, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn erase_takes_a_customer_or_orders_and_purge_an_age_in_days() {
+        for (arguments, good) in [
+            (&["erase", "--customer", "a"][..], true),
+            (&["erase", "--order", "a", "b", "--order", "c"], true),
+            (&["erase", "--customer", "a", "--order", "b"], false),
+            (&["erase", "--customer", ""], false),
+            (&["erase", "--order"], false),
+            (&["erase"], false),
+            (&["purge", "--older-than", "400d"], true),
+            (&["purge", "--older-than", "1d", "--orders"], true),
+            (&["purge", "--older-than", "1d", "--dead-letters"], true),
+            (
+                &["purge", "--older-than", "1d", "--orders", "--dead-letters"],
+                false,
+            ),
+            (&["purge", "--older-than", "0d"], false),
+            (&["purge", "--older-than", "400"], false),
+            (&["purge", "--older-than", "99999d"], false),
+            (&["purge"], false),
         ] {
             assert_eq!(settings(arguments).is_ok(), good, "{arguments:?}");
         }

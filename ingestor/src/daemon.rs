@@ -25,6 +25,7 @@ use crate::ops_server;
 use crate::poller::{Farewell, Poller};
 use crate::record::headers;
 use crate::relay::Relay;
+use crate::retention::Retention;
 use crate::watch::database::DatabaseWatch;
 use crate::watch::topic::TopicWatch;
 use crate::writer::WriterContext;
@@ -161,6 +162,10 @@ fn start_threads(
             shutdown.clone(),
         )?
         .start()?;
+    }
+    if let Some(days) = settings.dead_letter_retention_days {
+        Retention::new(days.get(), settings.database.clone(), Arc::clone(metrics))
+            .start(shutdown.clone())?;
     }
     // A channel of its own: the one of the writers must close when they have died.
     let (suspicions_tx, suspicions_rx) = mpsc::channel();

@@ -3,11 +3,14 @@
 
 pub mod stored;
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use rdkafka::message::Message;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
+use strum::IntoStaticStr;
 
 use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Refusal, headers};
 use stored::LetterState;
@@ -17,7 +20,20 @@ pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
 /// The most characters of a detail that are kept. A hostile order can have thousands of faults.
 const MAX_DETAIL_CHARS: usize = 2_000;
 
-/// Rows of one INSERT. With 12 columns each they stay far below the 65,535 parameters that a statement may have.
+/// The detail of a letter that names what was erased.
+pub const ERASED_DETAIL: &str = "the message names an order or a customer that was erased";
+
+/// Why a letter has no bytes any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Blanking {
+    /// It names what was erased.
+    Erased,
+    /// It is older than `DEAD_LETTER_RETENTION_DAYS`.
+    Expired,
+}
+
+/// Rows of one INSERT. With 15 columns each they stay far below the 65,535 parameters that a statement may have.
 const ROWS_PER_INSERT: usize = 1_000;
 
 /// A refused message, detached from Kafka's buffers.
@@ -77,10 +93,12 @@ struct NewDeadLetter<'a> {
     reason: &'a str,
     detail: String,
     state: &'static str,
+    blanked_at: Option<DateTime<Utc>>,
+    blanked_why: Option<&'static str>,
 }
 
 /// Inserts letters of one partition in the caller's transaction. A letter that is already there, as after a rewind,
-/// stays unchanged.
+/// stays unchanged. Those at the offsets `erased` are kept without their bytes.
 ///
 /// # Errors
 /// Returns the database's error.
@@ -90,26 +108,12 @@ pub fn insert(
     partition: Partition,
     incarnation: Incarnation,
     letters: &[DeadLetter],
+    erased: &HashSet<Offset>,
 ) -> QueryResult<()> {
     for chunk in letters.chunks(ROWS_PER_INSERT) {
-        let rows = chunk.iter().map(|letter| NewDeadLetter {
-            group_id: &consumer.group_id,
-            topic: &consumer.topic,
-            incarnation,
-            partition,
-            offset: letter.position.offset,
-            key: letter.key.as_deref(),
-            payload: letter.payload.as_deref(),
-            payload_size: letter.payload_size,
-            headers: &letter.headers,
-            message_timestamp: letter.position.timestamp_ms.and_then(storable_time),
-            reason: letter.refusal.reason.into(),
-            // PostgreSQL's text cannot hold NUL, and a parser's message may quote one.
-            detail: (letter.refusal.detail.chars())
-                .filter(|&c| c != '\0')
-                .take(MAX_DETAIL_CHARS)
-                .collect(),
-            state: LetterState::at_first(letter.refusal.reason).into(),
+        let rows = chunk.iter().map(|letter| {
+            let is_erased = erased.contains(&letter.position.offset);
+            new_row(consumer, partition, incarnation, letter, is_erased)
         });
         diesel::insert_into(dead_letters::table)
             .values(rows.collect::<Vec<_>>())
@@ -117,6 +121,45 @@ pub fn insert(
             .execute(connection)?;
     }
     Ok(())
+}
+
+fn new_row<'a>(
+    consumer: &'a Consumer,
+    partition: Partition,
+    incarnation: Incarnation,
+    letter: &'a DeadLetter,
+    is_erased: bool,
+) -> NewDeadLetter<'a> {
+    static NO_HEADERS: Value = Value::Array(Vec::new());
+    let kept = Some(letter).filter(|_| !is_erased);
+    NewDeadLetter {
+        group_id: &consumer.group_id,
+        topic: &consumer.topic,
+        incarnation,
+        partition,
+        offset: letter.position.offset,
+        key: kept.and_then(|letter| letter.key.as_deref()),
+        payload: kept.and_then(|letter| letter.payload.as_deref()),
+        payload_size: letter.payload_size,
+        headers: kept.map_or(&NO_HEADERS, |letter| &letter.headers),
+        message_timestamp: letter.position.timestamp_ms.and_then(storable_time),
+        reason: letter.refusal.reason.into(),
+        detail: kept.map_or_else(
+            || ERASED_DETAIL.to_owned(),
+            |letter| storable_detail(&letter.refusal.detail),
+        ),
+        state: LetterState::at_first(letter.refusal.reason).into(),
+        blanked_at: is_erased.then(Utc::now),
+        blanked_why: is_erased.then_some(Blanking::Erased.into()),
+    }
+}
+
+/// PostgreSQL's text cannot hold NUL, and a parser's message may quote one.
+fn storable_detail(detail: &str) -> String {
+    (detail.chars())
+        .filter(|&c| c != '\0')
+        .take(MAX_DETAIL_CHARS)
+        .collect()
 }
 
 /// Producers set timestamps as they like. A time that PostgreSQL cannot hold is not kept.

@@ -15,6 +15,7 @@ use shared::server::ConnectionMetrics;
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::batch::Batch;
+use crate::dead_letters::stored::LetterState;
 use crate::record::{Partition, Reason};
 
 macro_rules! metrics {
@@ -47,9 +48,12 @@ metrics! {
     records: Counter = Counter::default(), "Records read and settled";
     orders_stored: Counter = Counter::default(), "Orders inserted or replaced";
     superseded: Counter = Counter::default(), "Valid messages replaced by a later one of their batch";
+    removed: Counter = Counter::default(), "Valid messages of orders that were deleted or erased after they were produced";
     dead_letters: Family<ReasonLabels, Counter> = Family::default(), "Messages refused for ever";
     pub dead_letters_relayed: Counter = Counter::default(), "Dead letters published to the DLQ topic";
     pub dead_letters_relay_refused: Counter = Counter::default(), "Dead letters that the DLQ topic has refused for ever";
+    dead_letters_expired: Family<StateLabels, Counter> = Family::default(),
+        "Dead letters whose bytes were removed because of their age, by their state";
     batch_records: Histogram = Histogram::new(exponential_buckets(1.0, 4.0, 8)), "Records of a batch";
     pub commit_seconds: Histogram = Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         "Duration of a batch's transaction, including the COMMIT";
@@ -77,6 +81,11 @@ struct ReasonLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RetryLabels {
     class: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabels {
+    state: String,
 }
 
 /// Why something is retried.
@@ -126,6 +135,14 @@ impl Metrics {
         for reason in Reason::VARIANTS.iter().map(<&str>::from) {
             drop(metrics.dead_letters.get_or_create(&ReasonLabels { reason }));
         }
+        for state in LetterState::VARIANTS.iter().map(<&str>::from) {
+            let state = state.to_owned();
+            drop(
+                metrics
+                    .dead_letters_expired
+                    .get_or_create(&StateLabels { state }),
+            );
+        }
         for class in RetryClass::VARIANTS.iter().map(<&str>::from) {
             drop(metrics.retries.get_or_create(&RetryLabels { class }));
         }
@@ -138,6 +155,7 @@ impl Metrics {
         self.orders_stored.inc_by(stored as u64);
         let superseded = batch.orders.len() - stored - held_back;
         self.superseded.inc_by(superseded as u64);
+        self.removed.inc_by(batch.left_out as u64);
         if batch.records() > 0 {
             self.batch_records.observe(batch.records() as f64);
         }
@@ -151,6 +169,14 @@ impl Metrics {
         let reason = <&str>::from(reason);
         let counter = self.dead_letters.get_or_create(&ReasonLabels { reason });
         counter.inc_by(count);
+    }
+
+    /// Counts a dead letter whose bytes were removed because of its age.
+    pub fn letter_expired(&self, state: &str) {
+        let state = state.to_owned();
+        self.dead_letters_expired
+            .get_or_create(&StateLabels { state })
+            .inc();
     }
 
     /// Counts a failed attempt.
@@ -214,6 +240,8 @@ mod tests {
             "orders_ingestor_records_total 0",
             "orders_ingestor_retries_total{class=\"query\"} 1",
             "orders_ingestor_retries_total{class=\"lost_connection\"} 0",
+            "orders_ingestor_dead_letters_expired_total{state=\"new\"} 0",
+            "orders_ingestor_removed_total 0",
             "orders_ingestor_dead_letters_total{reason=\"refused_by_database\"} 0",
             concat!(
                 "orders_ingestor_build_info{version=\"",

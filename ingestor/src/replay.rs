@@ -8,8 +8,8 @@ use shared::order::{Decoder, Order};
 use crate::dead_letters::stored::{self, LetterState, LetterSummary, StoredLetter};
 use crate::guard::{Doubt, Guard};
 use crate::offsets::operators;
-use crate::record::{self, Consumer};
-use crate::writer::{is_refusal, store_by_decision, store_replayed};
+use crate::record::{self, Consumer, Offset};
+use crate::writer::{Replay, Replayed, is_refusal, store_replayed};
 
 /// What became of a letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Outcome {
     Replayed,
     /// The stored order is newer; nothing was written.
     Superseded,
+    /// The order was deleted after the message was produced, and stays deleted. The letter ends as superseded.
+    Deleted,
     /// It was given up.
     Dropped,
     /// It stays new, for this reason.
@@ -66,6 +68,9 @@ pub enum Wish {
 
 /// Stores the letter's order if it is valid by now and the stored order is not newer. `dry_run` changes nothing.
 ///
+/// An order that was deleted after the message was produced stays deleted, unless `revives_deleted` is given. One that was
+/// erased never comes back.
+///
 /// # Errors
 /// Returns [`DecideError`]; then nothing was changed.
 pub fn replay(
@@ -74,6 +79,7 @@ pub fn replay(
     decoder: Decoder,
     id: i64,
     wish: Wish,
+    revives_deleted: bool,
     dry_run: bool,
 ) -> Result<Outcome, DecideError> {
     decide(connection, dry_run, |connection| {
@@ -87,28 +93,36 @@ pub fn replay(
             None => return Err(DecideError::NotNew(id).into()),
         };
         let order = order_of(decoder, &letter)?;
-        let written = if is_decided {
-            store_by_decision(connection, &order).map(|()| true)
-        } else {
-            let guard = guard_of(connection, consumer, &letter.summary)?;
-            store_replayed(connection, &order, &guard, letter.summary.position())
+        let replay = Replay {
+            guard: guard_of(connection, consumer, &letter.summary)?,
+            position: letter.summary.position(),
+            is_decided,
+            revives_deleted,
         };
-        let is_written = written.map_err(|error| {
+        let replayed = store_replayed(connection, consumer, &order, replay).map_err(|error| {
             if is_refusal(&error) {
                 kept(format!("the database rejects it: {error}"))
             } else {
                 error.into()
             }
         })?;
-        if is_written {
-            return Ok(Outcome::Replayed);
-        }
+        let outcome = match replayed {
+            Replayed::Written => return Ok(Outcome::Replayed),
+            Replayed::Superseded => Outcome::Superseded,
+            Replayed::Deleted => Outcome::Deleted,
+            Replayed::Erased => {
+                return Err(kept("its order or its customer was erased".to_owned()));
+            }
+        };
         stored::set_state(connection, id, LetterState::Superseded)?;
-        Ok(Outcome::Superseded)
+        Ok(outcome)
     })
 }
 
 fn order_of(decoder: Decoder, letter: &StoredLetter) -> Result<Order, Undone> {
+    if let Some(why) = letter.summary.blanking() {
+        return Err(kept(why));
+    }
     if letter.is_cut() {
         return Err(kept(format!(
             "only {} of its {} bytes are kept",
@@ -125,7 +139,7 @@ fn order_of(decoder: Decoder, letter: &StoredLetter) -> Result<Order, Undone> {
     })
 }
 
-/// The guard of the letter's partition. If the partition is in another incarnation by now, nothing is known of the letter's but
+/// The guard of the letter's partition, for which every message is a replay. If the partition is in another incarnation by now, nothing is known of the letter's but
 /// its log.
 fn guard_of(
     connection: &mut PgConnection,
@@ -136,13 +150,17 @@ fn guard_of(
     let row = operators::find(connection, consumer, letter.partition)?;
     let present = row.map(|row| row.guard());
     let log_since = present.map_or(incarnation, |guard| guard.log_since.min(incarnation));
+    let replay_until = Some(Offset(i64::MAX));
     Ok(match present {
-        Some(guard) if guard.incarnation == incarnation => guard,
+        Some(guard) if guard.incarnation == incarnation => Guard {
+            replay_until,
+            ..guard
+        },
         _ => Guard {
             partition: letter.partition,
             incarnation,
             log_since,
-            replay_until: None,
+            replay_until,
             doubt: Some(Doubt::ALL),
         },
     })

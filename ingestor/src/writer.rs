@@ -10,6 +10,7 @@ mod claiming;
 mod isolation;
 mod job;
 mod queue;
+mod removed;
 mod retrying;
 mod storing;
 mod transaction;
@@ -28,7 +29,7 @@ use shared::throttle::Throttle;
 pub use isolation::is_refusal;
 use job::{Answer, ClaimJob, Job, StoreJob};
 use queue::{Queue, Queued};
-pub use transaction::{store_by_decision, store_replayed};
+pub use transaction::{Replay, Replayed, store_replayed};
 use trouble::Trouble;
 
 use crate::batch::Batch;

@@ -49,7 +49,11 @@ fn execute(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<(
             print::list(&letters, limit, json)
         }
         DeadLettersCommand::Show { id, payload, json } => operator.show(id, payload, json),
-        DeadLettersCommand::Replay(arguments) => operator.decide(arguments, &REPLAY),
+        DeadLettersCommand::Replay {
+            which,
+            revive_deleted: true,
+        } => operator.decide(which, &REVIVE),
+        DeadLettersCommand::Replay { which, .. } => operator.decide(which, &REPLAY),
         DeadLettersCommand::Drop(arguments) => operator.decide(arguments, &DROP),
         DeadLettersCommand::RelayAgain { ids, all } => operator.relay_again((!all).then_some(&ids)),
     }
@@ -66,16 +70,16 @@ struct Decision {
 
 const REPLAY: Decision = Decision {
     verb: "replay",
-    consequence: "their orders are stored unless the stored order is newer, except that a superseded letter which is given by \
-                  its number is stored in any case; orders that were deleted are stored again",
-    decide: |operator, id, wish, dry_run| {
-        let Operator {
-            connection,
-            consumer,
-            decoder,
-        } = operator;
-        replay::replay(connection, consumer, *decoder, id, wish, dry_run)
-    },
+    consequence: "their orders are stored unless the stored order is newer, or was deleted after the message was produced; a superseded \
+                  letter that is given by its number is stored even if the stored order is newer",
+    decide: |operator, id, wish, dry_run| operator.replay(id, wish, false, dry_run),
+};
+
+const REVIVE: Decision = Decision {
+    verb: "replay",
+    consequence: "their orders are stored unless the stored order is newer; orders that were deleted are stored again, but none \
+                  that was erased",
+    decide: |operator, id, wish, dry_run| operator.replay(id, wish, true, dry_run),
 };
 
 const DROP: Decision = Decision {
@@ -93,9 +97,35 @@ struct Operator {
 }
 
 impl Operator {
+    fn replay(
+        &mut self,
+        id: i64,
+        wish: Wish,
+        revives_deleted: bool,
+        dry_run: bool,
+    ) -> Result<Outcome, DecideError> {
+        let Self {
+            connection,
+            consumer,
+            decoder,
+        } = self;
+        replay::replay(
+            connection,
+            consumer,
+            *decoder,
+            id,
+            wish,
+            revives_deleted,
+            dry_run,
+        )
+    }
+
     fn show(&mut self, id: i64, payload_only: bool, as_json: bool) -> anyhow::Result<()> {
         let letter = self.find(id)?;
         if payload_only {
+            if let Some(why) = letter.summary.blanking() {
+                bail!("dead letter {id} has nothing to show: {why}");
+            }
             let Some(payload) = &letter.payload else {
                 bail!("dead letter {id} is a tombstone: its message has no value");
             };
@@ -191,6 +221,7 @@ impl Operator {
 struct Counts {
     replayed: usize,
     superseded: usize,
+    deleted: usize,
     dropped: usize,
     kept: usize,
     not_new: usize,
@@ -203,6 +234,10 @@ impl Counts {
             Outcome::Superseded => (
                 &mut self.superseded,
                 "superseded: the stored order is newer",
+            ),
+            Outcome::Deleted => (
+                &mut self.deleted,
+                "superseded: its order was deleted after the message was produced; --revive-deleted would store it",
             ),
             Outcome::Dropped => (&mut self.dropped, "dropped"),
             Outcome::Kept(why) => {
@@ -221,8 +256,8 @@ impl Counts {
             ""
         };
         format!(
-            "{} replayed, {} superseded, {} dropped, {} kept, {} not new{note}",
-            self.replayed, self.superseded, self.dropped, self.kept, self.not_new
+            "{} replayed, {} superseded, {} stay deleted, {} dropped, {} kept, {} not new{note}",
+            self.replayed, self.superseded, self.deleted, self.dropped, self.kept, self.not_new
         )
     }
 }

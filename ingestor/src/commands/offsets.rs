@@ -238,7 +238,8 @@ impl Operator {
             return Ok(());
         }
         let question = format!(
-            "{}\nthese records are read again: an order that is newer than its record is kept, a deleted order is stored again",
+            "{}\nthese records are read again: an order that is newer than its record is kept, and one that was \
+             deleted through the api or erased since stays away",
             plan.join("\n")
         );
         confirm(&question, yes)?;

@@ -15,7 +15,7 @@ pub enum DeadLettersCommand {
         /// Only those in this state
         #[arg(long, value_enum)]
         state: Option<LetterState>,
-        /// Only those that KAFKA_DLQ_TOPIC has refused
+        /// Only those that the DLQ topic has refused
         #[arg(long)]
         relay_refused: bool,
         /// How many, 1..=1000
@@ -39,11 +39,18 @@ pub enum DeadLettersCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Store the orders of letters that are valid by now, unless the stored order is newer
-    Replay(DecideArgs),
+    /// Store the orders of letters that are valid by now, unless the stored order is newer or was deleted since
+    Replay {
+        /// Which ones
+        #[command(flatten)]
+        which: DecideArgs,
+        /// Store orders as well that were deleted through the api since. What was erased never comes back
+        #[arg(long)]
+        revive_deleted: bool,
+    },
     /// Give letters up; they stay in the table but cannot be replayed
     Drop(DecideArgs),
-    /// Let the relay try letters again that KAFKA_DLQ_TOPIC has refused
+    /// Let the relay try letters again that the DLQ topic has refused
     RelayAgain {
         /// Their numbers
         #[arg(required_unless_present = "all", conflicts_with = "all")]

@@ -37,7 +37,7 @@ pub enum OffsetsCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Read records again; an order that is newer than its record is kept
+    /// Read records again; an order that is newer than its record is kept, and one that was deleted since stays deleted
     Rewind {
         /// Which partitions
         #[command(flatten)]

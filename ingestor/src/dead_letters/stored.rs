@@ -1,17 +1,24 @@
 //! Letters that are stored: their states, and the queries that find and change them.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use diesel::dsl::{now, sql};
+use diesel::expression::SqlLiteral;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use serde_json::Value;
 use shared::db::schema::dead_letters;
 
+use super::{Blanking, ERASED_DETAIL};
 use crate::record::{Consumer, Incarnation, Offset, Partition, Position, Reason};
 
+/// The most letters whose bytes are read at once.
+const LETTERS_PER_PAGE: i64 = 500;
+
 /// The states of a letter, in the table in lower case. Only new and superseded letters change their states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, strum::IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, strum::IntoStaticStr, strum::VariantArray,
+)]
 #[strum(serialize_all = "snake_case")]
 pub enum LetterState {
     /// Nobody has decided on it yet.
@@ -95,9 +102,28 @@ pub struct LetterSummary {
     pub relayed_at: Option<DateTime<Utc>>,
     /// Which topic has refused it, and why. Written by the relay, and removed by [`relay_again`].
     pub relay_error: Option<String>,
+    /// When its key, payload and headers were removed.
+    pub blanked_at: Option<DateTime<Utc>>,
+    /// Why they were removed, see [`Blanking`].
+    pub blanked_why: Option<String>,
 }
 
 impl LetterSummary {
+    /// Says when the letter's bytes were removed and why, if they were.
+    pub fn blanking(&self) -> Option<String> {
+        let at = self.blanked_at?.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let is_erased = self.blanked_why.as_deref() == Some(Blanking::Erased.into());
+        Some(if is_erased {
+            format!(
+                "its bytes were erased at {at}, because it names an order or a customer that was erased"
+            )
+        } else {
+            format!(
+                "its bytes were removed at {at}, because it was older than DEAD_LETTER_RETENTION_DAYS"
+            )
+        })
+    }
+
     /// The message's place and time.
     pub fn position(&self) -> Position {
         Position {
@@ -269,31 +295,20 @@ pub fn lock_unrelayed(
     max_letters: i64,
     max_bytes: i64,
 ) -> QueryResult<Vec<StoredLetter>> {
-    // A key, a payload and the headers may each have as much as a message may.
-    let size = sql::<BigInt>(
-        "coalesce(octet_length(key), 0)::bigint + coalesce(octet_length(payload), 0) + octet_length(headers::text)",
-    );
     let sizes: Vec<(i64, i64)> = dead_letters::table
         .filter(dead_letters::group_id.eq(&consumer.group_id))
         .filter(dead_letters::topic.eq(&consumer.topic))
         .filter(dead_letters::relayed_at.is_null())
-        .select((dead_letters::id, size))
+        // What has no bytes any more is never published.
+        .filter(dead_letters::blanked_at.is_null())
+        .select((dead_letters::id, kept_size()))
         .order(dead_letters::id)
         .limit(max_letters)
         .for_update()
         .skip_locked()
         .load(connection)?;
-    let mut bytes = 0;
-    let mut page = Vec::new();
-    for (id, size) in sizes {
-        bytes += size;
-        if !page.is_empty() && bytes > max_bytes {
-            break;
-        }
-        page.push(id);
-    }
     dead_letters::table
-        .filter(dead_letters::id.eq_any(page))
+        .filter(dead_letters::id.eq_any(fitting(&sizes, max_bytes)))
         .select(StoredLetter::as_select())
         .order(dead_letters::id)
         .load(connection)
@@ -347,4 +362,113 @@ pub fn relay_again(
             dead_letters::relay_error.eq(None::<String>),
         ))
         .execute(connection)
+}
+
+/// The bytes that are kept of a letter, of whatever group and topic.
+#[derive(Debug, Queryable, Selectable)]
+#[diesel(table_name = dead_letters, check_for_backend(Pg))]
+pub struct KeptBytes {
+    /// The letter's number.
+    pub id: i64,
+    /// The key's bytes.
+    pub key: Option<Vec<u8>>,
+    /// The value's bytes.
+    pub payload: Option<Vec<u8>>,
+}
+
+/// Returns the next letters after a number that still have their bytes, by number: about `max_bytes` of them, but at least one
+/// letter if there is one.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn bytes_after(
+    connection: &mut PgConnection,
+    after: i64,
+    max_bytes: i64,
+) -> QueryResult<Vec<KeptBytes>> {
+    let sizes: Vec<(i64, i64)> = dead_letters::table
+        .filter(dead_letters::id.gt(after))
+        .filter(dead_letters::blanked_at.is_null())
+        .select((dead_letters::id, kept_size()))
+        .order(dead_letters::id)
+        .limit(LETTERS_PER_PAGE)
+        .load(connection)?;
+    dead_letters::table
+        .filter(dead_letters::id.eq_any(fitting(&sizes, max_bytes)))
+        .select(KeptBytes::as_select())
+        .order(dead_letters::id)
+        .load(connection)
+}
+
+/// The bytes that are kept of a letter. A key, a payload and the headers may each have as much as a message may.
+fn kept_size() -> SqlLiteral<BigInt> {
+    sql::<BigInt>(
+        "coalesce(octet_length(key), 0)::bigint + coalesce(octet_length(payload), 0) + octet_length(headers::text)",
+    )
+}
+
+/// Returns the first letters that have about `max_bytes` together, and at least one.
+fn fitting(sizes: &[(i64, i64)], max_bytes: i64) -> Vec<i64> {
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for (id, size) in sizes {
+        bytes += size;
+        if !page.is_empty() && bytes > max_bytes {
+            break;
+        }
+        page.push(*id);
+    }
+    page
+}
+
+/// Removes key, payload and headers of letters for ever. Returns how many letters had them until now.
+///
+/// The detail quotes no values. What was erased leaves it no doubt: then the detail goes as well.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn blank(connection: &mut PgConnection, ids: &[i64], why: Blanking) -> QueryResult<usize> {
+    let letters = dead_letters::table
+        .filter(dead_letters::id.eq_any(ids))
+        .filter(dead_letters::blanked_at.is_null());
+    let blanks = (
+        dead_letters::key.eq(None::<Vec<u8>>),
+        dead_letters::payload.eq(None::<Vec<u8>>),
+        dead_letters::headers.eq(Value::Array(Vec::new())),
+        dead_letters::blanked_at.eq(now),
+        dead_letters::blanked_why.eq(<&str>::from(why)),
+    );
+    let update = diesel::update(letters);
+    match why {
+        Blanking::Erased => update
+            .set((blanks, dead_letters::detail.eq(ERASED_DETAIL)))
+            .execute(connection),
+        Blanking::Expired => update.set(blanks).execute(connection),
+    }
+}
+
+/// Removes key, payload and headers of the oldest letters that were written before a time: at most `limit`, and none that
+/// another session has locked. Returns their states.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn blank_expired(
+    connection: &mut PgConnection,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> QueryResult<Vec<String>> {
+    connection.transaction(|connection| {
+        let letters: Vec<(i64, String)> = dead_letters::table
+            .filter(dead_letters::blanked_at.is_null())
+            .filter(dead_letters::created_at.lt(before))
+            .select((dead_letters::id, dead_letters::state))
+            .order(dead_letters::created_at)
+            .limit(limit)
+            .for_update()
+            .skip_locked()
+            .load(connection)?;
+        let (ids, states): (Vec<i64>, Vec<String>) = letters.into_iter().unzip();
+        blank(connection, &ids, Blanking::Expired)?;
+        Ok(states)
+    })
 }

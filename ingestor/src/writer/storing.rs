@@ -6,7 +6,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tracing::{info, warn};
 
 use super::job::{Due, Hold, StoreJob};
-use super::transaction::{self, Stored};
+use super::transaction::{self, Outcome, Stored};
 use super::trouble::Trouble;
 use super::{Report, Writer, WriterContext, isolation};
 use crate::batch::Batch;
@@ -21,6 +21,8 @@ const MAX_COLLISIONS: u32 = 5;
 enum Step {
     Stored(Stored),
     NotStored,
+    /// The messages at these offsets would bring back what was deleted or erased.
+    BringsBack(Vec<Offset>),
     /// A constraint rejects these messages. They are sorted by offset.
     Refused(Vec<(Offset, Refusal)>),
     Lost,
@@ -63,6 +65,10 @@ impl Writer {
                 job.batch.refuse(refused);
                 Some(Due::now())
             }
+            Ok(Step::BringsBack(offsets)) => {
+                job.batch.leave_out(&offsets);
+                Some(Due::now())
+            }
             Ok(Step::Lost) => {
                 self.lose(reading);
                 self.report(Report::Dropped(job.batch.size_bytes));
@@ -100,16 +106,22 @@ impl Writer {
         let started_at = Instant::now();
         let connection = self.connection.get()?;
         match transaction::store(connection, consumer, claim, batch, halts, is_retry) {
-            Ok(stored) => {
+            Ok(Outcome::Stored(stored)) => {
                 failpoints::reached(Phase::Committed);
                 metrics
                     .commit_seconds
                     .observe(started_at.elapsed().as_secs_f64());
                 Ok(Step::Stored(stored))
             }
+            Ok(Outcome::BringsBack(offsets)) => Ok(Step::BringsBack(offsets)),
             Err(DieselError::NotFound) => Ok(Step::NoRow),
             Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
             Err(error) if isolation::is_refusal(&error) => {
+                // An order that is to be left out must not become a dead letter.
+                let old = transaction::find_old(connection, consumer, &claim.guard, batch)?;
+                if !old.is_empty() {
+                    return Ok(Step::BringsBack(old));
+                }
                 let refused = isolation::find_refused(connection, batch, &claim.guard)?;
                 if refused.is_empty() {
                     // The orders were rejected and then were not: none of them is to blame.

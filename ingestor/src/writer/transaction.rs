@@ -4,18 +4,21 @@ use std::collections::HashMap;
 
 use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::prelude::*;
+use diesel::result::Error as DieselError;
 use shared::db::models::{NewOrder, OrderRow, Source, VersionedOrder};
 use shared::db::orders::UpsertOrders;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::{Order, OrderUid};
 
+use super::removed::{self, Old, Reader};
 use crate::batch::{Batch, SourcedOrder};
 use crate::dead_letters::{self, DeadLetter};
 use crate::failpoints::{self, Phase};
 use crate::guard::{Guard, Verdict};
+use crate::ledger::{self, Newest};
 use crate::offsets::{self, Claim};
-use crate::record::{Consumer, Position, Reason, Refusal};
+use crate::record::{Consumer, Offset, Position, Reason, Refusal};
 
 /// How a retry waits for the locks of orders. Somebody may hold them for long, and meanwhile the writer does nothing else.
 const HURRY: &str = "SET LOCAL lock_timeout = '200ms'";
@@ -31,6 +34,26 @@ pub(super) struct Stored {
     pub(super) held_back: usize,
 }
 
+/// What became of a batch.
+pub(super) enum Outcome {
+    /// It is stored.
+    Stored(Stored),
+    /// Nothing is stored, because the messages at these offsets would bring back what was removed.
+    BringsBack(Vec<Offset>),
+}
+
+/// Why a transaction was rolled back.
+enum Rollback {
+    BringsBack(Vec<Old>),
+    Failed(DieselError),
+}
+
+impl From<DieselError> for Rollback {
+    fn from(error: DieselError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Stores a batch whole or not at all. `halts` stops the partition after it. A retry does not wait long for orders that others
 /// have locked.
 ///
@@ -44,8 +67,8 @@ pub(super) fn store(
     batch: &Batch,
     halts: bool,
     is_retry: bool,
-) -> QueryResult<Stored> {
-    connection.transaction(|connection| {
+) -> QueryResult<Outcome> {
+    let stored = connection.transaction(|connection| {
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
         offsets::advance(connection, consumer, claim, batch, halts)?;
         if is_retry {
@@ -53,18 +76,25 @@ pub(super) fn store(
         }
         failpoints::commit_offset(connection)?;
         let guard = &claim.guard;
-        let Outcome { written, held_back } = failpoints::skip_on_error(connection, |connection| {
+        let written = failpoints::skip_on_error(connection, |connection| {
             store_orders(connection, guard, batch.folded(guard))
         })?;
+        let held_letters = written.held_letters(batch);
         let letters = failpoints::unless_swallowed(&batch.dead_letters);
+        let newest = look_at_ledger(connection, &written, letters)?;
+        refuse_old(connection, Reader { consumer, guard }, newest, &written)?;
         let (partition, incarnation) = (guard.partition, guard.incarnation);
-        dead_letters::insert(connection, consumer, partition, incarnation, letters)?;
-        let held_letters: Vec<DeadLetter> = held_back
-            .iter()
-            .filter_map(|order| batch.message_at(order.offset()))
-            .map(|message| DeadLetter::new(message, held_back_refusal()))
-            .collect();
-        dead_letters::insert(connection, consumer, partition, incarnation, &held_letters)?;
+        for letters in [letters, &held_letters] {
+            let erased = removed::find_erased_letters(connection, newest, letters)?;
+            dead_letters::insert(
+                connection,
+                consumer,
+                partition,
+                incarnation,
+                letters,
+                &erased,
+            )?;
+        }
         notify(connection, &written)?;
         if is_retry {
             connection.batch_execute(NO_HURRY)?;
@@ -74,7 +104,14 @@ pub(super) fn store(
             written: written.len(),
             held_back: held_letters.len(),
         })
-    })
+    });
+    match stored {
+        Ok(stored) => Ok(Outcome::Stored(stored)),
+        Err(Rollback::BringsBack(old)) => Ok(Outcome::BringsBack(
+            old.iter().map(|old| old.offset).collect(),
+        )),
+        Err(Rollback::Failed(error)) => Err(error),
+    }
 }
 
 fn held_back_refusal() -> Refusal {
@@ -86,46 +123,169 @@ fn held_back_refusal() -> Refusal {
     }
 }
 
-/// Stores an order whose message was read before, in the caller's transaction, unless the stored order may be newer. Returns
-/// whether the order was written.
+/// Returns the offsets of those messages of a batch that would bring back what was removed. Writes nothing.
+///
+/// # Errors
+/// Returns the database's error.
+pub(super) fn find_old(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    guard: &Guard,
+    batch: &Batch,
+) -> QueryResult<Vec<Offset>> {
+    connection.transaction(|connection| {
+        let folded = batch.folded(guard);
+        let existing = lock_existing(connection, &folded)?;
+        let (replaced, inserted) =
+            (folded.into_iter()).partition(|order| existing.contains_key(order.uid()));
+        let written = Written {
+            inserted,
+            replaced,
+            held_back: Vec::new(),
+        };
+        let newest = ledger::look(connection)?;
+        let old = written.find_old(connection, Reader { consumer, guard }, newest)?;
+        Ok(old.iter().map(|old| old.offset).collect())
+    })
+}
+
+/// Looks at the ledger if the batch has anything to compare with it.
+fn look_at_ledger(
+    connection: &mut PgConnection,
+    written: &Written<'_>,
+    letters: &[DeadLetter],
+) -> QueryResult<Newest> {
+    if written.len() + written.held_back.len() + letters.len() == 0 {
+        return Ok(Newest::default());
+    }
+    ledger::look(connection)
+}
+
+/// Returns an error if a message that was written would bring back what was removed.
+///
+/// It comes after the orders were written. Before that, another writer could still create one of them and delete it.
+fn refuse_old(
+    connection: &mut PgConnection,
+    reader: Reader<'_>,
+    newest: Newest,
+    written: &Written<'_>,
+) -> Result<(), Rollback> {
+    let old = written.find_old(connection, reader, newest)?;
+    if old.is_empty() {
+        Ok(())
+    } else {
+        Err(Rollback::BringsBack(old))
+    }
+}
+
+/// What became of an order whose message was read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    /// It is written.
+    Written,
+    /// The stored order is newer, or may be. Nothing was written.
+    Superseded,
+    /// The order was deleted after the message was produced. Nothing was written.
+    Deleted,
+    /// The order or its customer was erased after the message was produced. Nothing was written.
+    Erased,
+}
+
+/// How an order is replayed.
+#[derive(Clone, Copy, Debug)]
+pub struct Replay {
+    /// The guard of the message's partition.
+    pub guard: Guard,
+    /// The message's place and time.
+    pub position: Position,
+    /// An operator has decided to store it whatever is stored. As after a write by the api, no message then counts as its
+    /// writer.
+    pub is_decided: bool,
+    /// It is stored although it was deleted, but not if it was erased.
+    pub revives_deleted: bool,
+}
+
+/// Stores an order whose message was read before, in the caller's transaction, unless the stored order may be newer or the
+/// order was removed.
 ///
 /// # Errors
 /// Returns the database's error.
 pub fn store_replayed(
     connection: &mut PgConnection,
+    consumer: &Consumer,
     order: &Order,
-    guard: &Guard,
-    position: Position,
-) -> QueryResult<bool> {
+    replay: Replay,
+) -> QueryResult<Replayed> {
+    let guard = &replay.guard;
+    let source = guard.source_at(replay.position.offset);
     let sourced = SourcedOrder {
         order,
-        position,
-        is_replay: true,
+        position: replay.position,
+        is_replay: !replay.is_decided,
+        source: Some(source).filter(|_| !replay.is_decided),
     };
-    let written = store_orders(connection, guard, vec![sourced])?.written;
-    notify(connection, &written)?;
-    Ok(!written.is_empty())
-}
-
-/// Stores an order because an operator has decided so, whatever is stored. As after a write by the api, no message counts as
-/// what wrote it.
-///
-/// # Errors
-/// Returns the database's error.
-pub fn store_by_decision(connection: &mut PgConnection, order: &Order) -> QueryResult<()> {
-    UpsertOrders::new(&[NewOrder::new(order, None)]).execute(connection)?;
-    events::notify(Operation::Upsert, [order.order_uid.as_str()])
-        .execute(connection)
-        .map(|_| ())
+    let stored = connection.transaction(|connection| {
+        let written = store_orders(connection, guard, vec![sourced])?;
+        let newest = look_at_ledger(connection, &written, &[])?;
+        let mut old = written.find_old(connection, Reader { consumer, guard }, newest)?;
+        old.retain(|old| old.is_erased || !replay.revives_deleted);
+        if !old.is_empty() {
+            return Err(Rollback::BringsBack(old));
+        }
+        notify(connection, &written)?;
+        Ok(written.len() > 0)
+    });
+    match stored {
+        Ok(true) => Ok(Replayed::Written),
+        Ok(false) => Ok(Replayed::Superseded),
+        Err(Rollback::BringsBack(old)) if old.iter().any(|old| old.is_erased) => {
+            Ok(Replayed::Erased)
+        }
+        Err(Rollback::BringsBack(_)) => Ok(Replayed::Deleted),
+        Err(Rollback::Failed(error)) => Err(error),
+    }
 }
 
 /// What [`store_orders`] did.
 #[derive(Debug, Default)]
-pub(super) struct Outcome<'a> {
-    /// These were written.
-    pub(super) written: Vec<SourcedOrder<'a>>,
-    /// What is stored in the place of these differs from them and may be newer.
+pub(super) struct Written<'a> {
+    /// These were written and did not exist.
+    inserted: Vec<SourcedOrder<'a>>,
+    /// These were written and existed.
+    replaced: Vec<SourcedOrder<'a>>,
+    /// These were not written: what is stored in their place differs from them and may be newer.
     held_back: Vec<SourcedOrder<'a>>,
+}
+
+impl<'a> Written<'a> {
+    fn len(&self) -> usize {
+        self.inserted.len() + self.replaced.len()
+    }
+
+    fn find_old(
+        &self,
+        connection: &mut PgConnection,
+        reader: Reader<'_>,
+        newest: Newest,
+    ) -> QueryResult<Vec<Old>> {
+        removed::find_old(connection, reader, newest, &self.inserted, &self.replaced)
+    }
+
+    fn uids(&self) -> impl Iterator<Item = &'a str> {
+        self.inserted
+            .iter()
+            .chain(&self.replaced)
+            .map(SourcedOrder::uid)
+    }
+
+    /// The letters of what was held back.
+    fn held_letters(&self, batch: &Batch) -> Vec<DeadLetter> {
+        self.held_back
+            .iter()
+            .filter_map(|order| batch.message_at(order.offset()))
+            .map(|message| DeadLetter::new(message, held_back_refusal()))
+            .collect()
+    }
 }
 
 /// Writes orders that are sorted by uid, each with a different uid, unless the guard forbids it.
@@ -137,9 +297,9 @@ pub(super) fn store_orders<'a>(
     connection: &mut PgConnection,
     guard: &Guard,
     latest: Vec<SourcedOrder<'a>>,
-) -> QueryResult<Outcome<'a>> {
+) -> QueryResult<Written<'a>> {
     if latest.is_empty() {
-        return Ok(Outcome::default());
+        return Ok(Written::default());
     }
     let existing = lock_existing(connection, &latest)?;
     let mut held_back = Vec::new();
@@ -154,13 +314,11 @@ pub(super) fn store_orders<'a>(
         }
         verdict == Verdict::Write
     });
-    let (existing, new): (Vec<_>, Vec<_>) =
-        (written.iter()).partition(|order| existing.contains_key(order.uid()));
-    let row = |order: &SourcedOrder<'a>| {
-        NewOrder::new(order.order, Some(guard.source_at(order.offset())))
-    };
-    let to_copy: Vec<NewOrder<'_>> = new.into_iter().map(row).collect();
-    let to_replace: Vec<NewOrder<'_>> = existing.into_iter().map(row).collect();
+    let (replaced, inserted): (Vec<_>, Vec<_>) =
+        (written.into_iter()).partition(|order| existing.contains_key(order.uid()));
+    let row = |order: &SourcedOrder<'a>| NewOrder::new(order.order, order.source);
+    let to_copy: Vec<NewOrder<'_>> = inserted.iter().map(row).collect();
+    let to_replace: Vec<NewOrder<'_>> = replaced.iter().map(row).collect();
     if !to_copy.is_empty() {
         diesel::copy_from(orders::table)
             .from_insertable(&to_copy)
@@ -170,7 +328,11 @@ pub(super) fn store_orders<'a>(
         UpsertOrders::new(&to_replace).execute(connection)?;
     }
     retain_different(connection, &mut held_back)?;
-    Ok(Outcome { written, held_back })
+    Ok(Written {
+        inserted,
+        replaced,
+        held_back,
+    })
 }
 
 /// Keeps the orders that differ from what is stored under their uids.
@@ -227,11 +389,11 @@ fn lock_existing(
     .collect()
 }
 
-fn notify(connection: &mut PgConnection, written: &[SourcedOrder<'_>]) -> QueryResult<()> {
-    if written.is_empty() {
+fn notify(connection: &mut PgConnection, written: &Written<'_>) -> QueryResult<()> {
+    if written.len() == 0 {
         return Ok(());
     }
-    events::notify(Operation::Upsert, written.iter().map(SourcedOrder::uid))
+    events::notify(Operation::Upsert, written.uids())
         .execute(connection)
         .map(|_| ())
 }

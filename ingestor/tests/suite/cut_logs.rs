@@ -3,7 +3,6 @@
 
 use std::fs::OpenOptions;
 
-use rdkafka::producer::BaseRecord;
 use servers::kafka::PrivateKafka;
 use shared::order::Order;
 use shared::testing::{TestDatabase, wait_until};
@@ -121,7 +120,7 @@ fn a_message_that_is_held_back_becomes_a_letter_which_an_operator_can_replay() {
     // Its time does not tell whether it is newer than what was read: the producer's clock is late.
     let mut late = orders[0].clone();
     late.entry = "LATE".into();
-    produce_at(&scene, &late, 1_000);
+    scene.produce_at(&late, 1_000);
 
     let daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
@@ -165,7 +164,7 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
         // The copy begins with the second record, and lacks the last one.
         scene.recreate_topic(1);
         for (order, timestamp_ms) in orders[1..].iter().zip(1_000..) {
-            produce_at(&scene, order, timestamp_ms);
+            scene.produce_at(order, timestamp_ms);
         }
         let new = scene.produce_orders(1);
         let daemon = scene.start_daemon();
@@ -198,16 +197,6 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
         );
         assert!(daemon.stop().success());
     }
-}
-
-fn produce_at(scene: &Scene, order: &Order, timestamp_ms: i64) {
-    let payload = serde_json::to_vec(order).unwrap();
-    let record = BaseRecord::<str, [u8]>::to(&scene.topic)
-        .key(order.order_uid.as_str())
-        .payload(payload.as_slice())
-        .timestamp(timestamp_ms);
-    scene.send_record(record);
-    scene.flush();
 }
 
 #[test]

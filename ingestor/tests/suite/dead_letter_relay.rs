@@ -4,16 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel::connection::SimpleConnection;
-use rdkafka::ClientConfig;
-use rdkafka::Offset;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message, OwnedMessage};
 use rdkafka::mocking::{MockCluster, MockCoordinator};
-use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use shared::testing::wait_until;
 
-use crate::support::{Daemon, PATIENCE, Scene, create_topic};
+use crate::support::{Daemon, PATIENCE, Scene, create_topic, read_topic};
 
 /// A topic for the letters of a scene.
 fn dlq(scene: &Scene) -> String {
@@ -90,27 +86,6 @@ fn refused(scene: &Scene) -> Vec<String> {
     )
 }
 
-/// Reads `count` messages of a topic, and those that follow immediately.
-fn read(scene: &Scene, topic: &str, count: usize) -> Vec<OwnedMessage> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", scene.brokers())
-        .set("group.id", "nobody")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, Offset::Beginning)
-        .unwrap();
-    consumer.assign(&list).unwrap();
-    let mut messages = Vec::new();
-    wait_until("the letters are in the topic", PATIENCE, || {
-        while let Some(message) = consumer.poll(Duration::from_millis(200)) {
-            messages.push(message.unwrap().detach());
-        }
-        messages.len() >= count
-    });
-    messages
-}
-
 fn headers(message: &OwnedMessage) -> BTreeMap<String, String> {
     let text =
         |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
@@ -135,7 +110,7 @@ fn a_letter_is_published_with_its_bytes_and_where_it_came_from() {
     scene.send(Some("gone"), None);
     scene.flush();
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]);
-    let messages = read(&scene, &topic, 2);
+    let messages = read_topic(scene.brokers(), &topic, 2);
     assert_eq!(messages.len(), 2);
     assert_eq!(
         (messages[0].key(), messages[0].payload()),
@@ -182,13 +157,13 @@ fn a_letter_that_commits_late_is_published_though_its_number_is_lower() {
     scene.database.execute(&insert(2));
     // Two processes relay at once, each some of the letters.
     let daemons = [(); 2].map(|()| scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]));
-    assert_eq!(read(&scene, &topic, 1).len(), 1);
+    assert_eq!(read_topic(scene.brokers(), &topic, 1).len(), 1);
     late.batch_execute("COMMIT").unwrap();
     for offset in 3..300 {
         scene.database.execute(&insert(offset));
     }
     wait_until("all are noted", PATIENCE, || unrelayed(&scene) == 0);
-    let mut offsets: Vec<String> = read(&scene, &topic, 299)
+    let mut offsets: Vec<String> = read_topic(scene.brokers(), &topic, 299)
         .iter()
         .map(|message| headers(message)["__connect.errors.offset"].clone())
         .collect();
@@ -219,7 +194,7 @@ fn a_topic_that_accepts_nothing_stops_neither_the_orders_nor_the_process() {
     assert!(daemon.stop().success());
     let topic = dlq(&scene);
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]);
-    assert_eq!(read(&scene, &topic, 1).len(), 1);
+    assert_eq!(read_topic(scene.brokers(), &topic, 1).len(), 1);
     assert!(daemon.stop().success());
 }
 
@@ -229,7 +204,7 @@ fn a_letter_too_large_for_the_topic_is_published_cut() {
     let topic = dlq_with(&scene, &[("max.message.bytes", "100000")]);
     seed_noise(&scene, 0, 200_000);
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]);
-    let messages = read(&scene, &topic, 1);
+    let messages = read_topic(scene.brokers(), &topic, 1);
     let kept = messages[0].payload().unwrap().len();
     assert!((50_000..100_000).contains(&kept), "{kept}");
     assert_eq!(messages[0].key().unwrap(), b"k");
@@ -273,7 +248,7 @@ fn large_keys_headers_and_payloads_are_cut_and_hold_up_nobody() {
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]);
     wait_until("all are noted", PATIENCE, || unrelayed(&scene) == 0);
     assert_eq!(refused(&scene), Vec::<String>::new());
-    let messages = read(&scene, &topic, 103);
+    let messages = read_topic(scene.brokers(), &topic, 103);
     assert_eq!(messages.len(), 103);
 
     let told = headers(of_offset(&messages, 1));
@@ -324,7 +299,7 @@ fn a_letter_that_the_topic_never_takes_is_marked_passed_over_and_tried_again_on_
     }
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &compacted)]);
     wait_until("all are decided", PATIENCE, || unrelayed(&scene) == 0);
-    let messages = read(&scene, &compacted, 197);
+    let messages = read_topic(scene.brokers(), &compacted, 197);
     let offsets: Vec<i64> = messages.iter().map(offset_of).collect();
     let expected: Vec<i64> = (1..200).filter(|offset| ![1, 3].contains(offset)).collect();
     assert_eq!(offsets, expected, "in their order");
@@ -368,11 +343,11 @@ fn a_letter_that_the_topic_never_takes_is_marked_passed_over_and_tried_again_on_
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &other)]);
     let answer = scene.run_well(&["dead-letters", "relay-again", &id]);
     assert!(answer.starts_with('1'), "{answer}");
-    assert_eq!(offset_of(&read(&scene, &other, 1)[0]), 1);
+    assert_eq!(offset_of(&read_topic(scene.brokers(), &other, 1)[0]), 1);
     let refusal = scene.run_badly(&["dead-letters", "relay-again", &id]);
     assert!(refusal.contains("not refused"), "{refusal}");
     scene.run_well(&["dead-letters", "relay-again", "--all"]);
-    let messages = read(&scene, &other, 2);
+    let messages = read_topic(scene.brokers(), &other, 2);
     assert_eq!(messages.iter().map(offset_of).collect::<Vec<_>>(), [1, 3]);
     wait_until("all are noted", PATIENCE, || unrelayed(&scene) == 0);
     assert_eq!(refused(&scene), Vec::<String>::new());
@@ -421,7 +396,7 @@ fn a_letter_is_published_with_the_present_time_and_says_the_original_one() {
     };
     let before_ms = now_ms();
     let daemon = scene.start_daemon_with(&[("KAFKA_DLQ_TOPIC", &topic)]);
-    let messages = read(&scene, &topic, 3);
+    let messages = read_topic(scene.brokers(), &topic, 3);
     let after_ms = now_ms();
     for message in &messages {
         let time_ms = message.timestamp().to_millis().unwrap();
@@ -453,7 +428,7 @@ fn a_missing_topic_degrades_the_health_marks_nothing_and_heals() {
     daemon.wait_until_logged("cannot relay dead letters");
     assert_eq!((refused(&scene).len(), unrelayed(&scene)), (0, 1));
     dlq(&scene);
-    assert_eq!(read(&scene, &topic, 1).len(), 1);
+    assert_eq!(read_topic(scene.brokers(), &topic, 1).len(), 1);
     wait_until("the health is restored", PATIENCE, || {
         health(&daemon).1 == "ok"
     });

@@ -19,6 +19,8 @@ use diesel::connection::SimpleConnection;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::OwnedMessage;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -190,11 +192,28 @@ impl Scene {
         self.flush();
     }
 
+    /// Sends an order with a timestamp of the producer's choice, and waits until Kafka has it.
+    pub fn produce_at(&self, order: &Order, timestamp_ms: i64) {
+        let payload = serde_json::to_vec(order).unwrap();
+        self.send_at(
+            Some(order.order_uid.as_str()),
+            Some(&payload),
+            Some(timestamp_ms),
+        );
+        self.flush();
+    }
+
     /// Sends a message as it is.
     pub fn send(&self, key: Option<&str>, payload: Option<&[u8]>) {
+        self.send_at(key, payload, None);
+    }
+
+    /// The same, with a timestamp of the producer's choice.
+    pub fn send_at(&self, key: Option<&str>, payload: Option<&[u8]>, timestamp_ms: Option<i64>) {
         let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&self.topic);
         record.key = key;
         record.payload = payload;
+        record.timestamp = timestamp_ms;
         self.send_record(record);
     }
 
@@ -353,6 +372,27 @@ impl Scene {
         );
         assert_eq!(self.dead_letters(), 0);
     }
+}
+
+/// Reads `count` messages of a topic's partition 0, and those that follow immediately.
+pub fn read_topic(brokers: &str, topic: &str, count: usize) -> Vec<OwnedMessage> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "nobody")
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning)
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    let mut messages = Vec::new();
+    wait_until("the messages are in the topic", PATIENCE, || {
+        while let Some(message) = consumer.poll(Duration::from_millis(200)) {
+            messages.push(message.unwrap().detach());
+        }
+        messages.len() >= count
+    });
+    messages
 }
 
 pub fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {

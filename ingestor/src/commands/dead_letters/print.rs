@@ -104,12 +104,17 @@ fn letter_text(letter: &StoredLetter) -> Result<String, std::fmt::Error> {
             bytes_text(value.as_deref())
         )?;
     }
+    let size = summary.payload_size;
+    if let Some(why) = summary.blanking() {
+        writeln!(text, "{:<12}{size} bytes once; {why}", "payload")?;
+        return Ok(text);
+    }
     let cut = if letter.is_cut() {
         ", of which only the beginning is kept"
     } else {
         ""
     };
-    writeln!(text, "{:<12}{} bytes{cut}", "payload", summary.payload_size)?;
+    writeln!(text, "{:<12}{size} bytes{cut}", "payload")?;
     writeln!(text, "{}", bytes_text(letter.payload.as_deref()))?;
     Ok(text)
 }
@@ -163,6 +168,8 @@ fn summary_json(letter: &LetterSummary) -> Value {
         "updated_at": rfc3339(letter.updated_at),
         "relayed_at": letter.relayed_at.map(rfc3339),
         "relay_error": letter.relay_error,
+        "blanked_at": letter.blanked_at.map(rfc3339),
+        "blanked_why": letter.blanked_why,
     })
 }
 
