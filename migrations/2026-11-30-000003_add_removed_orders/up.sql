@@ -118,7 +118,7 @@ COMMENT ON FUNCTION lock_removed_orders() IS 'Waits for all batches that are und
 
 ALTER TABLE dead_letters
     ADD COLUMN blanked_at timestamptz,
-    ADD COLUMN blanked_why text CHECK (blanked_why IN ('erased', 'expired'));
+    ADD COLUMN blanked_why text;
 
 COMMENT ON COLUMN dead_letters.blanked_at IS 'When key, payload and headers were removed; null: they are kept';
 COMMENT ON COLUMN dead_letters.blanked_why IS 'erased: the message names what was erased; expired: older than DEAD_LETTER_RETENTION_DAYS';

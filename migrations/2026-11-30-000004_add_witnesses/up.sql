@@ -7,7 +7,7 @@ ALTER TABLE consumer_offsets
     ADD COLUMN log_since       integer,
     ADD COLUMN doubt_until     bigint,
     ADD COLUMN doubt_timestamp bigint;
--- The table has a row for each partition, so this takes no time.
+-- allow constraint on consumer_offsets: the table has a row for each partition, so the check takes no time
 ALTER TABLE consumer_offsets ADD CONSTRAINT consumer_offsets_witnesses_check CHECK (cardinality(witnesses) % 3 = 0);
 
 COMMENT ON COLUMN consumer_offsets.witnesses IS 'Records that were read, by rising offset: offset, timestamp in milliseconds since 1970 (-1: none) and hash of the payload of each, one after the other';
@@ -23,15 +23,6 @@ SELECT setval('incarnation_seq', greatest(
     (SELECT max(incarnation) FROM consumer_offsets), (SELECT max(resume_incarnation) FROM offset_incidents), 0) + 1, false);
 ALTER TABLE consumer_offsets ALTER COLUMN incarnation SET DEFAULT nextval('incarnation_seq');
 
--- Where no witness matches, only the operator knows where reading continues, and a new incarnation is drawn on acceptance.
-ALTER TABLE offset_incidents
-    ADD COLUMN matched_offset bigint,
-    ALTER COLUMN resume_offset DROP NOT NULL,
-    ALTER COLUMN resume_incarnation DROP NOT NULL;
-COMMENT ON COLUMN offset_incidents.matched_offset IS 'Offset of the newest witness that still matches: up to there the log is the one that was read';
-COMMENT ON COLUMN offset_incidents.kind IS 'retention: records below low_watermark are gone; truncated: the log was cut, and a witness still matches; recreated: no witness matches';
-COMMENT ON COLUMN offset_incidents.resume_offset IS 'Offset at which reading continues after an operator has accepted the incident; null: the operator has to say';
-COMMENT ON COLUMN offset_incidents.resume_incarnation IS 'The incarnation of the partition from then on; null: a new one, which is drawn on acceptance';
 COMMENT ON COLUMN dead_letters.reason IS 'Stable code: tombstone, too_large, not_json, invalid_order, refused_by_database or held_back';
 
 -- The fence of a batch that also leaves a witness. Processes of the former release call the function without witnesses.

@@ -1,7 +1,7 @@
 //! Dead letters in `KAFKA_DLQ_TOPIC`: each is published at least once, with its original bytes, and holds nothing up.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use diesel::connection::SimpleConnection;
 use rdkafka::message::{Headers, Message, OwnedMessage};

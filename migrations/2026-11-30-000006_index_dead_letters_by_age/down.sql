@@ -1,1 +1,0 @@
-DROP INDEX CONCURRENTLY dead_letters_age_idx;
