@@ -235,6 +235,8 @@ mod tests {
                 updated_at: time,
                 relayed_at: None,
                 relay_error: None,
+                blanked_at: None,
+                blanked_why: None,
             },
             key: Some(vec![b'k'; key]),
             payload: Some(vec![b'p'; payload]),
