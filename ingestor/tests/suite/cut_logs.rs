@@ -42,6 +42,11 @@ fn store_one_by_one(scene: &mut Scene, count: usize) -> Vec<Order> {
     orders
 }
 
+/// In milliseconds since 1970. Kafka's retention would remove much older records.
+fn an_hour_ago() -> i64 {
+    chrono::Utc::now().timestamp_millis() - 3_600_000
+}
+
 /// What PUT does.
 fn put(scene: &Scene, order: &Order) {
     scene.database.execute(&format!(
@@ -120,7 +125,7 @@ fn a_message_that_is_held_back_becomes_a_letter_which_an_operator_can_replay() {
     // Its time does not tell whether it is newer than what was read: the producer's clock is late.
     let mut late = orders[0].clone();
     late.entry = "LATE".into();
-    scene.produce_at(&late, 1_000);
+    scene.produce_at(&late, an_hour_ago());
 
     let daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
@@ -143,7 +148,14 @@ fn a_message_that_is_held_back_becomes_a_letter_which_an_operator_can_replay() {
         .remove(0);
     scene.run_well(&["dead-letters", "replay", "--all", "--yes"]);
     assert_eq!(entry_of(&scene, &late), ["PUT"]);
+    // This is what DELETE does. What was deleted comes back only on demand.
+    let uid = late.order_uid.as_str();
+    scene.database.execute(&format!(
+        "DELETE FROM orders WHERE order_uid = '{uid}'; SELECT record_removed('order', ARRAY['{uid}'], 'deleted')"
+    ));
     scene.run_well(&["dead-letters", "replay", &id, "--yes"]);
+    assert_eq!(entry_of(&scene, &late), [] as [&str; 0]);
+    scene.run_well(&["dead-letters", "replay", &id, "--revive-deleted", "--yes"]);
     assert_eq!(entry_of(&scene, &late), ["LATE"]);
     assert_eq!(letters(&scene), ["2 2 held_back replayed"]);
     assert!(daemon.stop().success());
@@ -163,7 +175,7 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
 
         // The copy begins with the second record, and lacks the last one.
         scene.recreate_topic(1);
-        for (order, timestamp_ms) in orders[1..].iter().zip(1_000..) {
+        for (order, timestamp_ms) in orders[1..].iter().zip(an_hour_ago()..) {
             scene.produce_at(order, timestamp_ms);
         }
         let new = scene.produce_orders(1);

@@ -163,7 +163,8 @@ fn schema_matches_the_database() {
                 || CASE WHEN is_nullable = 'YES' THEN '>' ELSE '' END, CASE WHEN is_nullable = 'NO' THEN kind END) AS value
            FROM (SELECT *, CASE data_type WHEN 'text' THEN 'Text' WHEN 'bigint' THEN 'Int8' WHEN 'integer' THEN 'Int4'
                         WHEN 'timestamp with time zone' THEN 'Timestamptz' WHEN 'uuid' THEN 'Uuid' WHEN 'boolean' THEN 'Bool'
-                        WHEN 'bytea' THEN 'Bytea' WHEN 'jsonb' THEN 'Jsonb' ELSE data_type::text END AS kind
+                        WHEN 'bytea' THEN 'Bytea' WHEN 'jsonb' THEN 'Jsonb'
+                        ELSE CASE udt_name WHEN '_int8' THEN 'Array<Int8>' ELSE data_type::text END END AS kind
                    FROM information_schema.columns) AS columns
            JOIN information_schema.tables USING (table_schema, table_name)
           WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND table_name <> '__diesel_schema_migrations'
