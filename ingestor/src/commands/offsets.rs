@@ -12,7 +12,7 @@ use super::operator_connection;
 use crate::config::{How, OffsetsCommand, Settings, Start, Which};
 use crate::kafka::{Probe, Watermarks};
 use crate::offsets::acceptance::Decision;
-use crate::offsets::operators;
+use crate::offsets::operators::{self, Changes};
 use crate::offsets::{OffsetRow, Sighting, open_incident};
 use crate::record::{Consumer, Offset, Partition};
 
@@ -204,10 +204,11 @@ impl Operator {
     fn warning(&mut self, partition: Partition, from: Offset) -> anyhow::Result<String> {
         let first = self.probe.first_record_from(partition, from)?;
         let since_ms = first.and_then(|record| record.position.timestamp_ms);
-        let put = operators::orders_put_since(&mut self.connection, since_ms)?;
+        let Changes { put, removed } = operators::changes_since(&mut self.connection, since_ms)?;
         Ok(format!(
-            "{put} orders were last written by a PUT since the first of these records was produced: a record that may have been \
-             read before replaces none of them, but becomes a dead letter in state superseded; a new record replaces them"
+            "Since the first of these records was produced, {put} orders were last written by a PUT, and {removed} were deleted or \
+             erased. A record that may have been read before replaces none of the former, but becomes a dead letter in state \
+             superseded; only a record that is later than a deletion brings an order back"
         ))
     }
 

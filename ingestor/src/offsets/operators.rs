@@ -6,7 +6,7 @@ use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Text};
-use shared::db::schema::{consumer_offsets, offset_incidents, orders};
+use shared::db::schema::{consumer_offsets, offset_incidents, orders, removed_orders};
 use uuid::Uuid;
 
 use super::acceptance::{self, Decision};
@@ -163,19 +163,33 @@ fn new_incarnation(connection: &mut PgConnection) -> Result<Incarnation, Operato
     }
 }
 
-/// Returns how many orders a PUT has written since then, given in milliseconds since 1970, that no message has replaced.
+/// What the api and `ingestor erase` have done to orders, and no message has undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Orders that were last written by the api.
+    pub put: i64,
+    /// Orders and customers that were removed.
+    pub removed: i64,
+}
+
+/// Returns what was changed since a time in milliseconds since 1970, or at any time.
 ///
 /// # Errors
 /// Returns the database's error.
-pub fn orders_put_since(connection: &mut PgConnection, since_ms: Option<i64>) -> QueryResult<i64> {
-    let mut query = orders::table
+pub fn changes_since(connection: &mut PgConnection, since_ms: Option<i64>) -> QueryResult<Changes> {
+    let mut put = orders::table
         .filter(orders::source_partition.is_null())
         .count()
         .into_boxed();
+    let mut removed = removed_orders::table.count().into_boxed();
     if let Some(since) = since_ms.and_then(DateTime::<Utc>::from_timestamp_millis) {
-        query = query.filter(orders::updated_at.ge(since));
+        put = put.filter(orders::updated_at.ge(since));
+        removed = removed.filter(removed_orders::removed_at.ge(since));
     }
-    query.get_result(connection)
+    Ok(Changes {
+        put: put.get_result(connection)?,
+        removed: removed.get_result(connection)?,
+    })
 }
 
 /// Sets partitions back: either all or none.

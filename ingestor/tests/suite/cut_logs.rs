@@ -187,7 +187,7 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
             !refusal.success
                 && refusal
                     .stderr
-                    .contains("1 orders were last written by a PUT"),
+                    .contains("1 orders were last written by a PUT, and 0 were deleted"),
             "{refusal:?}"
         );
         scene.run_well(&[&ACCEPT[..4], &how].concat());
