@@ -44,8 +44,10 @@ pub struct SourcedOrder<'a> {
     pub position: Position,
     /// Whether the message was read before, or may have been.
     pub is_replay: bool,
-    /// The message that counts as the order's writer; none after an operator's decision.
+    /// The message that counts as the order's writer; none after an operator's decision, and in an import.
     pub source: Option<Source>,
+    /// Whether an order that exists stays as it is.
+    pub keeps_existing: bool,
 }
 
 impl<'a> SourcedOrder<'a> {
@@ -60,9 +62,23 @@ impl<'a> SourcedOrder<'a> {
     }
 }
 
+/// Where the orders of a batch come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Messages. The last message of an order wins, and counts as the order's writer.
+    Topic,
+    /// A file. No message counts as the writer of its orders.
+    File {
+        /// Whether its orders replace those that exist. If so, the last order of a uid wins, and otherwise the first one.
+        replaces: bool,
+    },
+}
+
 /// Everything between two offsets of a partition.
 #[derive(Debug)]
 pub struct Batch {
+    /// Where its orders come from.
+    pub origin: Origin,
     /// The reading that it belongs to.
     pub reading: Reading,
     /// The offset at which it starts. The database must be at this offset when the batch is stored.
@@ -88,6 +104,7 @@ impl Batch {
     /// Starts a batch at the offset at which the previous one ended.
     pub fn open(reading: Reading, next_offset: Offset) -> Self {
         Self {
+            origin: Origin::Topic,
             reading,
             old_next_offset: next_offset,
             new_next_offset: next_offset,
@@ -99,6 +116,13 @@ impl Batch {
             size_bytes: 0,
             opened_at: Instant::now(),
         }
+    }
+
+    /// The same for orders of a file. `replaces`: see [`Origin::File`].
+    pub fn of_file(reading: Reading, next_offset: Offset, replaces: bool) -> Self {
+        let mut batch = Self::open(reading, next_offset);
+        batch.origin = Origin::File { replaces };
+        batch
     }
 
     /// Returns whether a record is new. A record below the batch's end was read before and changes nothing. A record
@@ -211,7 +235,8 @@ impl Batch {
         self.opened_at
     }
 
-    /// The last message of each order, sorted by uid: what the writer stores, in the order in which it locks.
+    /// The message of each order that wins, sorted by uid: what the writer stores, in the order in which it locks. The last one
+    /// wins, unless existing orders are kept.
     ///
     /// It is a replay only if all messages of the order are, according to the guard. A message that follows a new one in the
     /// log is newer than what the new one may replace.
@@ -221,6 +246,7 @@ impl Batch {
 
     /// The same, as if the messages at the offsets `left_out` did not exist. These offsets must rise.
     pub fn folded_without(&self, left_out: &[Offset], guard: &Guard) -> Vec<SourcedOrder<'_>> {
+        let keeps_existing = self.origin == Origin::File { replaces: false };
         let mut latest: Vec<SourcedOrder<'_>> = (self.orders.iter())
             .map(|incoming| {
                 let position = Position::of(&incoming.message);
@@ -228,7 +254,9 @@ impl Batch {
                     order: &incoming.order,
                     position,
                     is_replay: guard.is_replay(position),
-                    source: Some(guard.source_at(position.offset)),
+                    source: (self.origin == Origin::Topic)
+                        .then(|| guard.source_at(position.offset)),
+                    keeps_existing,
                 }
             })
             .filter(|sourced| left_out.binary_search(&sourced.offset()).is_err())
@@ -238,7 +266,7 @@ impl Batch {
         });
         latest.dedup_by(|later, earlier| {
             let is_same = later.order.order_uid == earlier.order.order_uid;
-            if is_same {
+            if is_same && !keeps_existing {
                 later.is_replay &= earlier.is_replay;
                 *earlier = *later;
             }

@@ -6,6 +6,7 @@
 //! One partition's trouble is its own. What fails goes back into the writer's queue with a time before which it is not tried
 //! again (`queue`), and nothing waits within an attempt: neither for the lock of a partition's row nor for the brokers.
 
+pub mod attempt;
 mod claiming;
 mod isolation;
 mod job;
@@ -29,8 +30,8 @@ use shared::throttle::Throttle;
 pub use isolation::is_refusal;
 use job::{Answer, ClaimJob, Job, StoreJob};
 use queue::{Queue, Queued};
-pub use transaction::{Replay, Replayed, store_replayed};
-use trouble::Trouble;
+pub use transaction::{Replay, Replayed, Stored, store_replayed};
+pub use trouble::Trouble;
 
 use crate::batch::Batch;
 use crate::board::Board;
@@ -94,7 +95,7 @@ pub enum Report {
 const IDLE_REREAD_INTERVAL: Duration = Duration::from_secs(5);
 /// A batch takes milliseconds, so a statement that takes a minute hangs. Every row is found by a key, but in a database
 /// without statistics the planner may still choose to read the whole table for every batch.
-const SESSION: &str = "SET statement_timeout = '60s'; SET enable_seqscan = off";
+pub const SESSION: &str = "SET statement_timeout = '60s'; SET enable_seqscan = off";
 
 /// What all writers need.
 #[derive(Clone)]

@@ -5,30 +5,18 @@ use std::time::Instant;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use tracing::{info, warn};
 
+use super::attempt::{self, Step};
 use super::job::{Due, Hold, StoreJob};
-use super::transaction::{self, Outcome, Stored};
+use super::transaction::Stored;
 use super::trouble::Trouble;
-use super::{Report, Writer, WriterContext, isolation};
+use super::{Report, Writer, WriterContext};
 use crate::batch::Batch;
-use crate::failpoints::{self, Phase, Plant};
+use crate::failpoints::{self, Plant};
 use crate::offsets::{self, Claim, Patience, Reread};
-use crate::record::{Offset, Reading, Refusal};
+use crate::record::Reading;
 
 /// How often a batch is tried again at once after another process has inserted one of its new orders. More is trouble.
 const MAX_COLLISIONS: u32 = 5;
-
-/// The outcome of an attempt to store a batch.
-enum Step {
-    Stored(Stored),
-    NotStored,
-    /// The messages at these offsets would bring back what was deleted or erased.
-    BringsBack(Vec<Offset>),
-    /// A constraint rejects these messages. They are sorted by offset.
-    Refused(Vec<(Offset, Refusal)>),
-    Lost,
-    /// Another session holds the row, or there is none.
-    NoRow,
-}
 
 impl Writer {
     /// Tries once to store a batch. Returns when to try again; `None` if it is stored, or not ours to store any more.
@@ -105,46 +93,24 @@ impl Writer {
         let halts = batch.bad_run(claim.consecutive_bad).longest > *max_consecutive_bad;
         let started_at = Instant::now();
         let connection = self.connection.get()?;
-        match transaction::store(connection, consumer, claim, batch, halts, is_retry) {
-            Ok(Outcome::Stored(stored)) => {
-                failpoints::reached(Phase::Committed);
-                metrics
-                    .commit_seconds
-                    .observe(started_at.elapsed().as_secs_f64());
-                Ok(Step::Stored(stored))
-            }
-            Ok(Outcome::BringsBack(offsets)) => Ok(Step::BringsBack(offsets)),
-            Err(DieselError::NotFound) => Ok(Step::NoRow),
-            Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
-            Err(error) if isolation::is_refusal(&error) => {
-                // An order that is to be left out must not become a dead letter.
-                let old = transaction::find_old(connection, consumer, &claim.guard, batch)?;
-                if !old.is_empty() {
-                    return Ok(Step::BringsBack(old));
-                }
-                let refused = isolation::find_refused(connection, batch, &claim.guard)?;
-                if refused.is_empty() {
-                    // The orders were rejected and then were not: none of them is to blame.
-                    return Err(error.into());
-                }
-                Ok(Step::Refused(refused))
-            }
-            Err(error) => Err(error.into()),
+        let step = attempt::store(connection, consumer, claim, batch, halts, is_retry)?;
+        if matches!(step, Step::Stored(_)) {
+            metrics
+                .commit_seconds
+                .observe(started_at.elapsed().as_secs_f64());
         }
+        Ok(step)
     }
 
     /// Asks the database about a transaction whose outcome is unknown.
     fn settle(&mut self, batch: &Batch, claim: &Claim) -> Result<Step, Trouble> {
-        Ok(match self.reread_row(batch.reading, claim)? {
-            // Nobody knows any more which orders the guard left out.
-            Reread::Ours(offset) if offset == batch.new_next_offset => Step::Stored(Stored {
-                written: batch.folded(&claim.guard).len(),
-                held_back: 0,
-            }),
-            Reread::Ours(offset) if offset == batch.old_next_offset => Step::NotStored,
-            Reread::Locked => Step::NoRow,
-            Reread::Ours(_) | Reread::Lost => Step::Lost,
-        })
+        let connection = self.connection.get()?;
+        Ok(attempt::settle(
+            connection,
+            &self.context.consumer,
+            claim,
+            batch,
+        )?)
     }
 
     fn reread_row(&mut self, reading: Reading, claim: &Claim) -> Result<Reread, Trouble> {

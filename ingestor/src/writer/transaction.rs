@@ -27,11 +27,11 @@ const NO_HURRY: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// What storing a batch did with its orders.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub struct Stored {
     /// How many orders were written.
-    pub(super) written: usize,
+    pub written: usize,
     /// How many the guard held back. They have become dead letters.
-    pub(super) held_back: usize,
+    pub held_back: usize,
 }
 
 /// What became of a batch.
@@ -136,8 +136,9 @@ pub(super) fn find_old(
     connection.transaction(|connection| {
         let folded = batch.folded(guard);
         let existing = lock_existing(connection, &folded)?;
-        let (replaced, inserted) =
+        let (mut replaced, inserted): (Vec<_>, Vec<_>) =
             (folded.into_iter()).partition(|order| existing.contains_key(order.uid()));
+        replaced.retain(|order| !order.keeps_existing);
         let written = Written {
             inserted,
             replaced,
@@ -223,6 +224,7 @@ pub fn store_replayed(
         position: replay.position,
         is_replay: !replay.is_decided,
         source: Some(source).filter(|_| !replay.is_decided),
+        keeps_existing: false,
     };
     let stored = connection.transaction(|connection| {
         let written = store_orders(connection, guard, vec![sourced])?;
@@ -306,6 +308,7 @@ pub(super) fn store_orders<'a>(
     let mut written = latest;
     written.retain(|order| {
         let verdict = match existing.get(order.uid()) {
+            Some(_) if order.keeps_existing => Verdict::Superseded,
             Some(written_by) if order.is_replay => guard.judge_replay(order.position, *written_by),
             _ => Verdict::Write,
         };

@@ -8,15 +8,20 @@ use crate::record::Partition;
 
 /// A failed attempt.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub enum Trouble {
+    /// No connection could be made.
     #[error("cannot connect to the database: {0}")]
     Connect(#[from] diesel::ConnectionError),
+    /// The database has refused a statement, or the connection broke.
     #[error("{0}")]
     Query(#[from] DieselError),
+    /// Another session holds the partition's row.
     #[error("{}", offsets::held_reason(*.0, .1))]
     RowLocked(Partition, Vec<offsets::Holder>),
+    /// The brokers have not answered.
     #[error("Kafka: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
+    /// Anything else.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
 }
