@@ -7,6 +7,7 @@ mod erase;
 mod migrate;
 mod new_history;
 mod offsets;
+mod orders_file;
 mod purge;
 mod run;
 

@@ -1,13 +1,13 @@
 //! `ingestor check`: the verdict of ingestion on the orders of a file, without Kafka and without PostgreSQL.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use serde_json::value::RawValue;
 use shared::order::{Decoder, Fault, OrderError};
+
+use super::orders_file::{self, Place};
 
 /// Prints a line for each order of the file (`-` is standard input), and then a summary.
 ///
@@ -16,67 +16,18 @@ use shared::order::{Decoder, Fault, OrderError};
 /// # Errors
 /// Returns an error if the file cannot be read, if it is an array that is not JSON, or if any order is refused.
 pub(super) fn check(decoder: Decoder, file: &Path) -> anyhow::Result<()> {
-    let is_standard_input = file == Path::new("-");
-    let mut input: Box<dyn BufRead> = if is_standard_input {
+    let mut input: Box<dyn BufRead> = if orders_file::is_standard_input(file) {
         Box::new(io::stdin().lock())
     } else {
-        let opened = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
-        Box::new(BufReader::new(opened))
+        Box::new(BufReader::new(orders_file::open(file)?))
     };
     let mut report = Report::new(decoder, BufWriter::new(io::stdout().lock()));
-    let name = if is_standard_input {
-        "standard input".to_owned()
-    } else {
-        file.display().to_string()
-    };
-    check_all(&mut *input, &mut report).context(name)?;
+    check_all(&mut *input, &mut report).with_context(|| orders_file::name_of(file))?;
     report.finish()
 }
 
 fn check_all(input: &mut dyn BufRead, report: &mut Report<impl Write>) -> anyhow::Result<()> {
-    let mut line = Vec::new();
-    let mut number = 0;
-    while input.read_until(b'\n', &mut line)? > 0 {
-        number += 1;
-        let is_first = report.orders == 0;
-        if is_first && begins_a_document(&line) {
-            input.read_to_end(&mut line)?;
-            return check_document(&line, number, report);
-        }
-        if !line.trim_ascii().is_empty() {
-            let end = line.strip_suffix(b"\n").unwrap_or(&line);
-            report.add(&format!("line {number}"), end)?;
-        }
-        line.clear();
-    }
-    Ok(())
-}
-
-/// Returns whether a line begins a document of several lines: an array, or an object that does not end in this line.
-fn begins_a_document(line: &[u8]) -> bool {
-    match line.trim_ascii() {
-        [b'[', ..] => true,
-        [b'{', ..] => serde_json::from_slice::<&RawValue>(line).is_err_and(|error| error.is_eof()),
-        _ => false,
-    }
-}
-
-fn check_document(
-    text: &[u8],
-    number: usize,
-    report: &mut Report<impl Write>,
-) -> anyhow::Result<()> {
-    if !text.trim_ascii_start().starts_with(b"[") {
-        return report.add(&format!("line {number}"), text);
-    }
-    let elements: Vec<&RawValue> = match serde_json::from_slice(text) {
-        Ok(elements) => elements,
-        Err(error) => bail!("it begins with [ but is not a JSON array: {error}"),
-    };
-    for (index, element) in elements.into_iter().enumerate() {
-        report.add(&format!("element {index}"), element.get().as_bytes())?;
-    }
-    Ok(())
+    orders_file::for_each_order(input, |place, bytes| report.add(place, bytes))
 }
 
 /// Prints verdicts and counts them.
@@ -100,7 +51,7 @@ impl<W: Write> Report<W> {
         }
     }
 
-    fn add(&mut self, place: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    fn add(&mut self, place: Place, bytes: &[u8]) -> anyhow::Result<()> {
         self.orders += 1;
         match self.decoder.decode(bytes) {
             Ok(order) => writeln!(self.output, "{place}: accepted: {}", order.order_uid)?,
@@ -126,9 +77,6 @@ impl<W: Write> Report<W> {
             writeln!(self.output, "{count} refused: {rule}")?;
         }
         self.output.flush()?;
-        if orders == 0 {
-            bail!("there is no order in the file");
-        }
         if refused > 0 {
             bail!("{refused} of {orders} orders are refused");
         }
