@@ -4,6 +4,7 @@ mod check;
 mod confirm;
 mod dead_letters;
 mod erase;
+mod import;
 mod migrate;
 mod new_history;
 mod offsets;
@@ -39,13 +40,14 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
         Some(Command::Migrate) => migrate::migrate(settings).await,
         Some(Command::NewHistory) => new_history::new_history(settings).await,
         Some(Command::Check { file }) => check::check(settings.decoder, &file),
+        Some(Command::Import(arguments)) => import::import(settings, arguments).await,
         Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
         Some(Command::Erase(arguments)) => erase::erase(settings, arguments).await,
         Some(Command::Purge(arguments)) => purge::purge(settings, arguments).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `offsets`, `dead-letters`, `erase` or `purge`; see \
-             `ingestor --help`"
+            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `import`, `offsets`, `dead-letters`, `erase` or \
+             `purge`; see `ingestor --help`"
         ),
     }
 }

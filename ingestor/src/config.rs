@@ -17,7 +17,7 @@ use shared::config::{
 };
 use shared::order::Decoder;
 
-pub use data::{Days, EraseArgs, PurgeArgs, Whose};
+pub use data::{Days, EraseArgs, ImportArgs, PurgeArgs, Whose};
 pub use dead_letters::{DeadLettersCommand, DecideArgs};
 use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
@@ -58,6 +58,8 @@ pub enum Command {
         /// A file with one order per line, with a JSON array of orders, or with one order; `-` is standard input
         file: PathBuf,
     },
+    /// Store the orders of a file, each exactly once; needs no Kafka
+    Import(ImportArgs),
     /// Show and correct the offsets of the consumer group
     #[command(subcommand)]
     Offsets(OffsetsCommand),

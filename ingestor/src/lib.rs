@@ -31,11 +31,12 @@
 //! | [`retention`] | removes the bytes of old dead letters | [`periodic`], [`dead_letters`], [`database`], [`metrics`] |
 //! | [`deletion`] | deletes many orders in small transactions | |
 //! | [`erase`] | erases orders and every copy of them in the database | [`dead_letters`], [`ledger`], [`deletion`] |
+//! | [`import`] | stores the orders of a file like those of a partition | [`record`], [`database`], [`batch`], [`offsets`], [`writer`] |
 //! | [`purge`] | removes what is older than an age | [`deletion`] |
 //! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`witnesses`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`ops_server`] | the operators' port | [`metrics`], [`board`] |
 //! | [`daemon`] | starts and stops all of the above | [`record`], [`config`], [`database`], [`history`], [`metrics`], [`kafka`], [`board`], [`writer`], [`poller`], [`relay`], [`retention`], [`watch`], [`ops_server`] |
-//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`erase`], [`purge`], [`daemon`] |
+//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`erase`], [`import`], [`purge`], [`daemon`] |
 
 pub mod batch;
 pub mod board;
@@ -49,6 +50,7 @@ pub mod erase;
 pub mod failpoints;
 pub mod guard;
 pub mod history;
+pub mod import;
 pub mod kafka;
 pub mod ledger;
 pub mod metrics;

@@ -349,21 +349,53 @@ pub fn claim(
             return incidents::record(connection, consumer, partition, &row, sighting, &gap)
                 .map(ClaimOutcome::Incident);
         }
-        diesel::update(row_of!(consumer, partition))
-            .set((
-                consumer_offsets::epoch.eq(row.epoch.next()),
-                consumer_offsets::owner.eq(consumer.owner),
-                consumer_offsets::updated_at.eq(dsl::now),
-            ))
+        raise_epoch(connection, consumer, row, sighting.watermarks.high).map(ClaimOutcome::Claimed)
+    })
+}
+
+/// Claims the row of an import of a file, which no broker knows. Creates the row, at offset 0, if there is none. A session of
+/// ours that holds the row for long is ended.
+///
+/// # Errors
+/// Returns the database's error, and `NotFound` if the row is locked for too long.
+pub fn claim_import(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    partition: Partition,
+) -> QueryResult<Claim> {
+    connection.transaction(|connection| {
+        diesel::insert_into(consumer_offsets::table)
+            .values(new_rows(consumer, [(partition, Offset(0))].into_iter()))
+            .on_conflict_do_nothing()
             .execute(connection)?;
-        Ok(ClaimOutcome::Claimed(Claim {
-            epoch: row.epoch.next(),
-            next_offset: row.next_offset,
-            guard: row.guard(),
-            consecutive_bad: row.consecutive_bad,
-            witnesses: row.witnesses,
-            end_offset: sighting.watermarks.high,
-        }))
+        let row = lock_row(connection, consumer, partition, Patience::EndOurs)?;
+        let end = row.next_offset;
+        raise_epoch(connection, consumer, row, end)
+    })
+}
+
+/// Makes a row that is locked ours.
+fn raise_epoch(
+    connection: &mut PgConnection,
+    consumer: &Consumer,
+    row: OffsetRow,
+    end_offset: Offset,
+) -> QueryResult<Claim> {
+    let epoch = row.epoch.next();
+    diesel::update(row_of!(consumer, row.partition))
+        .set((
+            consumer_offsets::epoch.eq(epoch),
+            consumer_offsets::owner.eq(consumer.owner),
+            consumer_offsets::updated_at.eq(dsl::now),
+        ))
+        .execute(connection)?;
+    Ok(Claim {
+        epoch,
+        next_offset: row.next_offset,
+        guard: row.guard(),
+        consecutive_bad: row.consecutive_bad,
+        witnesses: row.witnesses,
+        end_offset,
     })
 }
 

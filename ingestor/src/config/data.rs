@@ -1,10 +1,22 @@
-//! `ingestor erase` and `ingestor purge` on the command line.
+//! `ingestor import`, `ingestor erase` and `ingestor purge` on the command line.
+
+use std::path::PathBuf;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 
 /// The most days that an age may have.
 const MAX_DAYS: u32 = 36_500;
+
+/// What to import.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ImportArgs {
+    /// A file with one order per line, with a JSON array of orders, or with one order; `-` is standard input
+    pub file: PathBuf,
+    /// Replace orders that exist, instead of keeping them
+    #[arg(long)]
+    pub replace: bool,
+}
 
 /// What to erase.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]

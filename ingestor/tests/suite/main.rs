@@ -17,6 +17,7 @@ mod exactly_once;
 mod guard_model;
 mod held_up_partitions;
 mod hostile_messages;
+mod import;
 mod incidents;
 mod isolation;
 mod kills;
