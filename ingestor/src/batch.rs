@@ -365,6 +365,24 @@ mod tests {
     }
 
     #[test]
+    fn of_a_file_that_keeps_what_exists_the_first_order_of_a_uid_wins_and_none_has_a_source() {
+        for (replaces, winner) in [(false, 10), (true, 11)] {
+            let mut batch = Batch::of_file(READING, Offset(10), replaces);
+            let order = OrderGenerator::new(1, Utc::now()).next_order();
+            push_order(&mut batch, 10, order.clone());
+            push_order(&mut batch, 11, order);
+            let folded = batch.folded(&GUARD);
+            let [only] = folded[..] else {
+                panic!("{folded:?}");
+            };
+            assert_eq!(
+                (only.offset(), only.source, only.keeps_existing),
+                (Offset(winner), None, !replaces)
+            );
+        }
+    }
+
+    #[test]
     fn the_last_message_of_an_order_wins_and_uids_are_sorted() {
         let mut generator = OrderGenerator::new(1, Utc::now());
         let mut batch = Batch::open(READING, Offset(10));
