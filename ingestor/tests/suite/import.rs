@@ -536,6 +536,12 @@ fn refusals(printed: &str) -> Vec<(usize, String)> {
         .collect()
 }
 
+fn assert_agree(left: &[(usize, String)], right: &[(usize, String)]) {
+    let first = left.iter().zip(right).find(|(left, right)| left != right);
+    assert_eq!(first, None);
+    assert_eq!(left.len(), right.len());
+}
+
 /// Whether the two databases have the same orders in all that a message says.
 const CONTENT: &str =
     "SELECT (to_jsonb(orders) - 'created_at' - 'updated_at' - 'version' - 'source_partition'
@@ -560,7 +566,7 @@ fn check_import_and_daemon_agree_on_every_input() {
         .into();
     let imported = bench.import(&file, &["--replace"], &[]);
     let checked = refusals(&checked.stdout);
-    assert_eq!(checked, refusals(&imported.stdout));
+    assert_agree(&checked, &refusals(&imported.stdout));
 
     let scene = Scene::new(1);
     scene.send(None, Some(b"{}"));
@@ -575,7 +581,7 @@ fn check_import_and_daemon_agree_on_every_input() {
         "SELECT format('line %s: refused: %s: %s', \"offset\" + 1, reason, detail) AS value FROM dead_letters
           ORDER BY \"offset\"",
     );
-    assert_eq!(checked, refusals(&letters.join("\n")));
+    assert_agree(&checked, &refusals(&letters.join("\n")));
     let accepted = inputs.len() + 1 - checked.len();
     assert!(
         accepted > 100 && checked.len() > 200,
