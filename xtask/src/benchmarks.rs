@@ -1,4 +1,4 @@
-//! `cargo xtask bench ingest|read|freshness`: release builds, private durable servers, and a benchmark of `load`.
+//! `cargo xtask bench ingest|read|freshness|purge`: release builds, private durable servers, and a benchmark of `load`.
 //!
 //! Figures are ratios to a rival in the same run. Nothing is asserted about time.
 
@@ -28,9 +28,9 @@ pub(crate) fn run(which: &str, arguments: &[String]) -> Result<()> {
     let (services, settings): (&[&str], &[Setting]) = match which {
         "ingest" => (&["ingestor"], &[STATEMENT_COUNTS]),
         "read" => (&["api"], &[]),
-        "freshness" => (&["ingestor", "api"], &[COMMIT_TIMES]),
+        "freshness" | "purge" => (&["ingestor", "api"], &[COMMIT_TIMES]),
         _ => bail!(
-            "there is no benchmark {which}; the benchmarks are bench ingest, bench read and bench freshness"
+            "there is no benchmark {which}; the benchmarks are bench ingest, bench read, bench freshness and bench purge"
         ),
     };
     if which == "read" {

@@ -12,6 +12,7 @@ mod beside;
 mod copy;
 pub(crate) mod freshness;
 pub(crate) mod ingest;
+pub(crate) mod purge;
 pub(crate) mod read;
 mod services;
 mod topic;

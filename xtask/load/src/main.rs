@@ -78,6 +78,8 @@ enum Command {
     /// with the new state. Prints p50, p99 and the longest time, compared with those of a session that only LISTENs. Fails
     /// if a state does not come, is wrong, or goes back.
     BenchFreshness(benchmarks::freshness::Options),
+    /// Measures what a purge costs reads and ingestion beside it (see `cargo xtask bench purge`)
+    BenchPurge(benchmarks::purge::Options),
     /// Runs librdkafka's in-process broker and prints its address, for machines without Apache Kafka
     MockBroker {
         /// The topic to create
@@ -115,6 +117,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::BenchIngest(options) => benchmarks::ingest::run(&options),
         Command::BenchRead(options) => benchmarks::read::run(&options),
         Command::BenchFreshness(options) => benchmarks::freshness::run(&options),
+        Command::BenchPurge(options) => benchmarks::purge::run(&options),
         Command::BareHyper { answer, port } => benchmarks::read::serve_bare_hyper(&answer, port),
         Command::MockBroker { topic, partitions } => mock_broker::run(&topic, partitions),
     }

@@ -21,9 +21,9 @@
 //! Every answer is checked: no version of an order is lower than one seen before from that api, and an order with the date
 //! of the message must be equal to that message.
 
-mod clock;
+pub(super) mod clock;
 mod commits;
-mod connection;
+pub(super) mod connection;
 mod cores;
 mod floor;
 mod log;

@@ -1,0 +1,304 @@
+//! What a purge costs the reads and the ingestion beside it. The rival is one DELETE of the same number of orders.
+//!
+//! Before each measurement as many orders as `--old`, chosen at random, are made old by UPDATE. After it the table is filled
+//! up by COPY.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use clap::Args;
+use diesel::connection::SimpleConnection as _;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Double, Text};
+use servers::ports::free_port;
+use shared::order::Order;
+use shared::testing::{OrderGenerator, TestDatabase, integer, variables_of};
+
+use super::copy::Chunk;
+use super::freshness::clock::ms;
+use super::freshness::connection::Connection;
+use super::ingest::CLAIMED;
+use super::services::{PATIENCE, api, ingestor, service, wait_for};
+use super::topic::Topic;
+use super::{ServerOptions, beside, joined, print_load_average};
+use crate::orders::{Messages, Mix};
+use crate::producer::{Pace, Producer, Target};
+
+const OLD: &str =
+    "date_created < now() - interval '365 days' AND created_at < now() - interval '365 days'";
+const PARTITIONS: i32 = 4;
+
+/// What to measure.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Path of the ingestor
+    #[arg(long)]
+    ingestor: String,
+    /// Path of the api
+    #[arg(long)]
+    api: String,
+    #[command(flatten)]
+    servers: ServerOptions,
+    /// Orders in the table
+    #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER")]
+    orders: usize,
+    /// How many of them are old
+    #[arg(long, default_value_t = 100_000, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    old: u32,
+    /// Messages per second
+    #[arg(long, default_value_t = 500, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// How often each side is measured
+    #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+    rounds: u32,
+    /// Seconds of each measurement without a purge
+    #[arg(long, default_value_t = 15, value_name = "NUMBER")]
+    seconds: u64,
+}
+
+/// Times in milliseconds.
+#[derive(Default)]
+struct Times {
+    reads: Vec<f64>,
+    ingestion: Vec<f64>,
+    work_seconds: f64,
+}
+
+#[derive(QueryableByName)]
+struct Committed {
+    #[diesel(sql_type = Text)]
+    order_uid: String,
+    #[diesel(sql_type = Double)]
+    at: f64,
+}
+
+/// Runs the measurement and prints its table.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let database = TestDatabase::create();
+    beside::fill(&database, options.orders)?;
+    let topic = Topic::create(&options.servers.brokers, PARTITIONS)?;
+    let port = free_port()?;
+    let settings = database.settings();
+    let mut api = api(&options.api, &settings, port).spawn()?;
+    wait_for(&mut api, "the api is not ready", || {
+        let status = Connection::open(port).and_then(|mut it| Ok(it.get("/readyz")?.status));
+        Ok(status.is_ok_and(|status| status == 200))
+    })?;
+    let brokers = &options.servers.brokers;
+    let mut ingestor = ingestor(&options.ingestor, &settings, brokers, &topic.name).spawn()?;
+    let mut connection = database.connect();
+    wait_for(
+        &mut ingestor,
+        "the ingestor does not claim every partition",
+        || Ok(integer(&mut connection, CLAIMED)? >= PARTITIONS.into()),
+    )?;
+    print_load_average();
+    let mut sides: [Times; 3] = Default::default();
+    for round in 0..options.rounds {
+        for (side, times) in sides.iter_mut().enumerate() {
+            if side > 0 {
+                make_old(&mut connection, options.old)?;
+            }
+            measure(options, &database, &topic, port, side, times)?;
+            if side > 0 {
+                let left = integer(
+                    &mut connection,
+                    &format!("SELECT count(*) AS value FROM orders WHERE {OLD}"),
+                )?;
+                ensure!(left == 0, "{left} old orders are left");
+                refill(
+                    &mut connection,
+                    u64::from(round) * 3 + side as u64,
+                    options.old as usize,
+                )?;
+            }
+        }
+    }
+    print_load_average();
+    print(options, &mut sides);
+    Ok(())
+}
+
+fn make_old(connection: &mut PgConnection, old: u32) -> anyhow::Result<()> {
+    let changed = diesel::sql_query(
+        "UPDATE orders SET date_created = now() - interval '400 days', created_at = now() - interval '400 days' \
+         WHERE order_uid IN (SELECT order_uid FROM orders ORDER BY random() LIMIT $1)",
+    )
+    .bind::<BigInt, _>(i64::from(old))
+    .execute(connection)?;
+    ensure!(
+        changed == old as usize,
+        "only {changed} orders were made old"
+    );
+    Ok(connection.batch_execute("VACUUM (ANALYZE) orders")?)
+}
+
+fn refill(connection: &mut PgConnection, seed: u64, count: usize) -> anyhow::Result<()> {
+    let mut generator = OrderGenerator::new(0x9e11_0000 + seed, chrono::Utc::now());
+    let orders: Vec<Order> = (0..count).map(|_| generator.next_order()).collect();
+    for chunk in orders.chunks(1_000) {
+        Chunk::from_api(chunk).copy(connection)?;
+    }
+    Ok(connection.batch_execute("VACUUM (ANALYZE) orders")?)
+}
+
+fn measure(
+    options: &Options,
+    database: &TestDatabase,
+    topic: &Topic,
+    port: u16,
+    side: usize,
+    times: &mut Times,
+) -> anyhow::Result<()> {
+    let uids =
+        database.texts("SELECT order_uid::text AS value FROM orders ORDER BY random() LIMIT 50000");
+    let is_stopped = &AtomicBool::new(false);
+    let (reads, sent, seconds) = thread::scope(|scope| {
+        let reading = scope.spawn(|| read(port, &uids, is_stopped));
+        let sending = scope.spawn(|| send(options, topic, is_stopped));
+        let begun_at = Instant::now();
+        let worked = work(options, database, side);
+        let seconds = begun_at.elapsed().as_secs_f64();
+        is_stopped.store(true, Ordering::Relaxed);
+        let (reads, sent) = (joined(reading.join()), joined(sending.join()));
+        worked?;
+        anyhow::Ok((reads?, sent?, seconds))
+    })?;
+    times.reads.extend(reads);
+    times
+        .ingestion
+        .extend(committed(&mut database.connect(), &sent)?);
+    times.work_seconds += seconds;
+    Ok(())
+}
+
+fn work(options: &Options, database: &TestDatabase, side: usize) -> anyhow::Result<()> {
+    match side {
+        0 => thread::sleep(Duration::from_secs(options.seconds)),
+        1 => service(&options.ingestor)
+            .args(["purge", "--older-than", "365d", "--orders", "--yes"])
+            .envs(&variables_of(&database.settings()))
+            .run()?,
+        _ => {
+            diesel::sql_query(format!("DELETE FROM orders WHERE {OLD}"))
+                .execute(&mut database.connect())?;
+        }
+    }
+    Ok(())
+}
+
+fn read(port: u16, uids: &[String], is_stopped: &AtomicBool) -> anyhow::Result<Vec<f64>> {
+    let mut connection = Connection::open(port)?;
+    let mut times = Vec::new();
+    for uid in uids.iter().cycle() {
+        if is_stopped.load(Ordering::Relaxed) {
+            break;
+        }
+        let at = Instant::now();
+        let status = connection.get(&format!("/order/{uid}"))?.status;
+        ensure!(matches!(status, 200 | 404), "the api answered {status}");
+        times.push(at.elapsed().as_secs_f64() * 1e3);
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(times)
+}
+
+fn send(
+    options: &Options,
+    topic: &Topic,
+    is_stopped: &AtomicBool,
+) -> anyhow::Result<Vec<(String, f64)>> {
+    let producer = Producer::connect(&Target {
+        brokers: options.servers.brokers.clone(),
+        topic: topic.name.clone(),
+        kafka_config: "linger.ms=0".to_owned(),
+    })?;
+    let mut messages = Messages::new(Mix::only_new());
+    let pace = Pace::start(options.rate);
+    let mut sent = Vec::new();
+    while !is_stopped.load(Ordering::Relaxed) {
+        let message = messages.next_message()?;
+        pace.wait_for(sent.len());
+        let at = ms(chrono::Utc::now());
+        producer.send(&message)?;
+        sent.push((message.key.to_string(), at));
+    }
+    producer.finish()?;
+    Ok(sent)
+}
+
+/// Waits until all are stored, and returns the time from each message's production to its COMMIT.
+fn committed(connection: &mut PgConnection, sent: &[(String, f64)]) -> anyhow::Result<Vec<f64>> {
+    let uids: Vec<&str> = sent.iter().map(|(uid, _)| uid.as_str()).collect();
+    let begun_at = Instant::now();
+    loop {
+        let rows: Vec<Committed> = diesel::sql_query(
+            "SELECT order_uid::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 * 1000 AS at \
+             FROM orders WHERE order_uid = ANY($1)",
+        )
+        .bind::<Array<Text>, _>(&uids)
+        .load(connection)?;
+        if rows.len() == sent.len() {
+            let at: std::collections::HashMap<_, _> = rows
+                .into_iter()
+                .map(|row| (row.order_uid, row.at))
+                .collect();
+            return Ok(sent
+                .iter()
+                .filter_map(|(uid, sent)| Some(at.get(uid)? - sent))
+                .collect());
+        }
+        ensure!(
+            begun_at.elapsed() < PATIENCE,
+            "{} of {} orders were stored",
+            rows.len(),
+            sent.len()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn percentile(values: &mut [f64], part: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = (values.len() as f64 * part) as usize;
+    values.get(index).copied().unwrap_or(f64::NAN)
+}
+
+fn print(options: &Options, sides: &mut [Times; 3]) {
+    println!(
+        "{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "side", "read p50", "p99", "ingest p50", "p99", "seconds", "orders/s"
+    );
+    let mut quiet = [f64::NAN; 4];
+    for (number, (name, times)) in ["quiet", "ingestor purge", "one DELETE"]
+        .into_iter()
+        .zip(sides)
+        .enumerate()
+    {
+        let [p50, p99] = [0.5, 0.99].map(|part| percentile(&mut times.reads, part));
+        let [in50, in99] = [0.5, 0.99].map(|part| percentile(&mut times.ingestion, part));
+        let seconds = times.work_seconds / f64::from(options.rounds);
+        let rate = if number == 0 {
+            0.0
+        } else {
+            f64::from(options.old) / seconds
+        };
+        println!(
+            "{name:<14} {p50:>6.2} ms {p99:>6.2} ms {in50:>6.2} ms {in99:>6.2} ms {seconds:>9.2} {rate:>9.0}"
+        );
+        if number == 0 {
+            quiet = [p50, p99, in50, in99];
+        } else {
+            println!(
+                "{:<14} {:>9.2} {:>9.2} {:>9.2} {:>9.2}",
+                "  to quiet",
+                p50 / quiet[0],
+                p99 / quiet[1],
+                in50 / quiet[2],
+                in99 / quiet[3]
+            );
+        }
+    }
+}
