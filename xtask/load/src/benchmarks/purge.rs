@@ -29,6 +29,11 @@ use crate::producer::{Pace, Producer, Target};
 const OLD: &str =
     "date_created < now() - interval '365 days' AND created_at < now() - interval '365 days'";
 const PARTITIONS: i32 = 4;
+/// What happens before this time is not measured: a new producer first asks for the topic's metadata.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// The triggers then announce what the session changes, as for a person at psql.
+const AS_FOREIGN_WRITER: &str = "SET orders.emits = 'off'";
+const AS_OURS: &str = "SET orders.emits = 'on'";
 
 /// What to measure.
 #[derive(Args, Debug)]
@@ -51,7 +56,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 500, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// How often each side is measured
-    #[arg(long, default_value_t = 3, value_name = "NUMBER")]
+    #[arg(long, default_value_t = 3, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Seconds of each measurement without a purge
     #[arg(long, default_value_t = 15, value_name = "NUMBER")]
@@ -122,12 +127,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn make_old(connection: &mut PgConnection, old: u32) -> anyhow::Result<()> {
+    connection.batch_execute(AS_FOREIGN_WRITER)?;
     let changed = diesel::sql_query(
         "UPDATE orders SET date_created = now() - interval '400 days', created_at = now() - interval '400 days' \
          WHERE order_uid IN (SELECT order_uid FROM orders ORDER BY random() LIMIT $1)",
     )
     .bind::<BigInt, _>(i64::from(old))
     .execute(connection)?;
+    connection.batch_execute(AS_OURS)?;
     ensure!(
         changed == old as usize,
         "only {changed} orders were made old"
@@ -154,18 +161,22 @@ fn measure(
 ) -> anyhow::Result<()> {
     let uids =
         database.texts("SELECT order_uid::text AS value FROM orders ORDER BY random() LIMIT 50000");
-    let is_stopped = &AtomicBool::new(false);
-    let (reads, sent, seconds) = thread::scope(|scope| {
-        let reading = scope.spawn(|| read(port, &uids, is_stopped));
+    let (is_stopped, is_warm) = (&AtomicBool::new(false), &AtomicBool::new(false));
+    let (reads, mut sent, seconds, from_ms) = thread::scope(|scope| {
+        let reading = scope.spawn(|| read(port, &uids, is_warm, is_stopped));
         let sending = scope.spawn(|| send(options, topic, is_stopped));
+        thread::sleep(WARM_UP);
+        is_warm.store(true, Ordering::Relaxed);
+        let from_ms = ms(chrono::Utc::now());
         let begun_at = Instant::now();
         let worked = work(options, database, side);
         let seconds = begun_at.elapsed().as_secs_f64();
         is_stopped.store(true, Ordering::Relaxed);
         let (reads, sent) = (joined(reading.join()), joined(sending.join()));
         worked?;
-        anyhow::Ok((reads?, sent?, seconds))
+        anyhow::Ok((reads?, sent?, seconds, from_ms))
     })?;
+    sent.retain(|(_, at)| *at >= from_ms);
     times.reads.extend(reads);
     times
         .ingestion
@@ -182,14 +193,21 @@ fn work(options: &Options, database: &TestDatabase, side: usize) -> anyhow::Resu
             .envs(&variables_of(&database.settings()))
             .run()?,
         _ => {
+            let mut connection = database.connect();
+            connection.batch_execute(AS_FOREIGN_WRITER)?;
             diesel::sql_query(format!("DELETE FROM orders WHERE {OLD}"))
-                .execute(&mut database.connect())?;
+                .execute(&mut connection)?;
         }
     }
     Ok(())
 }
 
-fn read(port: u16, uids: &[String], is_stopped: &AtomicBool) -> anyhow::Result<Vec<f64>> {
+fn read(
+    port: u16,
+    uids: &[String],
+    is_warm: &AtomicBool,
+    is_stopped: &AtomicBool,
+) -> anyhow::Result<Vec<f64>> {
     let mut connection = Connection::open(port)?;
     let mut times = Vec::new();
     for uid in uids.iter().cycle() {
@@ -199,7 +217,9 @@ fn read(port: u16, uids: &[String], is_stopped: &AtomicBool) -> anyhow::Result<V
         let at = Instant::now();
         let status = connection.get(&format!("/order/{uid}"))?.status;
         ensure!(matches!(status, 200 | 404), "the api answered {status}");
-        times.push(at.elapsed().as_secs_f64() * 1e3);
+        if is_warm.load(Ordering::Relaxed) {
+            times.push(at.elapsed().as_secs_f64() * 1e3);
+        }
         thread::sleep(Duration::from_millis(1));
     }
     Ok(times)
