@@ -1,5 +1,6 @@
 //! Records into batches: what one transaction stores of one partition. No I/O.
 
+use std::cell::OnceCell;
 use std::time::Instant;
 
 use rdkafka::message::{Message, OwnedMessage};
@@ -98,6 +99,8 @@ pub struct Batch {
     /// An estimate of the memory that it takes.
     pub size_bytes: usize,
     opened_at: Instant,
+    /// See [`Self::witness`], once it was asked for.
+    witness: OnceCell<Option<Witness>>,
 }
 
 impl Batch {
@@ -115,6 +118,7 @@ impl Batch {
             left_out: 0,
             size_bytes: 0,
             opened_at: Instant::now(),
+            witness: OnceCell::new(),
         }
     }
 
@@ -155,6 +159,7 @@ impl Batch {
     fn pass(&mut self, record: Position) {
         self.advance_to(record.offset.next());
         self.last_record = Some(record);
+        self.witness.take();
         self.max_timestamp_ms = self.max_timestamp_ms.max(record.timestamp_ms);
     }
 
@@ -167,13 +172,19 @@ impl Batch {
         Some(&self.orders[index].message)
     }
 
-    /// What is kept of the last record, to recognise the log.
+    /// What is kept of the last record, to recognise the log. It is hashed once, and stays when the record is left out later.
     pub fn witness(&self) -> Option<Witness> {
+        *self.witness.get_or_init(|| self.hash_last_record())
+    }
+
+    fn hash_last_record(&self) -> Option<Witness> {
         let position = self.last_record?;
-        let last_order = (self.orders.last()).filter(|order| order.offset() == position.offset);
-        let payload = match last_order {
-            Some(order) => order.message.payload(),
-            None => self.dead_letters.last()?.payload.as_deref(),
+        let payload = if let Some(message) = self.message_at(position.offset) {
+            message.payload()
+        } else {
+            let letter = self.dead_letters.last();
+            let letter = letter.filter(|letter| letter.position.offset == position.offset)?;
+            letter.payload.as_deref()
         };
         Some(Witness {
             position,
@@ -422,6 +433,23 @@ mod tests {
         batch.refuse(vec![(Offset(30), refusal())]);
         assert_eq!(batch.witness(), witness(30, b"payload"));
         assert_eq!(batch.max_timestamp_ms, Some(30));
+    }
+
+    #[test]
+    fn a_witness_is_never_the_hash_of_another_record() {
+        let mut generator = OrderGenerator::new(5, Utc::now());
+        let [mut asked, mut not_asked] = [(); 2].map(|()| {
+            let mut batch = Batch::open(READING, Offset(0));
+            push_dead(&mut batch, 0);
+            push_order(&mut batch, 1, generator.next_order());
+            batch
+        });
+        let witness = Some(Witness::of(&message(1, b"payload")));
+        assert_eq!(asked.witness(), witness);
+        for batch in [&mut asked, &mut not_asked] {
+            batch.leave_out(&[Offset(1)]);
+        }
+        assert_eq!((asked.witness(), not_asked.witness()), (witness, None));
     }
 
     #[test]
