@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use crate::kafka::LogRange;
 use crate::offsets::{Claim, Glimpse};
 use crate::record::{Incarnation, Offset, Partition, Reading};
-use crate::witnesses::{Witness, Witnesses};
+use crate::witnesses::Witness;
 pub use health::Health;
 pub use lag::Lag;
 use lag::LagClock;
@@ -128,9 +128,7 @@ struct Entry {
     troubled_at: Instant,
     /// When the database last confirmed the claim.
     confirmed_at: Instant,
-    incarnation: Incarnation,
     next_offset: Option<Offset>,
-    witnesses: Witnesses,
     /// The offset that Kafka was last seen to hold for the group.
     mirrored: Option<Offset>,
     lag_clock: LagClock,
@@ -147,9 +145,7 @@ impl Entry {
             trouble: None,
             troubled_at: Instant::now(),
             confirmed_at: Instant::now(),
-            incarnation: Incarnation(0),
             next_offset: None,
-            witnesses: Witnesses::default(),
             mirrored: None,
             lag_clock: LagClock::default(),
             lag: None,
@@ -261,9 +257,7 @@ impl Board {
         if let Some(entry) = inner.current(reading) {
             entry.claim = Some(claim.clone());
             entry.confirm();
-            entry.incarnation = claim.guard.incarnation;
             entry.next_offset = Some(claim.next_offset);
-            entry.witnesses = claim.witnesses.clone();
         }
         // The claim has checked both: the row's newest witness and the one that was held.
         let incarnation = claim.guard.incarnation;
@@ -413,26 +407,24 @@ impl Board {
         entry.confirm();
         entry.next_offset = Some(next_offset);
         if let Some(witness) = witness {
-            entry.witnesses.push(witness);
             let now_ms = Utc::now().timestamp_millis();
             let timestamp_ms = witness.position.timestamp_ms;
             entry.lag_clock.set_last_timestamp(timestamp_ms, now_ms);
         }
-        if let Some(claim) = &mut entry.claim {
-            claim.next_offset = next_offset;
-            claim.consecutive_bad = consecutive_bad;
-            claim.witnesses = entry.witnesses.clone();
-        }
-        let incarnation = entry.incarnation;
+        let Some(claim) = &mut entry.claim else {
+            return;
+        };
+        claim.next_offset = next_offset;
+        claim.consecutive_bad = consecutive_bad;
+        let Some(witness) = witness else {
+            return;
+        };
+        claim.witnesses.push(witness);
         // Only the first one: a later record may belong to a log that was changed meanwhile, see `watch::topic`.
-        if let Some(witness) = witness {
-            let held = inner
-                .held
-                .entry(reading.partition)
-                .or_insert((incarnation, witness));
-            if held.0 != incarnation {
-                *held = (incarnation, witness);
-            }
+        let first = (claim.guard.incarnation, witness);
+        let held = inner.held.entry(reading.partition).or_insert(first);
+        if held.0 != first.0 {
+            *held = first;
         }
     }
 
@@ -460,12 +452,13 @@ impl Board {
         (self.inner.lock().partitions.values())
             .filter(|entry| entry.state == State::Running)
             .filter_map(|entry| {
+                let claim = entry.claim.as_ref()?;
                 Some(RunningPartition {
                     reading: entry.reading?,
                     glimpse: Glimpse {
-                        incarnation: entry.incarnation,
-                        next_offset: entry.next_offset?,
-                        witnesses: entry.witnesses.clone(),
+                        incarnation: claim.guard.incarnation,
+                        next_offset: claim.next_offset,
+                        witnesses: claim.witnesses.clone(),
                     },
                 })
             })
@@ -556,6 +549,7 @@ mod tests {
     use super::*;
     use crate::guard::Guard;
     use crate::record::Epoch;
+    use crate::witnesses::Witnesses;
 
     const P1: Partition = Partition(1);
     const P2: Partition = Partition(2);

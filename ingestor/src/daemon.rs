@@ -2,7 +2,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -170,7 +169,6 @@ fn start_threads(
     // A channel of its own: the one of the writers must close when they have died.
     let (suspicions_tx, suspicions_rx) = mpsc::channel();
     let watch = TopicWatch {
-        rounds: AtomicUsize::new(0),
         board: Arc::clone(board),
         probe: clients.probe,
         metrics: Arc::clone(metrics),

@@ -98,6 +98,11 @@ impl Witnesses {
         self.0.last().into_iter().chain(oldest_of_last)
     }
 
+    /// The one whose turn it is, after this many others.
+    pub fn in_turn(&self, turns: usize) -> Option<&Witness> {
+        self.0.get(turns.checked_rem(self.0.len())?)
+    }
+
     /// The one with the highest offset.
     pub fn newest(&self) -> Option<&Witness> {
         self.0.last()

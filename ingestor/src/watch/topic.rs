@@ -5,7 +5,6 @@
 //! decides nothing: a suspicion only triggers a new claim, which decides.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -39,8 +38,6 @@ pub struct TopicWatch {
     pub topic: String,
     /// Receives readings whose partitions should be claimed again.
     pub suspicions_tx: Sender<Reading>,
-    /// How often records were looked up.
-    pub rounds: AtomicUsize,
 }
 
 impl TopicWatch {
@@ -50,12 +47,14 @@ impl TopicWatch {
     /// Returns an error if the thread cannot be started.
     pub fn start(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut last_look_at = Instant::now();
+        let mut looks = 0;
         periodic::start("topic-watch", shutdown, move || {
             self.measure_lag();
             self.look_at_mirror();
             self.probe.drop_reports();
             if last_look_at.elapsed() >= RECORD_INTERVAL {
-                self.look_at_records();
+                self.look_at_records(looks);
+                looks += 1;
                 last_look_at = Instant::now();
             }
             LAG_INTERVAL
@@ -100,14 +99,14 @@ impl TopicWatch {
         }
     }
 
-    /// Checks for every running partition whether its offset and records that were read still exist.
-    pub fn look_at_records(&self) {
-        self.rounds.fetch_add(1, Ordering::Relaxed);
+    /// Checks for every running partition whether its offset and records that were read still exist. `earlier_looks` is the
+    /// number of such checks before.
+    pub fn look_at_records(&self, earlier_looks: usize) {
         // The snapshot is taken before the brokers are asked. If what it names still exists, everything that was read before the
         // question belongs to the same log, and its newest record is the one to look up next time.
         for running in self.board.running_partitions() {
             let RunningPartition { reading, glimpse } = running;
-            match self.suspects(reading, &glimpse) {
+            match self.suspects(reading, &glimpse, earlier_looks) {
                 Ok(true) => {
                     warn!(
                         kafka.partition = reading.partition.0,
@@ -130,12 +129,15 @@ impl TopicWatch {
         }
     }
 
-    fn suspects(&self, reading: Reading, glimpse: &Glimpse) -> KafkaResult<bool> {
+    fn suspects(
+        &self,
+        reading: Reading,
+        glimpse: &Glimpse,
+        earlier_looks: usize,
+    ) -> KafkaResult<bool> {
         let held = (self.board).held_witness(reading.partition, glimpse.incarnation);
         // One of the others in turn: a log that was cut and has grown again matches at both ends.
-        let count = glimpse.witnesses.iter().count().max(1);
-        let round = self.rounds.load(Ordering::Relaxed);
-        let in_turn = glimpse.witnesses.iter().nth(round % count).copied();
+        let in_turn = glimpse.witnesses.in_turn(earlier_looks).copied();
         let more: Vec<Witness> = held.into_iter().chain(in_turn).collect();
         let sighting = Sighting::take(&self.probe, reading.partition, glimpse, &more)?;
         Ok(sighting.change.is_some() || glimpse.next_offset < sighting.watermarks.low)

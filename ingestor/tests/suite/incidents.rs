@@ -2,7 +2,6 @@
 //! after the incident was accepted, reading continues exactly there.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -120,7 +119,6 @@ fn the_watch_suspects_a_recreated_topic_and_no_other() {
         metrics: Arc::new(Metrics::new()),
         topic: scene.topic.clone(),
         suspicions_tx,
-        rounds: AtomicUsize::new(0),
     };
     const P0: Partition = Partition(0);
     const INCARNATION: Incarnation = Incarnation(1);
@@ -146,7 +144,7 @@ fn the_watch_suspects_a_recreated_topic_and_no_other() {
     let witness = || board.held_witness(P0, INCARNATION).unwrap().offset().0;
     stored(10, record_at(9));
     assert_eq!(witness(), 4);
-    watch.look_at_records();
+    watch.look_at_records(0);
     assert!(suspicions_rx.try_recv().is_err());
     assert_eq!(witness(), 9, "the look moves on to later records");
 
@@ -160,7 +158,7 @@ fn the_watch_suspects_a_recreated_topic_and_no_other() {
             .is_ok_and(|found| found.is_some())
     });
     stored(30, record_at(29));
-    watch.look_at_records();
+    watch.look_at_records(1);
     assert_eq!(suspicions_rx.try_recv(), Ok(reading));
     assert_eq!(witness(), 9, "the new record proves nothing");
 }
