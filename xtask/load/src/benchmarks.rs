@@ -3,18 +3,22 @@
 //! - [`ingest`]: the ingestor drains a backlog in Kafka; the rival writes the same rows with COPY.
 //! - [`read`]: the api answers with orders over HTTP; the rivals are nginx and bare hyper with the same bytes, and pgbench.
 //! - [`freshness`]: how soon the caches answer with what was produced or committed; the rival is a session that LISTENs.
+//! - [`purge`]: what a purge costs the reads and the ingestion beside it; the rival is one DELETE.
 //!
 //! `cargo xtask bench` starts the servers. Each table begins and ends with the load average of the machine: if others
 //! compile at the same time, the figures of single rounds mean little. Nothing here asserts a time. It is only asserted that
 //! both sides have done the whole work.
 
 mod beside;
+mod clock;
+mod connection;
 mod copy;
 pub(crate) mod freshness;
 pub(crate) mod ingest;
 pub(crate) mod purge;
 pub(crate) mod read;
 mod services;
+mod times;
 mod topic;
 
 use anyhow::anyhow;

@@ -21,9 +21,7 @@
 //! Every answer is checked: no version of an order is lower than one seen before from that api, and an order with the date
 //! of the message must be equal to that message.
 
-pub(super) mod clock;
 mod commits;
-pub(super) mod connection;
 mod cores;
 mod floor;
 mod log;
@@ -39,18 +37,15 @@ use std::time::Duration;
 
 use clap::Args;
 use servers::ports::free_port;
-use servers::process::Process;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase, integer};
+use shared::testing::{OrderGenerator, TestDatabase};
 
+use super::clock::Clock;
 use super::copy::Chunk;
-use super::ingest::CLAIMED;
-use super::services::{api, ingestor, wait_for};
+use super::services::Programs;
 use super::topic::Topic;
 use super::{ServerOptions, joined, print_load_average};
 use crate::producer::Target;
-use clock::Clock;
-use connection::Connection;
 use cores::Cores;
 use rival::Calls;
 use stream::{Plan, Sent};
@@ -75,12 +70,8 @@ type Seen = Vec<Vec<Sighting>>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Path of the ingestor
-    #[arg(long)]
-    ingestor: String,
-    /// Path of the api
-    #[arg(long)]
-    api: String,
+    #[command(flatten)]
+    programs: Programs,
     #[command(flatten)]
     servers: ServerOptions,
     /// How long samples are taken
@@ -136,7 +127,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let ports = (0..APIS)
         .map(|_| free_port())
         .collect::<anyhow::Result<Vec<u16>>>()?;
-    let services = start_services(options, &database, &topic, &ports)?;
+    let services = options.programs.start(
+        &database,
+        &options.servers.brokers,
+        &topic,
+        options.partitions,
+        &ports,
+    )?;
     println!(
         "{} messages a second, {} % updates, {} partitions, linger {} ms; {} s, {} samples a second of each kind",
         options.rate,
@@ -223,39 +220,4 @@ fn store_own_orders(database: &TestDatabase) -> anyhow::Result<Vec<String>> {
     Chunk::from_kafka(&orders).copy(&mut database.connect())?;
     let uids = orders.iter().map(|order| order.order_uid.to_string());
     Ok(uids.collect())
-}
-
-/// Starts each api, and the ingestor. Returns when all are ready and every partition is claimed.
-fn start_services(
-    options: &Options,
-    database: &TestDatabase,
-    topic: &Topic,
-    ports: &[u16],
-) -> anyhow::Result<Vec<Process>> {
-    let settings = database.settings();
-    let mut services = Vec::new();
-    for port in ports {
-        let mut api = api(&options.api, &settings, *port).spawn()?;
-        wait_for(&mut api, "the api is not ready", || Ok(is_ready(*port)))?;
-        services.push(api);
-    }
-    let brokers = &options.servers.brokers;
-    let mut ingestor = ingestor(&options.ingestor, &settings, brokers, &topic.name).spawn()?;
-    let mut connection = database.connect();
-    wait_for(
-        &mut ingestor,
-        "the ingestor does not claim every partition",
-        || Ok(integer(&mut connection, CLAIMED)? >= options.partitions.into()),
-    )?;
-    services.push(ingestor);
-    Ok(services)
-}
-
-/// At first nobody listens there.
-fn is_ready(port: u16) -> bool {
-    let answer = Connection::open(port).and_then(|mut connection| {
-        let status = connection.get("/readyz")?.status;
-        anyhow::Ok(status)
-    });
-    answer.is_ok_and(|status| status == 200)
 }

@@ -36,7 +36,7 @@ use shared::order::Order;
 use shared::testing::{TestDatabase, integer};
 
 use super::copy::Chunk;
-use super::services::{ingestor, wait_for};
+use super::services::{CLAIMED, ingestor, wait_for};
 use super::{ServerOptions, beside, joined, print_load_average};
 use backlog::{Backlog, Contents};
 use server::{Servers, session_pid};
@@ -46,9 +46,6 @@ const ORDERS_PER_TRANSACTION: usize = 1_000;
 
 const HAS_SCHEMA: &str =
     "SELECT /* by the benchmark */ count(to_regclass('consumer_offsets')) AS value";
-/// The benchmark's own queries have [`server::OWN_MARK`] in them.
-pub(super) const CLAIMED: &str =
-    "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
 const PASSED: &str =
     "SELECT /* by the benchmark */ sum(next_offset)::bigint AS value FROM consumer_offsets";
 

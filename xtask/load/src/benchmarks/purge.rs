@@ -3,6 +3,7 @@
 //! Before each measurement as many orders as `--old`, chosen at random, are made old by UPDATE. After it the table is filled
 //! up by COPY.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,15 +13,16 @@ use clap::Args;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Text};
+use servers::interrupt;
 use servers::ports::free_port;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, integer, variables_of};
 
+use super::clock::ms;
+use super::connection::Connection;
 use super::copy::Chunk;
-use super::freshness::clock::ms;
-use super::freshness::connection::Connection;
-use super::ingest::CLAIMED;
-use super::services::{PATIENCE, api, ingestor, service, wait_for};
+use super::services::{PATIENCE, Programs, service};
+use super::times::Times;
 use super::topic::Topic;
 use super::{ServerOptions, beside, joined, print_load_average};
 use crate::orders::{Messages, Mix};
@@ -38,12 +40,8 @@ const AS_OURS: &str = "SET orders.emits = 'on'";
 /// What to measure.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Path of the ingestor
-    #[arg(long)]
-    ingestor: String,
-    /// Path of the api
-    #[arg(long)]
-    api: String,
+    #[command(flatten)]
+    programs: Programs,
     #[command(flatten)]
     servers: ServerOptions,
     /// Orders in the table
@@ -63,9 +61,9 @@ pub(crate) struct Options {
     seconds: u64,
 }
 
-/// Times in milliseconds.
+/// What was measured of a side. Times are in milliseconds.
 #[derive(Default)]
-struct Times {
+struct Measured {
     reads: Vec<f64>,
     ingestion: Vec<f64>,
     work_seconds: f64,
@@ -85,28 +83,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     beside::fill(&database, options.orders)?;
     let topic = Topic::create(&options.servers.brokers, PARTITIONS)?;
     let port = free_port()?;
-    let settings = database.settings();
-    let mut api = api(&options.api, &settings, port).spawn()?;
-    wait_for(&mut api, "the api is not ready", || {
-        let status = Connection::open(port).and_then(|mut it| Ok(it.get("/readyz")?.status));
-        Ok(status.is_ok_and(|status| status == 200))
-    })?;
-    let brokers = &options.servers.brokers;
-    let mut ingestor = ingestor(&options.ingestor, &settings, brokers, &topic.name).spawn()?;
-    let mut connection = database.connect();
-    wait_for(
-        &mut ingestor,
-        "the ingestor does not claim every partition",
-        || Ok(integer(&mut connection, CLAIMED)? >= PARTITIONS.into()),
+    let _services = options.programs.start(
+        &database,
+        &options.servers.brokers,
+        &topic,
+        PARTITIONS,
+        &[port],
     )?;
+    let mut connection = database.connect();
     print_load_average();
-    let mut sides: [Times; 3] = Default::default();
+    let mut sides: [Measured; 3] = Default::default();
     for round in 0..options.rounds {
-        for (side, times) in sides.iter_mut().enumerate() {
+        for (side, measured) in sides.iter_mut().enumerate() {
             if side > 0 {
                 make_old(&mut connection, options.old)?;
             }
-            measure(options, &database, &topic, port, side, times)?;
+            measure(options, &database, &topic, port, side, measured)?;
             if side > 0 {
                 let left = integer(
                     &mut connection,
@@ -122,7 +114,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     print_load_average();
-    print(options, &mut sides);
+    print(options, sides);
     Ok(())
 }
 
@@ -157,7 +149,7 @@ fn measure(
     topic: &Topic,
     port: u16,
     side: usize,
-    times: &mut Times,
+    measured: &mut Measured,
 ) -> anyhow::Result<()> {
     let uids =
         database.texts("SELECT order_uid::text AS value FROM orders ORDER BY random() LIMIT 50000");
@@ -177,18 +169,18 @@ fn measure(
         anyhow::Ok((reads?, sent?, seconds, from_ms))
     })?;
     sent.retain(|(_, at)| *at >= from_ms);
-    times.reads.extend(reads);
-    times
+    measured.reads.extend(reads);
+    measured
         .ingestion
         .extend(committed(&mut database.connect(), &sent)?);
-    times.work_seconds += seconds;
+    measured.work_seconds += seconds;
     Ok(())
 }
 
 fn work(options: &Options, database: &TestDatabase, side: usize) -> anyhow::Result<()> {
     match side {
         0 => thread::sleep(Duration::from_secs(options.seconds)),
-        1 => service(&options.ingestor)
+        1 => service(&options.programs.ingestor)
             .args(["purge", "--older-than", "365d", "--orders", "--yes"])
             .envs(&variables_of(&database.settings()))
             .run()?,
@@ -252,54 +244,40 @@ fn send(
 /// Waits until all are stored, and returns the time from each message's production to its COMMIT.
 fn committed(connection: &mut PgConnection, sent: &[(String, f64)]) -> anyhow::Result<Vec<f64>> {
     let uids: Vec<&str> = sent.iter().map(|(uid, _)| uid.as_str()).collect();
-    let begun_at = Instant::now();
-    loop {
+    let rows = interrupt::wait_for("not all orders were stored", PATIENCE, || {
         let rows: Vec<Committed> = diesel::sql_query(
             "SELECT order_uid::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 * 1000 AS at \
              FROM orders WHERE order_uid = ANY($1)",
         )
         .bind::<Array<Text>, _>(&uids)
         .load(connection)?;
-        if rows.len() == sent.len() {
-            let at: std::collections::HashMap<_, _> = rows
-                .into_iter()
-                .map(|row| (row.order_uid, row.at))
-                .collect();
-            return Ok(sent
-                .iter()
-                .filter_map(|(uid, sent)| Some(at.get(uid)? - sent))
-                .collect());
-        }
-        ensure!(
-            begun_at.elapsed() < PATIENCE,
-            "{} of {} orders were stored",
-            rows.len(),
-            sent.len()
-        );
-        thread::sleep(Duration::from_millis(100));
-    }
+        Ok((rows.len() == sent.len()).then_some(rows))
+    })?;
+    let at: HashMap<String, f64> = rows
+        .into_iter()
+        .map(|row| (row.order_uid, row.at))
+        .collect();
+    Ok(sent
+        .iter()
+        .filter_map(|(uid, sent)| Some(at.get(uid)? - sent))
+        .collect())
 }
 
-fn percentile(values: &mut [f64], part: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let index = (values.len() as f64 * part) as usize;
-    values.get(index).copied().unwrap_or(f64::NAN)
-}
-
-fn print(options: &Options, sides: &mut [Times; 3]) {
+fn print(options: &Options, sides: [Measured; 3]) {
     println!(
         "{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "side", "read p50", "p99", "ingest p50", "p99", "seconds", "orders/s"
     );
     let mut quiet = [f64::NAN; 4];
-    for (number, (name, times)) in ["quiet", "ingestor purge", "one DELETE"]
+    for (number, (name, measured)) in ["quiet", "ingestor purge", "one DELETE"]
         .into_iter()
         .zip(sides)
         .enumerate()
     {
-        let [p50, p99] = [0.5, 0.99].map(|part| percentile(&mut times.reads, part));
-        let [in50, in99] = [0.5, 0.99].map(|part| percentile(&mut times.ingestion, part));
-        let seconds = times.work_seconds / f64::from(options.rounds);
+        let [reads, ingestion] = [measured.reads, measured.ingestion].map(Times::of_ms);
+        let [p50, p99] = [50, 99].map(|percent| reads.percentile(percent));
+        let [in50, in99] = [50, 99].map(|percent| ingestion.percentile(percent));
+        let seconds = measured.work_seconds / f64::from(options.rounds);
         let rate = if number == 0 {
             0.0
         } else {

@@ -3,11 +3,18 @@
 use std::path::Path;
 use std::time::Duration;
 
+use clap::Args;
 use servers::interrupt;
 use servers::process::{Launch, Process};
 use shared::config::DatabaseSettings;
-use shared::testing::variables_of;
+use shared::testing::{TestDatabase, integer, variables_of};
 
+use super::connection::Connection;
+use super::topic::Topic;
+
+/// The benchmark's own queries have [`server::OWN_MARK`] in them.
+pub(super) const CLAIMED: &str =
+    "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
 /// How long anything may take that is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -40,6 +47,55 @@ pub(super) fn ingestor(
         .env("KAFKA_TOPIC", topic)
         .env("KAFKA_GROUP_ID", &database.name)
         .env("INGESTOR_PORT", "0")
+}
+
+/// The programs that work together.
+#[derive(Args, Debug)]
+pub(super) struct Programs {
+    /// Path of the ingestor
+    #[arg(long)]
+    pub(super) ingestor: String,
+    /// Path of the api
+    #[arg(long)]
+    api: String,
+}
+
+impl Programs {
+    /// Starts an api on each port, and the ingestor. Returns when all are ready and every partition is claimed.
+    pub(super) fn start(
+        &self,
+        database: &TestDatabase,
+        brokers: &str,
+        topic: &Topic,
+        partitions: i32,
+        ports: &[u16],
+    ) -> anyhow::Result<Vec<Process>> {
+        let settings = database.settings();
+        let mut services = Vec::new();
+        for port in ports {
+            let mut api = api(&self.api, &settings, *port).spawn()?;
+            wait_for(&mut api, "the api is not ready", || Ok(is_ready(*port)))?;
+            services.push(api);
+        }
+        let mut ingestor = ingestor(&self.ingestor, &settings, brokers, &topic.name).spawn()?;
+        let mut connection = database.connect();
+        wait_for(
+            &mut ingestor,
+            "the ingestor does not claim every partition",
+            || Ok(integer(&mut connection, CLAIMED)? >= partitions.into()),
+        )?;
+        services.push(ingestor);
+        Ok(services)
+    }
+}
+
+/// At first nobody listens there.
+fn is_ready(port: u16) -> bool {
+    let answer = Connection::open(port).and_then(|mut connection| {
+        let status = connection.get("/readyz")?.status;
+        anyhow::Ok(status)
+    });
+    answer.is_ok_and(|status| status == 200)
 }
 
 /// Waits for a condition.

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use shared::testing::TestDatabase;
 
-use super::clock::Clock;
 use super::commits::{self, Change};
 use super::rival::{self, Calls, Heard};
-use super::table::Times;
 use super::{Options, log};
+use crate::benchmarks::clock::Clock;
 use crate::benchmarks::joined;
+use crate::benchmarks::times::Times;
 use crate::benchmarks::topic::Topic;
 use crate::orders::{Messages, Mix};
 use crate::producer::{Pace, Producer, Target};

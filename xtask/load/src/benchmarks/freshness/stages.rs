@@ -8,12 +8,13 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Text, Timestamptz};
 
-use super::clock::{Clock, ms};
 use super::floor::Floor;
 use super::log::Appended;
 use super::rival::Heard;
-use super::table::{self, Times};
+use super::table;
 use super::watcher::Sighting;
+use crate::benchmarks::clock::{Clock, ms};
+use crate::benchmarks::times::Times;
 
 /// Reads the marks of orders that no later message has changed. The transaction that wrote such a row has inserted it.
 const MARKS: &str =

@@ -1,4 +1,4 @@
-//! Percentiles, and how they are printed.
+//! How percentiles are printed.
 
 use std::time::{Duration, Instant};
 
@@ -6,33 +6,16 @@ use anyhow::ensure;
 
 use super::rival::Heard;
 use super::watcher::Sighting;
-
-/// Times in milliseconds, sorted.
-pub(super) struct Times(Vec<f64>);
+use crate::benchmarks::times::Times;
 
 impl Times {
-    pub(super) fn new(durations: impl Iterator<Item = Duration>) -> Self {
-        Self::of_ms(durations.map(|time| time.as_secs_f64() * 1e3).collect())
-    }
-
-    pub(super) fn of_ms(mut times: Vec<f64>) -> Self {
-        times.sort_by(f64::total_cmp);
-        Self(times)
-    }
-
-    /// Returns the smallest time that at least `percent` of all times do not exceed.
-    fn percentile(&self, percent: usize) -> f64 {
-        let index = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
-        self.0.get(index).copied().unwrap_or(f64::NAN)
-    }
-
     /// Prints a line without its end.
     fn print(&self, name: &str) {
         let shown = [50, 99, 100].map(|percent| self.percentile(percent));
         let [p50, p99, max] = shown;
         print!(
             "{name:<28} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2}",
-            self.0.len()
+            self.len()
         );
     }
 
@@ -102,19 +85,4 @@ pub(super) fn print_kind(
 /// Returns 0 if a notification is faster than the answer to COMMIT.
 fn since(at: Instant, start: Instant) -> Duration {
     at.saturating_duration_since(start)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_of_the_nearest_rank() {
-        let times = Times::new((1..=200).rev().map(Duration::from_millis));
-        assert_eq!(
-            [50, 99, 100].map(|percent| times.percentile(percent).round()),
-            [100.0, 198.0, 200.0]
-        );
-        assert!(Times::new(std::iter::empty()).percentile(50).is_nan());
-    }
 }

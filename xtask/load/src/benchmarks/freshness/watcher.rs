@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use shared::order::Order;
 
-use super::connection::{Answer, Connection};
 use super::rival::Calls;
+use crate::benchmarks::connection::{Answer, Connection};
 use crate::benchmarks::joined;
 
 /// How long a state may take to become readable.

@@ -15,14 +15,14 @@ const MAX_HEADERS: usize = 32;
 
 /// A connection with one request at a time.
 #[derive(Debug)]
-pub(in crate::benchmarks) struct Connection {
+pub(super) struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
 }
 
 /// The answer of an api.
 #[derive(Debug)]
-pub(in crate::benchmarks) struct Answer<'a> {
+pub(super) struct Answer<'a> {
     pub status: u16,
     /// The version in the `ETag`; `None` if the order does not exist.
     pub version: Option<i64>,
@@ -32,7 +32,7 @@ pub(in crate::benchmarks) struct Answer<'a> {
 }
 
 impl Connection {
-    pub(in crate::benchmarks) fn open(port: u16) -> anyhow::Result<Self> {
+    pub(super) fn open(port: u16) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_TIMEOUT))?;
@@ -42,7 +42,7 @@ impl Connection {
         })
     }
 
-    pub(in crate::benchmarks) fn get(&mut self, path: &str) -> anyhow::Result<Answer<'_>> {
+    pub(super) fn get(&mut self, path: &str) -> anyhow::Result<Answer<'_>> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         self.stream.write_all(request.as_bytes())?;
         self.received.clear();

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy)]
-pub(in crate::benchmarks) struct Clock {
+pub(super) struct Clock {
     instant: Instant,
     time: DateTime<Utc>,
 }
 
 impl Clock {
-    pub(in crate::benchmarks) fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self {
             instant: Instant::now(),
             time: Utc::now(),
@@ -20,13 +20,13 @@ impl Clock {
     }
 
     /// Returns the time of day of a later moment, in milliseconds since 1970.
-    pub(in crate::benchmarks) fn ms(&self, at: Instant) -> f64 {
+    pub(super) fn ms(&self, at: Instant) -> f64 {
         let passed = at.saturating_duration_since(self.instant);
         ms(self.time) + passed.as_secs_f64() * 1e3
     }
 }
 
 /// Returns a time of day in milliseconds since 1970.
-pub(in crate::benchmarks) fn ms(time: DateTime<Utc>) -> f64 {
+pub(super) fn ms(time: DateTime<Utc>) -> f64 {
     (time - DateTime::UNIX_EPOCH).as_seconds_f64() * 1e3
 }
