@@ -24,13 +24,31 @@ pub fn purge_orders(
     connection: &mut PgConnection,
     cutoff: DateTime<Utc>,
     dry_run: bool,
+    progress: impl FnMut(usize),
+) -> QueryResult<usize> {
+    in_steps(
+        connection,
+        dry_run,
+        progress,
+        |connection, place| old_orders(connection, cutoff, place),
+        |connection, old| connection.transaction(|connection| delete(connection, cutoff, old)),
+    )
+}
+
+/// Walks to the end, from place to place. `look` returns where it stopped, and what is old up to there; no place at the end.
+/// `remove` returns how much of that it has removed. A rest follows each removal.
+fn in_steps<P, K>(
+    connection: &mut PgConnection,
+    dry_run: bool,
     mut progress: impl FnMut(usize),
+    look: impl Fn(&mut PgConnection, Option<P>) -> QueryResult<(Option<P>, Vec<K>)>,
+    remove: impl Fn(&mut PgConnection, &[K]) -> QueryResult<usize>,
 ) -> QueryResult<usize> {
     let mut removed = 0;
     let mut place = None;
     loop {
         let started_at = Instant::now();
-        let (next, old) = old_orders(connection, cutoff, place)?;
+        let (next, old) = look(connection, place)?;
         if next.is_none() {
             return Ok(removed);
         }
@@ -38,7 +56,7 @@ pub fn purge_orders(
         if dry_run {
             removed += old.len();
         } else if !old.is_empty() {
-            removed += connection.transaction(|connection| delete(connection, cutoff, &old))?;
+            removed += remove(connection, &old)?;
             deletion::rest(started_at);
         }
         progress(removed);
@@ -102,32 +120,33 @@ pub fn purge_letters(
     connection: &mut PgConnection,
     cutoff: DateTime<Utc>,
     dry_run: bool,
-    mut progress: impl FnMut(usize),
+    progress: impl FnMut(usize),
 ) -> QueryResult<usize> {
-    let mut removed = 0;
-    let mut after = 0;
-    loop {
-        let started_at = Instant::now();
-        // Numbers and times rise together, but not strictly.
-        let rows: Vec<(i64, DateTime<Utc>)> = dead_letters::table
-            .filter(dead_letters::id.gt(after))
-            .select((dead_letters::id, dead_letters::created_at))
-            .order(dead_letters::id)
-            .limit(LETTERS_PER_STEP)
-            .load(connection)?;
-        let Some((last, _)) = rows.last() else {
-            return Ok(removed);
-        };
-        after = *last;
-        let old = rows.iter().filter(|(_, at)| *at < cutoff);
-        let old: Vec<i64> = old.map(|(id, _)| *id).collect();
-        if dry_run {
-            removed += old.len();
-        } else if !old.is_empty() {
-            removed += diesel::delete(dead_letters::table.filter(dead_letters::id.eq_any(old)))
-                .execute(connection)?;
-            deletion::rest(started_at);
-        }
-        progress(removed);
-    }
+    in_steps(
+        connection,
+        dry_run,
+        progress,
+        |connection, after| old_letters(connection, cutoff, after),
+        |connection, old| {
+            diesel::delete(dead_letters::table.filter(dead_letters::id.eq_any(old)))
+                .execute(connection)
+        },
+    )
+}
+
+/// Looks at the next letters by number. Numbers and times rise together, but not strictly.
+fn old_letters(
+    connection: &mut PgConnection,
+    cutoff: DateTime<Utc>,
+    after: Option<i64>,
+) -> QueryResult<(Option<i64>, Vec<i64>)> {
+    let rows: Vec<(i64, DateTime<Utc>)> = dead_letters::table
+        .filter(dead_letters::id.gt(after.unwrap_or(0)))
+        .select((dead_letters::id, dead_letters::created_at))
+        .order(dead_letters::id)
+        .limit(LETTERS_PER_STEP)
+        .load(connection)?;
+    let next = rows.last().map(|(id, _)| *id);
+    let old = rows.into_iter().filter(|(_, at)| *at < cutoff);
+    Ok((next, old.map(|(id, _)| id).collect()))
 }
