@@ -1,5 +1,6 @@
 //! Migrations run while others read and write: nobody waits for long.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,9 +16,17 @@ use shared::testing::{TestDatabase, wait_until};
 
 /// How long a reader or writer may wait: for the two seconds that a migration waits for its lock, and for a loaded machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// How long the transactions of the load last, and that of somebody who has left a session open.
-const SHORT: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(10);
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What the sessions of the load do before they commit, so that their transactions overlap.
+const STAY_OPEN: &str = "SELECT pg_sleep(0.2)";
+
+/// When each session that waits for a table began to wait.
+const WAITS: &str = "SELECT waitstart::text AS value FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+     WHERE NOT granted AND mode = 'AccessExclusiveLock' AND relnamespace = 'public'::regnamespace
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND waitstart IS NOT NULL";
+/// How often a migration waits in vain for the session that somebody has left open.
+const WAITS_IN_VAIN: usize = 3;
 
 /// What the sessions do to a table; no row is needed to take the lock.
 const READ: &str = "SELECT count(*) FROM ";
@@ -50,8 +59,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Runs a transaction, and returns how long its slowest statement took.
-    fn run(&mut self, duration: Duration) -> Duration {
+    /// Runs a transaction that stays open for as long as `stay_open` takes. Returns how long its slowest statement took.
+    fn run(&mut self, stay_open: impl FnOnce(&mut PgConnection)) -> Duration {
         let mut slowest = Duration::ZERO;
         self.connection.batch_execute("BEGIN").unwrap();
         for statement in &self.statements {
@@ -60,7 +69,7 @@ impl<'a> Session<'a> {
             slowest = slowest.max(started.elapsed());
         }
         self.transactions.fetch_add(1, Ordering::Relaxed);
-        thread::sleep(duration);
+        stay_open(&mut self.connection);
         self.connection.batch_execute("COMMIT").unwrap();
         slowest
     }
@@ -73,18 +82,28 @@ fn longest_wait(database: &TestDatabase, source: &(impl MigrationSource<Pg> + Sy
     let repeat = |mut session: Session<'_>| {
         let mut slowest = Duration::ZERO;
         while !is_over.load(Ordering::Relaxed) {
-            slowest = slowest.max(session.run(SHORT));
+            let stay_open =
+                |connection: &mut PgConnection| connection.batch_execute(STAY_OPEN).unwrap();
+            slowest = slowest.max(session.run(stay_open));
         }
         slowest
     };
     thread::scope(|scope| {
         let mut forgotten = session(READ);
-        let mut sessions = vec![scope.spawn(move || forgotten.run(LONG))];
+        // Somebody has left a session open. It ends after the migrations have waited for it more than once.
+        let until_waited_for = || {
+            let mut waits = BTreeSet::new();
+            wait_until("a migration waits for a table", PATIENCE, || {
+                waits.extend(database.texts(WAITS));
+                waits.len() > WAITS_IN_VAIN || is_over.load(Ordering::Relaxed)
+            });
+        };
+        let mut sessions = vec![scope.spawn(move || forgotten.run(|_| until_waited_for()))];
         for operation in [READ, READ, WRITE, WRITE] {
             let session = session(operation);
             sessions.push(scope.spawn(move || repeat(session)));
         }
-        wait_until("all sessions have begun", LONG, || {
+        wait_until("all sessions have begun", PATIENCE, || {
             transactions.load(Ordering::Relaxed) > 20
         });
         db::migrate_from(source, &mut database.connect(), || false).unwrap();
