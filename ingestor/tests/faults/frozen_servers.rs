@@ -146,13 +146,7 @@ fn a_row_that_is_locked_for_a_minute_holds_up_its_partition_only() {
     let daemon = scene.start_daemon();
     let mut orders = scene.produce_to(0, 100);
     scene.wait_until_settled(100);
-    let mut holder = scene.database.connect();
-    holder
-        .batch_execute(
-            "SET application_name = 'a-person'; SET idle_in_transaction_session_timeout = 0;
-             BEGIN; SELECT FROM consumer_offsets WHERE partition = 0 FOR UPDATE",
-        )
-        .unwrap();
+    let mut holder = scene.lock_row_of_partition_0();
     let locked_at = Instant::now();
     orders.extend(scene.produce_to(0, 1_000));
     let (mut stored, mut slowest) = (100, Duration::ZERO);

@@ -21,8 +21,7 @@ fn recreate_while_running(away: Duration) -> i64 {
         [format!("recreated p0 {stopped_at} 0..30 -> inc open")]
     );
     assert!((daemon.metric("orders_ingestor_offset_incidents_total") - 1.0).abs() < f64::EPSILON);
-    let accept = ["offsets", "accept-gap", "--partition", "0", "--new-topic"];
-    scene.run_well(&[&accept[..], &["--yes"]].concat());
+    scene.accept_gap(&["--new-topic"]);
     scene.wait_until_at(30, 2);
     assert_eq!(scene.stored_of(&orders), 30);
     stopped_at

@@ -9,8 +9,6 @@ use shared::testing::{TestDatabase, wait_until};
 
 use crate::support::{PATIENCE, Scene, segment_of};
 
-const ACCEPT: [&str; 5] = ["offsets", "accept-gap", "--partition", "0", "--yes"];
-
 fn scene_on(kafka: &PrivateKafka) -> Scene {
     Scene::with_servers(1, TestDatabase::create(), kafka.bootstrap(), &[])
 }
@@ -89,7 +87,7 @@ fn after_a_cut_reading_continues_where_the_log_is_still_the_same() {
     scene.wait_for_incidents(1);
     assert_eq!(scene.incidents(), ["truncated p0 5 0..6 -> 4 inc open"]);
     daemon.wait_until_logged("it is the one that was read up to offset 3");
-    let printed = scene.run_well(&ACCEPT);
+    let printed = scene.accept_gap(&[]);
     assert!(
         printed.contains("continues at 4 as incarnation 2"),
         "{printed}"
@@ -129,7 +127,7 @@ fn a_message_that_is_held_back_becomes_a_letter_which_an_operator_can_replay() {
 
     let daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
-    scene.run_well(&ACCEPT);
+    scene.accept_gap(&[]);
     scene.wait_until_at(3, 2);
     assert_eq!(
         entry_of(&scene, &late),
@@ -163,7 +161,7 @@ fn a_message_that_is_held_back_becomes_a_letter_which_an_operator_can_replay() {
 
 #[test]
 fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() {
-    for how in [["--new-topic", "--yes"], ["--resume-at=1", "--yes"]] {
+    for how in ["--new-topic", "--resume-at=1"] {
         let mut scene = Scene::new(1);
         let daemon = scene.start_daemon();
         let orders = store_one_by_one(&mut scene, 4);
@@ -181,8 +179,7 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
         let new = scene.produce_orders(1);
         let daemon = scene.start_daemon();
         scene.wait_for_incidents(1);
-        let question = [&ACCEPT[..4], &how[..1]].concat();
-        let refusal = scene.run(&question);
+        let refusal = scene.run(&["offsets", "accept-gap", "--partition", "0", how]);
         assert!(
             !refusal.success
                 && refusal
@@ -190,7 +187,7 @@ fn a_copy_of_the_topic_at_other_offsets_undoes_nothing_however_it_is_accepted() 
                     .contains("1 orders were last written by a PUT, and 0 were deleted"),
             "{refusal:?}"
         );
-        scene.run_well(&[&ACCEPT[..4], &how].concat());
+        scene.accept_gap(&[how]);
         scene.wait_until_at(4, 2);
         assert_eq!(entry_of(&scene, &orders[1]), ["PUT"], "{how:?}");
         let track_number = format!(

@@ -287,14 +287,7 @@ fn a_letter_of_a_former_topic_is_older_than_every_message_of_the_new_one() {
     scene.produce(&rewritten);
     let daemon = scene.start_daemon();
     scene.wait_for_incidents(1);
-    scene.run_well(&[
-        "offsets",
-        "accept-gap",
-        "--partition",
-        "0",
-        "--new-topic",
-        "--yes",
-    ]);
+    scene.accept_gap(&["--new-topic"]);
     scene.wait_until_at(2, 2);
     assert!(daemon.stop().success());
     // This is what a PUT does.

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
 use serde_json::Value;
 use shared::order::Order;
@@ -23,17 +22,6 @@ fn running(scene: &Scene, more: &[(&str, &str)]) -> Daemon {
         daemon.log().matches("claimed kafka.partition").count() == 5
     });
     daemon
-}
-
-fn lock_row_of_partition_0(scene: &Scene) -> PgConnection {
-    let mut holder = scene.database.connect();
-    holder
-        .batch_execute(
-            "SET application_name = 'a-person'; SET idle_in_transaction_session_timeout = 0;
-             BEGIN; SELECT FROM consumer_offsets WHERE partition = 0 FOR UPDATE",
-        )
-        .unwrap();
-    holder
 }
 
 /// Sends orders one by one for a while. Returns them, and how long each took to be stored.
@@ -90,7 +78,7 @@ fn a_locked_row_holds_up_its_own_partition_only_and_names_the_holder() {
     let mut scene = Scene::new(PARTITIONS);
     scene.audit_writes();
     let daemon = running(&scene, &[]);
-    let mut holder = lock_row_of_partition_0(&scene);
+    let mut holder = scene.lock_row_of_partition_0();
     // The row of an idle partition is read again every five seconds.
     wait_until_degraded(&daemon, "a-person");
     let mut orders = scene.produce_to(0, 10);
@@ -113,7 +101,7 @@ fn a_locked_row_holds_up_its_own_partition_only_and_names_the_holder() {
 fn a_claim_that_waits_for_a_locked_row_holds_up_no_other_claim() {
     let mut scene = Scene::new(PARTITIONS);
     assert!(running(&scene, &[]).stop().success());
-    let mut holder = lock_row_of_partition_0(&scene);
+    let mut holder = scene.lock_row_of_partition_0();
     let daemon = scene.start_daemon();
     wait_until("the others are claimed", PATIENCE, || {
         daemon.log().matches("claimed kafka.partition").count() == 4
@@ -130,7 +118,7 @@ fn a_stop_does_not_wait_for_a_locked_row() {
     let mut scene = Scene::new(PARTITIONS);
     scene.audit_writes();
     let daemon = running(&scene, &[]);
-    let mut holder = lock_row_of_partition_0(&scene);
+    let mut holder = scene.lock_row_of_partition_0();
     let mut orders = scene.produce_to(0, 10);
     orders.extend(scene.produce_to(4, 10));
     wait_until_degraded(&daemon, "a-person");
@@ -229,7 +217,7 @@ fn a_partition_that_is_held_up_does_not_keep_the_memory_that_others_need() {
     let mut scene = Scene::new(PARTITIONS);
     scene.audit_writes();
     let daemon = running(&scene, &[("INGEST_MEMORY_MB", "64")]);
-    let mut holder = lock_row_of_partition_0(&scene);
+    let mut holder = scene.lock_row_of_partition_0();
     // Some 4 KB of memory each, and batches may take 16 MB.
     let mut orders = scene.produce_to(0, 20_000);
     daemon.wait_until_logged("the others need its memory");

@@ -20,15 +20,6 @@ use crate::support::{PATIENCE, Scene};
 
 const ACCEPT: [&str; 5] = ["offsets", "accept-gap", "--partition", "0", "--yes"];
 
-const ACCEPT_NEW_TOPIC: [&str; 6] = [
-    "offsets",
-    "accept-gap",
-    "--partition",
-    "0",
-    "--new-topic",
-    "--yes",
-];
-
 /// Reads ten orders, recreates the topic while nobody reads it, and accepts the incident.
 fn recreate_while_stopped(new_records: usize) {
     let mut scene = Scene::new(1);
@@ -55,7 +46,7 @@ fn recreate_while_stopped(new_records: usize) {
         refusal.contains("--new-topic") && refusal.contains("--resume-at OFFSET"),
         "{refusal}"
     );
-    let printed = scene.run_well(&ACCEPT_NEW_TOPIC);
+    let printed = scene.accept_gap(&["--new-topic"]);
     assert!(
         printed.contains("continues at 0 as incarnation 2"),
         "{printed}"
@@ -175,7 +166,7 @@ fn a_partition_whose_offset_is_beyond_the_end_continues_at_the_end_once_accepted
     scene.wait_for_incidents(1);
     assert_eq!(scene.incidents(), ["truncated p0 100 0..10 -> 10 inc open"]);
     let orders = scene.produce_orders(5);
-    scene.run_well(&ACCEPT);
+    scene.accept_gap(&[]);
     scene.wait_until_at(15, 2);
     assert_eq!((scene.stored_of(&orders), scene.stored()), (5, 15));
     assert!(daemon.stop().success());
@@ -198,7 +189,7 @@ fn an_accepted_gap_is_the_recorded_one_and_later_losses_are_another() {
         ["retention p0 10 20..50 -> 20 inc 1 open"]
     );
     scene.delete_records_of(0, 30);
-    scene.run_well(&ACCEPT);
+    scene.accept_gap(&[]);
     scene.wait_for_incidents(2);
     assert_eq!(
         scene.incidents(),
@@ -208,7 +199,7 @@ fn an_accepted_gap_is_the_recorded_one_and_later_losses_are_another() {
         ]
     );
     daemon.wait_until_logged("records 20..30 were deleted before they were read");
-    scene.run_well(&ACCEPT);
+    scene.accept_gap(&[]);
     scene.wait_until_at(50, 1);
     assert_eq!(scene.stored_of(&orders[20..]), 20);
     assert_eq!(scene.stored(), 30);

@@ -181,29 +181,31 @@ fn a_constraint_that_no_single_order_violates_is_a_sick_database() {
     assert_split(&scene, &orders, &[]);
 }
 
+/// Sends messages that become dead letters.
+fn send_bad(scene: &mut Scene, count: usize) {
+    for _ in 0..count {
+        let (message, _) = InvalidKind::ALL[0].of(&scene.later("unused"));
+        scene.send(Some("bad"), Some(&message));
+    }
+    scene.flush();
+}
+
 #[test]
 fn the_breaker_halts_a_partition_above_its_bound_but_not_at_it() {
     let mut scene = Scene::new(1);
-    let bad = |scene: &mut Scene, count: usize| {
-        for _ in 0..count {
-            let (message, _) = InvalidKind::ALL[0].of(&scene.later("unused"));
-            scene.send(Some("bad"), Some(&message));
-        }
-        scene.flush();
-    };
-    bad(&mut scene, 20);
+    send_bad(&mut scene, 20);
     scene.produce_orders(1);
-    bad(&mut scene, 19);
+    send_bad(&mut scene, 19);
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
     scene.wait_until_settled(40);
     assert_eq!(halted(&scene), 0);
-    bad(&mut scene, 1);
+    send_bad(&mut scene, 1);
     scene.wait_until_settled(41);
     assert_eq!(halted(&scene), 0, "20 in a row are allowed");
     // The count continues after a restart.
     assert!(daemon.stop().success());
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
-    bad(&mut scene, 1);
+    send_bad(&mut scene, 1);
     wait_until("the partition is halted", PATIENCE, || halted(&scene) == 1);
     assert_eq!(scene.dead_letters(), 41);
     daemon.wait_until_logged("ingestor offsets resume --partition 0");
@@ -224,14 +226,7 @@ fn the_breaker_halts_a_partition_above_its_bound_but_not_at_it() {
 #[test]
 fn a_bound_that_is_lowered_below_the_count_halts_at_the_next_bad_message_and_at_no_good_one() {
     let mut scene = Scene::new(1);
-    let bad = |scene: &mut Scene, count: usize| {
-        for _ in 0..count {
-            let (message, _) = InvalidKind::ALL[0].of(&scene.later("unused"));
-            scene.send(Some("bad"), Some(&message));
-        }
-        scene.flush();
-    };
-    bad(&mut scene, 15);
+    send_bad(&mut scene, 15);
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "20")]);
     scene.wait_until_settled(15);
     assert!(daemon.stop().success());
@@ -241,14 +236,14 @@ fn a_bound_that_is_lowered_below_the_count_halts_at_the_next_bad_message_and_at_
     scene.produce_orders(1);
     scene.wait_until_settled(16);
     assert_eq!((halted(&scene), scene.stored()), (0, 1));
-    bad(&mut scene, 10);
+    send_bad(&mut scene, 10);
     scene.wait_until_settled(26);
     assert_eq!(halted(&scene), 0, "the good order has ended the run");
     assert!(daemon.stop().success());
 
     let lowered = [("DEAD_LETTER_MAX_CONSECUTIVE", "5")];
     let _daemon = scene.start_daemon_with(&lowered);
-    bad(&mut scene, 1);
+    send_bad(&mut scene, 1);
     wait_until("the partition is halted", PATIENCE, || halted(&scene) == 1);
 }
 

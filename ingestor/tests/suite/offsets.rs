@@ -22,17 +22,9 @@ fn at_rest_the_lag_is_zero_even_after_transaction_markers() {
     let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
     let aborted = serde_json::to_vec(&scene.later("aborted")).unwrap();
     let producer = transactional_producer(&scene);
-    producer.begin_transaction().unwrap();
-    producer
-        .send(BaseRecord::to(&scene.topic).key("a").payload(&order))
-        .map_err(|(error, _)| error)
-        .unwrap();
+    begin_with(&producer, &scene, "a", &order);
     producer.commit_transaction(PATIENCE).unwrap();
-    producer.begin_transaction().unwrap();
-    producer
-        .send(BaseRecord::to(&scene.topic).key("b").payload(&aborted))
-        .map_err(|(error, _)| error)
-        .unwrap();
+    begin_with(&producer, &scene, "b", &aborted);
     producer.flush(PATIENCE).unwrap();
     producer.abort_transaction(PATIENCE).unwrap();
 
@@ -63,11 +55,7 @@ fn records_behind_an_open_transaction_count_as_lag() {
     scene.wait_until_settled(2);
     let order = serde_json::to_vec(&scene.later("in-a-transaction")).unwrap();
     let producer = transactional_producer(&scene);
-    producer.begin_transaction().unwrap();
-    producer
-        .send(BaseRecord::to(&scene.topic).key("a").payload(&order))
-        .map_err(|(error, _)| error)
-        .unwrap();
+    begin_with(&producer, &scene, "a", &order);
     producer.flush(PATIENCE).unwrap();
     // They are in no transaction, but they stand behind it.
     scene.produce_orders(5);
@@ -111,6 +99,15 @@ fn records_behind_an_open_transaction_count_as_lag() {
         is("orders_ingestor_lag_records", 0.0) && is("orders_ingestor_unstable_records", 0.0)
     });
     assert!(!scene.run_well(&["offsets", "show"]).contains("transaction"));
+}
+
+/// Begins a transaction with one record.
+fn begin_with(producer: &BaseProducer, scene: &Scene, key: &str, payload: &[u8]) {
+    producer.begin_transaction().unwrap();
+    producer
+        .send(BaseRecord::to(&scene.topic).key(key).payload(payload))
+        .map_err(|(error, _)| error)
+        .unwrap();
 }
 
 fn transactional_producer(scene: &Scene) -> BaseProducer {

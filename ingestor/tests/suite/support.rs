@@ -308,6 +308,18 @@ impl Scene {
         self.database.execute(checker::INSTALL);
     }
 
+    /// Locks the row of partition 0 as an operator does, until the returned connection commits.
+    pub fn lock_row_of_partition_0(&self) -> PgConnection {
+        let mut holder = self.database.connect();
+        holder
+            .batch_execute(
+                "SET application_name = 'a-person'; SET idle_in_transaction_session_timeout = 0;
+                 BEGIN; SELECT FROM consumer_offsets WHERE partition = 0 FOR UPDATE",
+            )
+            .unwrap();
+        holder
+    }
+
     /// Makes each COMMIT that moves an offset wait until the returned connection is closed.
     pub fn hold_commits(&self) -> PgConnection {
         let mut holder = self.database.connect();

@@ -121,6 +121,12 @@ impl Scene {
         answer.stderr.trim_end().lines().last().unwrap().to_owned()
     }
 
+    /// Accepts the incident of partition 0, and returns what the command printed.
+    pub fn accept_gap(&self, how: &[&str]) -> String {
+        let command = ["offsets", "accept-gap", "--partition", "0", "--yes"];
+        self.run_well(&[&command[..], how].concat())
+    }
+
     /// Returns how many of these orders are stored.
     pub fn stored_of(&self, orders: &[Order]) -> usize {
         let uids = self.database.texts("SELECT order_uid AS value FROM orders");
