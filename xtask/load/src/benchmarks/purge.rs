@@ -28,8 +28,10 @@ use super::{ServerOptions, beside, joined, print_load_average};
 use crate::orders::{Messages, Mix};
 use crate::producer::{Pace, Producer, Target};
 
-const OLD: &str =
-    "date_created < now() - interval '365 days' AND created_at < now() - interval '365 days'";
+const DELETE_OLD: &str = "DELETE FROM orders
+     WHERE date_created < now() - interval '365 days' AND created_at < now() - interval '365 days'";
+const COUNT_OLD: &str = "SELECT count(*) AS value FROM orders
+     WHERE date_created < now() - interval '365 days' AND created_at < now() - interval '365 days'";
 const PARTITIONS: i32 = 4;
 /// What happens before this time is not measured: a new producer first asks for the topic's metadata.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -100,10 +102,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             }
             measure(options, &database, &topic, port, side, measured)?;
             if side > 0 {
-                let left = integer(
-                    &mut connection,
-                    &format!("SELECT count(*) AS value FROM orders WHERE {OLD}"),
-                )?;
+                let left = integer(&mut connection, COUNT_OLD)?;
                 ensure!(left == 0, "{left} old orders are left");
                 refill(
                     &mut connection,
@@ -187,8 +186,7 @@ fn work(options: &Options, database: &TestDatabase, side: usize) -> anyhow::Resu
         _ => {
             let mut connection = database.connect();
             connection.batch_execute(AS_FOREIGN_WRITER)?;
-            diesel::sql_query(format!("DELETE FROM orders WHERE {OLD}"))
-                .execute(&mut connection)?;
+            diesel::sql_query(DELETE_OLD).execute(&mut connection)?;
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use shared::testing::{TestDatabase, integer, variables_of};
 use super::connection::Connection;
 use super::topic::Topic;
 
-/// The benchmark's own queries have [`server::OWN_MARK`] in them.
+/// How many partitions are claimed. The mark keeps the query out of the statements that [`super::ingest`] counts.
 pub(super) const CLAIMED: &str =
     "SELECT /* by the benchmark */ count(*) AS value FROM consumer_offsets WHERE epoch > 0";
 /// How long anything may take that is waited for.
