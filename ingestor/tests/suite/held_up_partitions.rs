@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::PgConnection;
 use diesel::connection::SimpleConnection;
 use serde_json::Value;
 use shared::order::Order;
@@ -73,12 +74,26 @@ fn wait_until_well(daemon: &Daemon) {
     });
 }
 
+/// Releases the row, and checks that everything is stored then.
+fn assert_all_is_well_after(
+    mut holder: PgConnection,
+    scene: &Scene,
+    daemon: &Daemon,
+    orders: &[Order],
+) {
+    holder.batch_execute("COMMIT").unwrap();
+    let records = i64::try_from(orders.len()).unwrap();
+    scene.wait_until_settled(records);
+    wait_until_well(daemon);
+    scene.assert_each_stored_once(orders);
+}
+
 #[test]
 fn a_locked_row_holds_up_its_own_partition_only_and_names_the_holder() {
     let mut scene = Scene::new(PARTITIONS);
     scene.audit_writes();
     let daemon = running(&scene, &[]);
-    let mut holder = scene.lock_row_of_partition_0();
+    let holder = scene.lock_row_of_partition_0();
     // The row of an idle partition is read again every five seconds.
     wait_until_degraded(&daemon, "a-person");
     let mut orders = scene.produce_to(0, 10);
@@ -88,11 +103,7 @@ fn a_locked_row_holds_up_its_own_partition_only_and_names_the_holder() {
     ));
     wait_until_degraded(&daemon, "a-person");
     // The operator's session was not ended.
-    holder.batch_execute("COMMIT").unwrap();
-    let records = i64::try_from(orders.len()).unwrap();
-    scene.wait_until_settled(records);
-    wait_until_well(&daemon);
-    scene.assert_each_stored_once(&orders);
+    assert_all_is_well_after(holder, &scene, &daemon, &orders);
     assert!(daemon.metric("orders_ingestor_fences_total").abs() < f64::EPSILON);
     assert!(daemon.stop().success());
 }
@@ -217,7 +228,7 @@ fn a_partition_that_is_held_up_does_not_keep_the_memory_that_others_need() {
     let mut scene = Scene::new(PARTITIONS);
     scene.audit_writes();
     let daemon = running(&scene, &[("INGEST_MEMORY_MB", "64")]);
-    let mut holder = scene.lock_row_of_partition_0();
+    let holder = scene.lock_row_of_partition_0();
     // Some 4 KB of memory each, and batches may take 16 MB.
     let mut orders = scene.produce_to(0, 20_000);
     daemon.wait_until_logged("the others need its memory");
@@ -226,11 +237,7 @@ fn a_partition_that_is_held_up_does_not_keep_the_memory_that_others_need() {
         Duration::from_secs(12),
     ));
     wait_until_degraded(&daemon, "a-person");
-    holder.batch_execute("COMMIT").unwrap();
-    let records = i64::try_from(orders.len()).unwrap();
-    scene.wait_until_settled(records);
-    scene.assert_each_stored_once(&orders);
-    wait_until_well(&daemon);
+    assert_all_is_well_after(holder, &scene, &daemon, &orders);
     assert!(daemon.stop().success());
 }
 
