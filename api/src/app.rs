@@ -15,6 +15,7 @@ use crate::cache::OrderCache;
 use crate::config::Config;
 use crate::http::authority::Authority;
 use crate::http::problem::ApiError;
+use crate::http::token_file::TokenFile;
 use crate::metrics::Metrics;
 use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
 
@@ -25,8 +26,10 @@ const MAX_EXPORTS: usize = 2;
 /// The state of the process, shared by all requests.
 #[derive(Debug)]
 pub struct App {
-    /// Who may write.
+    /// Who may do what.
     pub authority: Authority,
+    /// The tokens in force; `None` if the server has none.
+    pub tokens: Option<Arc<TokenFile>>,
     /// How the bodies of orders are read.
     pub decoder: Decoder,
     /// Orders in PostgreSQL.
@@ -51,7 +54,7 @@ impl App {
     /// Sets up the state. It does not connect to the database yet.
     ///
     /// # Errors
-    /// Returns an error if a pool cannot be set up.
+    /// Returns an error if a pool cannot be set up, or if the tokens cannot be read.
     pub fn new(
         config: &Config,
         address: SocketAddr,
@@ -76,8 +79,15 @@ impl App {
             config.cache.lease,
             repository.clone(),
         ));
+        let metrics = Arc::new(Metrics::new(&cache));
+        let tokens = TokenFile::open(
+            config.api_token.clone(),
+            config.api_tokens_file.clone(),
+            metrics.tokens.clone(),
+        )?;
         Ok(Arc::new(Self {
-            authority: Authority::new(config, address),
+            authority: Authority::new(config, address, tokens.clone()),
+            tokens,
             decoder: Decoder {
                 rules: config.order_rules,
                 envelope: Envelope::None,
@@ -85,7 +95,7 @@ impl App {
             body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
             repository,
-            metrics: Arc::new(Metrics::new(&cache)),
+            metrics,
             cache,
             warmup_limit: config.cache.warmup,
             started_at: Utc::now(),

@@ -1,29 +1,38 @@
 //! The command line and the environment of the api.
 
+pub mod command;
+pub mod network;
 pub mod origin;
+pub mod tokens;
 
 use std::fmt::Display;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeBounds;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, Secret, ShownSettings,
-    ShutdownSettings, name_of,
+    ShutdownSettings, listen_host, name_of,
 };
 use shared::order::OrderRules;
 use shared::server::{Deadlines, Limits};
+use warp::http::uri::Authority as HostAndPort;
 
+use command::Command;
+use network::Network;
 use origin::AllowedOrigin;
 
 /// Serves orders over HTTP from a cache that database events keep correct
 #[derive(Parser, Debug)]
 #[command(name = "api", version)]
 pub struct Cli {
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Print the effective settings with secrets hidden, and exit
     #[arg(long)]
     pub check_config: bool,
@@ -65,23 +74,51 @@ struct ServerArgs {
     /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
     #[arg(long, env, default_value_t = 8, value_parser = number(1..=1000))]
     db_pool_size: usize,
-    /// Token that writes and cache operations must send as "Authorization: Bearer ..."; empty for no token
+    /// File of the tokens that clients must send as "Authorization: Bearer ..."; `api token new` makes its lines
+    #[arg(long, env)]
+    api_tokens_file: Option<PathBuf>,
+    /// One token that allows everything, 16 to 512 visible ASCII characters; empty for none
     #[arg(long, env, hide_env_values = true)]
     api_token: Option<Secret>,
-    /// File that contains the token, instead of API_TOKEN
+    /// File that contains that one token, instead of API_TOKEN
     #[arg(long, env)]
     api_token_file: Option<PathBuf>,
-    /// Without a token, accept writes even if the server is not bound to loopback
+    /// Without tokens, answer reads of every client that reaches the server, not only of this machine
+    #[arg(long, env, action = ArgAction::Set, value_parser = BoolishValueParser::new(),
+          default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_name = "BOOL")]
+    allow_unauthenticated_reads: bool,
+    /// Without tokens, accept writes of every client that reaches the server, not only of this machine
     #[arg(long, env, action = ArgAction::Set, value_parser = BoolishValueParser::new(),
           default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
     allow_unauthenticated_writes: bool,
+    /// Host names, without ports, by which those clients may call the server, comma-separated [default: names of loopback]
+    #[arg(long, env, value_delimiter = ',', value_name = "HOST,...")]
+    allowed_hosts: Vec<String>,
+    /// Networks or addresses of proxies whose X-Forwarded-For names the client, comma-separated
+    #[arg(long, env, value_delimiter = ',', value_name = "CIDR,...")]
+    trusted_proxies: Vec<Network>,
+    /// Which requests to log: none, those that are refused for lack of rights, or all
+    #[arg(long, env, default_value = "refused", value_name = "LOG_ACCESS")]
+    log_access: AccessLog,
     /// Origins of the web pages that may use the api, written as browsers send them, comma-separated
     #[arg(long, env, value_delimiter = ',', value_name = "ORIGIN,...")]
     cors_allowed_origins: Vec<AllowedOrigin>,
     /// Maximum number of requests per minute from one client address; 0 for no limit
     #[arg(long, env, default_value_t = 0)]
     rate_limit_per_minute: u32,
+}
+
+/// Which requests leave a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessLog {
+    /// None.
+    Off,
+    /// Those that are refused because of who sends them, or because they are not HTTP.
+    Refused,
+    /// All.
+    All,
 }
 
 /// Parses a number within bounds.
@@ -102,10 +139,20 @@ pub struct Config {
     pub ops_address: (String, u16),
     /// The limits of clients' connections.
     pub server: ServerLimits,
-    /// The token that writes need.
+    /// The one token that allows everything.
     pub api_token: Option<Secret>,
-    /// Whether writes without a token are accepted on any address.
+    /// The file of all other tokens.
+    pub api_tokens_file: Option<PathBuf>,
+    /// Whether reads without a token are answered to all clients.
+    pub allow_unauthenticated_reads: bool,
+    /// Whether writes without a token are accepted from all clients.
     pub allow_unauthenticated_writes: bool,
+    /// The host names by which these clients may call the server; if empty, the names of loopback.
+    pub allowed_hosts: Vec<String>,
+    /// The proxies whose `X-Forwarded-For` names the client.
+    pub trusted_proxies: Vec<Network>,
+    /// Which requests leave a line in the log.
+    pub access_log: AccessLog,
     /// The origins of the web pages that may use the api.
     pub cors_allowed_origins: Vec<AllowedOrigin>,
     /// The maximum number of requests per minute from one client address.
@@ -206,22 +253,25 @@ impl Cli {
             ..
         } = self;
         let api_token = Secret::resolve("API_TOKEN", server.api_token, server.api_token_file)?;
-        for (name, host) in [
-            ("SERVER_HOST", &server.server_host),
-            ("OPS_HOST", &server.ops_host),
-        ] {
-            if host.is_empty() {
-                bail!("{name} must not be empty");
-            }
+        for host in &server.allowed_hosts {
+            check_host_name(host)?;
         }
         Ok(Config {
             database: database.resolve()?,
             pool: PoolSettings::with_size(server.db_pool_size),
-            address: (server.server_host, server.server_port),
-            ops_address: (server.ops_host, server.ops_port),
+            address: (
+                listen_host("SERVER_HOST", server.server_host)?,
+                server.server_port,
+            ),
+            ops_address: (listen_host("OPS_HOST", server.ops_host)?, server.ops_port),
             server: server.limits,
             api_token,
+            api_tokens_file: server.api_tokens_file,
+            allow_unauthenticated_reads: server.allow_unauthenticated_reads,
             allow_unauthenticated_writes: server.allow_unauthenticated_writes,
+            allowed_hosts: server.allowed_hosts,
+            trusted_proxies: server.trusted_proxies,
+            access_log: server.log_access,
             cors_allowed_origins: server.cors_allowed_origins,
             rate_limit_per_minute: NonZeroU32::new(server.rate_limit_per_minute),
             cache,
@@ -232,6 +282,16 @@ impl Cli {
     }
 }
 
+/// Checks a name that the header `Host` may have.
+fn check_host_name(host: &str) -> anyhow::Result<()> {
+    let parsed = host.parse::<HostAndPort>();
+    let is_name = parsed.is_ok_and(|parsed| parsed.host() == host);
+    if !is_name || host.contains('*') {
+        bail!("ALLOWED_HOSTS: {host:?} is not a host name without a port");
+    }
+    Ok(())
+}
+
 impl Config {
     /// Returns the settings with the secrets hidden.
     pub fn shown(&self) -> ShownSettings {
@@ -239,14 +299,20 @@ impl Config {
         let origins = self.cors_allowed_origins.iter();
         let origins: Vec<_> = origins.map(AllowedOrigin::as_str).collect();
         let rate_limit = self.rate_limit_per_minute.map_or(0, NonZeroU32::get);
-        let open_writes = &self.allow_unauthenticated_writes;
+        let tokens_file = self.api_tokens_file.as_deref().map(Path::display);
+        let tokens_file = tokens_file.map(|path| path.to_string()).unwrap_or_default();
+        let proxies: Vec<_> = self
+            .trusted_proxies
+            .iter()
+            .map(Network::to_string)
+            .collect();
         let ServerLimits {
             max_connections,
             max_connections_per_peer,
             ..
         } = &self.server;
         let mut shown = self.database.shown();
-        let settings: [(&'static str, &dyn Display); 15] = [
+        let settings: [(&'static str, &dyn Display); 20] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
@@ -255,7 +321,18 @@ impl Config {
             ("SERVER_MAX_CONNECTIONS", max_connections),
             ("SERVER_MAX_CONNECTIONS_PER_PEER", max_connections_per_peer),
             ("API_TOKEN", &format!("{token:?}")),
-            ("ALLOW_UNAUTHENTICATED_WRITES", open_writes),
+            ("API_TOKENS_FILE", &tokens_file),
+            (
+                "ALLOW_UNAUTHENTICATED_READS",
+                &self.allow_unauthenticated_reads,
+            ),
+            (
+                "ALLOW_UNAUTHENTICATED_WRITES",
+                &self.allow_unauthenticated_writes,
+            ),
+            ("ALLOWED_HOSTS", &self.allowed_hosts.join(",")),
+            ("TRUSTED_PROXIES", &proxies.join(",")),
+            ("LOG_ACCESS", &name_of(self.access_log)),
             ("CORS_ALLOWED_ORIGINS", &origins.join(",")),
             ("RATE_LIMIT_PER_MINUTE", &rate_limit),
             ("CACHE_CAPACITY", &self.cache.capacity),
@@ -318,12 +395,10 @@ mod tests {
     #[test]
     fn an_empty_token_is_none_and_a_token_is_never_shown() {
         assert!(config(&["--api-token", ""]).unwrap().api_token.is_none());
-        let config = config(&["--api-token", "canary", "--allow-unauthenticated-writes"]).unwrap();
+        let token = "canary-canary-canary";
+        let config = config(&["--api-token", token, "--allow-unauthenticated-writes"]).unwrap();
         assert!(config.allow_unauthenticated_writes);
-        assert_eq!(
-            config.api_token.as_ref().map(Secret::expose),
-            Some("canary")
-        );
+        assert_eq!(config.api_token.as_ref().map(Secret::expose), Some(token));
         assert!(!format!("{config:?} {:?}", config.shown()).contains("canary"));
     }
 }

@@ -40,7 +40,7 @@ enum Part {
 #[error("the export ended early")]
 struct Cut;
 
-/// Answers with all orders that match. `shutdown` cuts the connection.
+/// Answers with all orders that match. `withdrawn` and `shutdown` cut the connection.
 ///
 /// # Errors
 /// Returns a [`StoreError`] if too many exports are under way, the database gave no answer, or an order of the first page
@@ -49,6 +49,7 @@ pub async fn stream_orders(
     repository: &Repository,
     filter: OrderFilter,
     metrics: &ExportMetrics,
+    withdrawn: impl Future<Output = ()> + Send + 'static,
     shutdown: &CancellationToken,
 ) -> Result<Response, StoreError> {
     let mut snapshot = repository.open_snapshot(filter).await?;
@@ -59,7 +60,8 @@ pub async fn stream_orders(
         parts_tx,
         metrics: metrics.clone(),
     };
-    tokio::spawn(export.run(first, shutdown.clone()).in_current_span());
+    let running = export.run(first, withdrawn, shutdown.clone());
+    tokio::spawn(running.in_current_span());
     let body = stream::poll_fn(move |context| {
         parts_rx.poll_recv(context).map(|part| match part {
             Some(Part::Lines(lines)) => Some(Ok(lines)),
@@ -113,7 +115,12 @@ struct Export {
 }
 
 impl Export {
-    async fn run(mut self, first: Page, shutdown: CancellationToken) {
+    async fn run(
+        mut self,
+        first: Page,
+        withdrawn: impl Future<Output = ()>,
+        shutdown: CancellationToken,
+    ) {
         let metrics = self.metrics.clone();
         let _running = metrics.started();
         let started = Instant::now();
@@ -123,12 +130,16 @@ impl Export {
             biased;
             sent = self.send_all(first) => sent.err().unwrap_or(ExportOutcome::Completed),
             () = client.closed() => ExportOutcome::ClientLeft,
+            () = withdrawn => ExportOutcome::Withdrawn,
             () = shutdown.cancelled() => ExportOutcome::Shutdown,
             () = sleep(MAX_DURATION) => ExportOutcome::TooLong,
         };
         let duration_ms = started.elapsed().as_millis();
         match outcome {
-            ExportOutcome::Completed | ExportOutcome::ClientLeft | ExportOutcome::Shutdown => {
+            ExportOutcome::Completed
+            | ExportOutcome::ClientLeft
+            | ExportOutcome::Withdrawn
+            | ExportOutcome::Shutdown => {
                 debug!(?outcome, duration_ms, "export ended");
             }
             _ => warn!(?outcome, duration_ms, "export cut"),

@@ -16,6 +16,7 @@ use shared::order::OrderUid;
 use warp::reply::Response;
 
 use crate::app::App;
+use crate::http::authority::Grant;
 use crate::http::envelope::Answering;
 use crate::http::problem::ApiError;
 use crate::http::request::{Body, Head};
@@ -29,6 +30,8 @@ pub struct Call {
     pub app: Arc<App>,
     /// The order id in the path, if the route has one.
     pub order_uid: Option<OrderUid>,
+    /// Why the request is allowed.
+    pub grant: Grant,
     /// The request's head.
     pub head: Head,
     /// The request's body.

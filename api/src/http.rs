@@ -1,13 +1,16 @@
 //! Everything about HTTP that does not depend on a route: what all answers have in common, and the checks that handlers share.
 
+pub mod access_log;
 pub mod authority;
 pub mod compression;
 pub mod conditional;
 pub mod cors;
 pub mod envelope;
+pub mod forwarded;
 pub mod problem;
 pub mod rate_limit;
 pub mod request;
+pub mod token_file;
 
 use serde::Serialize;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};

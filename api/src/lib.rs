@@ -15,6 +15,7 @@
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
 //! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`] |
+//! | [`commands`] | what the program does instead of serving | [`config`] |
 //! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
 //! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
 //! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
@@ -24,6 +25,7 @@
 
 pub mod app;
 pub mod cache;
+pub mod commands;
 pub mod config;
 pub mod export;
 pub mod feed;
@@ -100,7 +102,8 @@ pub async fn run(
     // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
     let background = async {
-        let outcome = keep_cache_correct(&app, &config, &finished).await;
+        let keeping = keep_cache_correct(&app, &config, &finished);
+        let outcome = tokio::try_join!(keeping, follow_tokens(&app, &finished));
         if outcome.is_err() {
             stop.cancel();
         }
@@ -117,7 +120,7 @@ pub async fn run(
     };
     let ((), (), outcome) = tokio::join!(server, ops_server, background);
     info!("stopped");
-    outcome
+    outcome.map(|((), ())| ())
 }
 
 async fn serve_clients(
@@ -180,6 +183,13 @@ async fn keep_cache_correct(
     let loads = Arc::clone(&app.cache).run_loads(stop.clone());
     tokio::join!(listener.run(stop.clone()), feed, audit, loads);
     Ok(())
+}
+
+async fn follow_tokens(app: &App, stop: &CancellationToken) -> anyhow::Result<()> {
+    match &app.tokens {
+        Some(tokens) => tokens.follow(stop).await,
+        None => Ok(()),
+    }
 }
 
 /// Waits until the ingestor has created the schema. Returns `false` if the process should stop.

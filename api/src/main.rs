@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use api::Listeners;
 use api::config::Cli;
+use api::config::tokens::Tokens;
 use shared::config::to_lines;
 use shared::db::{self, StartupError};
 use shared::{files, shutdown, telemetry};
@@ -27,11 +28,15 @@ async fn main() -> ExitCode {
 
 async fn execute() -> anyhow::Result<()> {
     let cli: Cli = shared::config::parse()?;
+    if let Some(command) = &cli.command {
+        return api::commands::execute(command);
+    }
     let check_config = cli.check_config;
     let config = cli.config()?;
     let shown = config.shown();
-    // The CA file is part of the configuration.
+    // Files are part of the configuration.
     db::tls_connector(&config.database)?;
+    Tokens::load(config.api_token.as_ref(), config.api_tokens_file.as_deref())?;
     if check_config {
         print!("{}", to_lines(&shown));
         return Ok(());

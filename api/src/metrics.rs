@@ -1,9 +1,10 @@
-//! What operators count: requests, connections, exports, and clients of the live feed. The cache counts its own events, and
+//! What operators count: requests, connections, tokens, exports, and clients of the live feed. The cache counts its own events, and
 //! is asked for them. No label contains a uid.
 
 mod cache;
 pub mod exports;
 pub mod feed;
+pub mod tokens;
 
 use std::borrow::Borrow;
 use std::sync::{Arc, OnceLock};
@@ -23,6 +24,7 @@ use crate::cache::OrderCache;
 use cache::CacheCollector;
 use exports::ExportMetrics;
 use feed::FeedMetrics;
+use tokens::TokenMetrics;
 
 /// Upper bounds in seconds. A hit takes some tens of microseconds; the slowest answer is a time-out.
 const DURATION_BUCKETS: [f64; 11] = [
@@ -53,6 +55,8 @@ pub struct Metrics {
     pub exports: ExportMetrics,
     /// The metrics of the live feed.
     pub feed: FeedMetrics,
+    /// The metrics of the tokens.
+    pub tokens: TokenMetrics,
     /// The metrics of clients' connections.
     pub connections: ConnectionMetrics,
     /// The metrics of the operators' connections.
@@ -97,6 +101,7 @@ impl Metrics {
         Self {
             exports: ExportMetrics::register(registry),
             feed: FeedMetrics::register(registry),
+            tokens: TokenMetrics::register(registry),
             registry: std::mem::take(registry),
             connections,
             ops_connections,

@@ -22,10 +22,12 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use crate::app::App;
+use crate::config::tokens::{Scope, Token};
 use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web};
+use crate::http::authority::{Access, Grant};
 use crate::http::envelope::{Answering, Outcome, Routes, at_once};
 use crate::http::problem::ApiError;
-use crate::http::request::{Body, Head, order_uid};
+use crate::http::request::{Body, Head, Sender, order_uid};
 use crate::http::{OPS_PATHS, empty};
 
 /// The last segment of the paths that name an order.
@@ -34,28 +36,28 @@ const ORDER_UID: &str = "{order_uid}";
 /// All routes. The most frequent one comes first, because the table is searched from the top.
 #[rustfmt::skip] // One line per route.
 pub static ROUTES: [Route; 18] = [
-    Route { path: "/order/{order_uid}", name: "order", endpoints: &[read(orders::get)] },
+    Route { path: "/order/{order_uid}", name: "order", endpoints: &[get(READ, orders::get)] },
     Route { path: "/api/v1/orders/{order_uid}", name: "order", endpoints: &[
-        read(orders::get),
-        write("PUT", |call| later(orders::put(call))),
-        write("DELETE", |call| later(orders::delete(call))),
+        get(READ, orders::get),
+        put(WRITE, |call| later(orders::put(call))),
+        delete(WRITE, |call| later(orders::delete(call))),
     ] },
-    Route { path: listing::PATH, name: "orders", endpoints: &[read(|call| later(orders::list(call)))] },
-    Route { path: "/api/v1/cache/stats", name: "cache_stats", endpoints: &[read(|call| later(cache::stats(call)))] },
-    Route { path: "/api/v1/cache/warmup", name: "cache_warmup", endpoints: &[write("POST", |call| later(cache::warm_up(call)))] },
-    Route { path: "/api/v1/cache", name: "cache", endpoints: &[write("DELETE", |call| later(cache::clear(call)))] },
-    Route { path: "/api/v1/events", name: "events", endpoints: &[read(|call| later(events::follow(call)))] },
-    Route { path: "/health", name: "health", endpoints: &[read(|call| later(health::health(call)))] },
-    Route { path: "/livez", name: "livez", endpoints: &[read(|call| later(health::livez(call)))] },
-    Route { path: "/readyz", name: "readyz", endpoints: &[read(|call| later(health::readyz(call)))] },
-    Route { path: "/metrics", name: "metrics", endpoints: &[read(|call| later(health::metrics(call)))] },
-    Route { path: "/openapi.json", name: "page", endpoints: &[read(|call| later(web::asset(&web::OPENAPI, call)))] },
-    Route { path: "/", name: "page", endpoints: &[read(|call| later(web::asset(&web::INDEX, call)))] },
-    Route { path: "/style.css", name: "page", endpoints: &[read(|call| later(web::asset(&web::STYLE, call)))] },
-    Route { path: "/app.js", name: "page", endpoints: &[read(|call| later(web::asset(&web::SCRIPT, call)))] },
-    Route { path: "/api.html", name: "page", endpoints: &[read(|call| later(web::asset(&web::REFERENCE, call)))] },
-    Route { path: "/api.js", name: "page", endpoints: &[read(|call| later(web::asset(&web::REFERENCE_SCRIPT, call)))] },
-    Route { path: "/favicon.svg", name: "page", endpoints: &[read(|call| later(web::asset(&web::ICON, call)))] },
+    Route { path: listing::PATH, name: "orders", endpoints: &[get(READ, |call| later(orders::list(call)))] },
+    Route { path: "/api/v1/cache/stats", name: "cache_stats", endpoints: &[get(READ, |call| later(cache::stats(call)))] },
+    Route { path: "/api/v1/cache/warmup", name: "cache_warmup", endpoints: &[post(OPERATE, |call| later(cache::warm_up(call)))] },
+    Route { path: "/api/v1/cache", name: "cache", endpoints: &[delete(OPERATE, |call| later(cache::clear(call)))] },
+    Route { path: "/api/v1/events", name: "events", endpoints: &[get(READ, |call| later(events::follow(call)))] },
+    Route { path: "/health", name: "health", endpoints: &[get(OPEN, |call| later(health::health(call)))] },
+    Route { path: "/livez", name: "livez", endpoints: &[get(OPEN, |call| later(health::livez(call)))] },
+    Route { path: "/readyz", name: "readyz", endpoints: &[get(OPEN, |call| later(health::readyz(call)))] },
+    Route { path: "/metrics", name: "metrics", endpoints: &[get(SEE_METRICS, |call| later(health::metrics(call)))] },
+    Route { path: "/openapi.json", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::OPENAPI, call)))] },
+    Route { path: "/", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::INDEX, call)))] },
+    Route { path: "/style.css", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::STYLE, call)))] },
+    Route { path: "/app.js", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::SCRIPT, call)))] },
+    Route { path: "/api.html", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::REFERENCE, call)))] },
+    Route { path: "/api.js", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::REFERENCE_SCRIPT, call)))] },
+    Route { path: "/favicon.svg", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::ICON, call)))] },
 ];
 
 /// A path and what answers its methods.
@@ -72,29 +74,42 @@ pub struct Route {
 #[derive(Debug)]
 struct Endpoint {
     method: &'static str,
-    access: Access,
+    /// What it needs; `None` if it is open to everyone.
+    access: Option<Access>,
     handler: fn(Call) -> Answer,
 }
 
-/// Who may call an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
-    Everyone,
-    /// Requests that [`crate::http::authority`] allows to write.
-    Writers,
+const OPEN: Option<Access> = None;
+const READ: Option<Access> = needs(Scope::Read, false);
+const WRITE: Option<Access> = needs(Scope::Write, true);
+const OPERATE: Option<Access> = needs(Scope::Operate, true);
+const SEE_METRICS: Option<Access> = needs(Scope::Operate, false);
+
+const fn needs(scope: Scope, is_write: bool) -> Option<Access> {
+    Some(Access { scope, is_write })
 }
 
-const fn read(handler: fn(Call) -> Answer) -> Endpoint {
-    let (method, access) = ("GET", Access::Everyone);
-    Endpoint {
-        method,
-        access,
-        handler,
-    }
+const fn get(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
+    endpoint("GET", access, handler)
 }
 
-const fn write(method: &'static str, handler: fn(Call) -> Answer) -> Endpoint {
-    let access = Access::Writers;
+const fn post(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
+    endpoint("POST", access, handler)
+}
+
+const fn put(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
+    endpoint("PUT", access, handler)
+}
+
+const fn delete(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
+    endpoint("DELETE", access, handler)
+}
+
+const fn endpoint(
+    method: &'static str,
+    access: Option<Access>,
+    handler: fn(Call) -> Answer,
+) -> Endpoint {
     Endpoint {
         method,
         access,
@@ -138,6 +153,7 @@ impl Route {
     fn dispatch(
         &self,
         app: &Arc<App>,
+        door: Door,
         segment: &str,
         head: Head,
         body: Body,
@@ -145,19 +161,32 @@ impl Route {
         let call = Call {
             app: Arc::clone(app),
             order_uid: None,
+            grant: Grant::Open,
             head,
             body,
         };
-        let (name, answer) = (self.name, self.answer(segment, call));
+        let mut token = None;
+        let answer = self.answer(door, segment, call, &mut token);
+        let route = self.name;
+        let outcome = move |result| Outcome {
+            route,
+            token,
+            result,
+        };
         match answer.unwrap_or_else(|refused| at_once(Err(refused))) {
-            Either::Left(result) => at_once(Outcome::new(name, result.into_inner())),
-            Either::Right(waiting) => {
-                Either::Right(Box::pin(waiting.map(|result| Outcome::new(name, result))))
-            }
+            Either::Left(result) => at_once(outcome(result.into_inner())),
+            Either::Right(waiting) => Either::Right(Box::pin(waiting.map(outcome))),
         }
     }
 
-    fn answer(&self, segment: &str, mut call: Call) -> Result<Answer, ApiError> {
+    /// Puts the request's token into `token`, for the log.
+    fn answer(
+        &self,
+        door: Door,
+        segment: &str,
+        mut call: Call,
+        token: &mut Option<Arc<Token>>,
+    ) -> Result<Answer, ApiError> {
         if self.is_of_order() {
             call.order_uid = Some(order_uid(segment)?);
         }
@@ -170,8 +199,9 @@ impl Route {
         let endpoint = endpoint.ok_or_else(|| ApiError::MethodNotAllowed {
             allow: self.allow(),
         })?;
-        if endpoint.access == Access::Writers {
-            call.app.authority.check(&call.head.headers)?;
+        if let Some(access) = endpoint.access.filter(|_| door == Door::Clients) {
+            call.grant = call.app.authority.check(access, &call.head)?;
+            *token = call.grant.token().cloned();
         }
         Ok((endpoint.handler)(call))
     }
@@ -184,10 +214,19 @@ impl Route {
     }
 }
 
+/// The port by which a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// The port for all clients.
+    Clients,
+    /// The port for operators. Whoever reaches it may see the process's health and metrics.
+    Operators,
+}
+
 /// Answers a request by the table.
 fn dispatch(app: &Arc<App>, path: &str, head: Head, body: Body) -> Answering<Outcome> {
     match Route::find(path) {
-        Some((route, segment)) => route.dispatch(app, segment, head, body),
+        Some((route, segment)) => route.dispatch(app, Door::Clients, segment, head, body),
         None => at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint))),
     }
 }
@@ -199,17 +238,20 @@ fn dispatch(app: &Arc<App>, path: &str, head: Head, body: Body) -> Answering<Out
 pub fn router(app: &Arc<App>) -> Routes {
     let served = TowerToHyperService::new(warp::service(filter(app)));
     let app = Arc::clone(app);
-    Box::new(move |request| {
-        let can_stream = request.version() >= Version::HTTP_11;
+    Box::new(move |sender, request| {
         let (mut parts, body) = request.into_parts();
         if matches!(parts.method, Method::GET | Method::HEAD)
             && let Some((route, segment)) = Route::find(parts.uri.path())
             && route.is_of_order()
         {
-            let head = head_of(parts.method, parts.headers, &parts.uri, can_stream);
-            return route.dispatch(&app, segment, head, Box::pin(stream::empty()));
+            let (method, headers, version) = (parts.method, parts.headers, parts.version);
+            let head = head_of(method, headers, &parts.uri, version, sender);
+            return route.dispatch(&app, Door::Clients, segment, head, no_body());
         }
-        parts.extensions.insert(CanStream(can_stream));
+        parts.extensions.insert(Arrival {
+            version: parts.version,
+            sender,
+        });
         let request = Request::from_parts(parts, body);
         let served = served.call(request);
         Either::Right(Box::pin(served.map(|Ok(reply)| Outcome::of_reply(reply))))
@@ -219,27 +261,45 @@ pub fn router(app: &Arc<App>) -> Routes {
 /// Returns what answers the requests of the operators' port: the routes that watch the process, and no others.
 pub fn ops_router(app: &Arc<App>) -> Routes {
     let app = Arc::clone(app);
-    Box::new(move |request| {
-        let can_stream = request.version() >= Version::HTTP_11;
+    Box::new(move |sender, request| {
         let (parts, _) = request.into_parts();
         match Route::find(parts.uri.path()) {
             Some((route, segment)) if OPS_PATHS.contains(&route.path) => {
-                let head = head_of(parts.method, parts.headers, &parts.uri, can_stream);
-                route.dispatch(&app, segment, head, Box::pin(stream::empty()))
+                let (method, headers, version) = (parts.method, parts.headers, parts.version);
+                let head = head_of(method, headers, &parts.uri, version, sender);
+                route.dispatch(&app, Door::Operators, segment, head, no_body())
             }
             _ => at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint))),
         }
     })
 }
 
-fn head_of(method: Method, headers: HeaderMap, uri: &Uri, can_stream: bool) -> Head {
-    let query = uri.query().unwrap_or_default().to_owned();
-    Head::new(method, headers, query, can_stream)
+fn head_of(
+    method: Method,
+    headers: HeaderMap,
+    uri: &Uri,
+    version: Version,
+    sender: Sender,
+) -> Head {
+    Head {
+        method,
+        headers,
+        query: uri.query().unwrap_or_default().to_owned(),
+        version,
+        sender,
+    }
 }
 
-/// [`Head::can_stream`] of a request on its way through warp, which does not tell the version.
+fn no_body() -> Body {
+    Box::pin(stream::empty())
+}
+
+/// What warp does not tell of a request, on its way through warp.
 #[derive(Clone, Copy)]
-struct CanStream(bool);
+struct Arrival {
+    version: Version,
+    sender: Sender,
+}
 
 fn filter(
     app: &Arc<App>,
@@ -251,11 +311,18 @@ fn filter(
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(query)
-        .and(warp::ext::get::<CanStream>())
+        .and(warp::ext::get::<Arrival>())
         .and(warp::body::stream().map(boxed))
         .then(
-            move |path: FullPath, method, headers, query, CanStream(can_stream), body| {
-                let head = Head::new(method, headers, query, can_stream);
+            move |path: FullPath, method, headers, query, arrival: Arrival, body| {
+                let Arrival { version, sender } = arrival;
+                let head = Head {
+                    method,
+                    headers,
+                    query,
+                    version,
+                    sender,
+                };
                 dispatch(&app, path.as_str(), head, body)
             },
         )

@@ -5,7 +5,6 @@ mod dead_letters;
 mod kafka;
 mod offsets;
 
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, ShownSettings, ShutdownSettings,
-    name_of,
+    listen_host, name_of,
 };
 use shared::order::Decoder;
 
@@ -112,9 +111,9 @@ struct IngestArgs {
     #[arg(long, env, default_value_t = 96, global = true,
           value_parser = clap::value_parser!(u64).range(64..=65_536))]
     ingest_memory_mb: u64,
-    /// Address of the operators' port: /livez /readyz /health /metrics
+    /// Host name or address of the operators' port: /livez /readyz /health /metrics
     #[arg(long, env, default_value = "127.0.0.1", global = true)]
-    ingestor_host: IpAddr,
+    ingestor_host: String,
     /// Number of the operators' port
     #[arg(long, env, default_value_t = 8082, global = true)]
     ingestor_port: u16,
@@ -136,7 +135,7 @@ pub struct Settings {
     /// Memory to stay within.
     pub memory: MemorySettings,
     /// Address of the operators' port.
-    pub ops_address: (IpAddr, u16),
+    pub ops_address: (String, u16),
     /// How to log.
     pub log: LogSettings,
     /// How to stop.
@@ -218,7 +217,10 @@ impl Cli {
             memory: MemorySettings {
                 total_bytes: usize::try_from(ingest.ingest_memory_mb)? * 1024 * 1024,
             },
-            ops_address: (ingest.ingestor_host, ingest.ingestor_port),
+            ops_address: (
+                listen_host("INGESTOR_HOST", ingest.ingestor_host)?,
+                ingest.ingestor_port,
+            ),
             log,
             shutdown,
         })
@@ -228,7 +230,7 @@ impl Cli {
 impl Settings {
     /// The effective settings without secrets.
     pub fn shown(&self) -> ShownSettings {
-        let (batch, (host, port)) = (self.batch, self.ops_address);
+        let (batch, (host, port)) = (self.batch, &self.ops_address);
         let memory_mb = self.memory.total_bytes / 1024 / 1024;
         let mut shown = self.database.shown();
         shown.extend(self.kafka.shown());

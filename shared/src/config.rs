@@ -275,6 +275,21 @@ impl DatabaseSettings {
     }
 }
 
+/// Returns a host to listen on as the system takes it. An IPv6 address may have brackets, as in a URL.
+///
+/// # Errors
+/// Returns an error that names the variable if the host is empty.
+pub fn listen_host(name: &str, host: String) -> anyhow::Result<String> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let host = bare.map(str::to_owned).unwrap_or(host);
+    if host.is_empty() {
+        bail!("{name} must not be empty");
+    }
+    Ok(host)
+}
+
 /// The settings of the log.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logging")]

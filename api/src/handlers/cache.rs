@@ -25,10 +25,18 @@ pub async fn stats(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
 }
 
 /// Drops every entry of the cache.
-pub async fn clear(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+pub async fn clear(
+    Call {
+        app, grant, head, ..
+    }: Call,
+) -> Result<Response, ApiError> {
     head.parameters(&[])?;
     app.cache.core.clear();
-    info!(operation = "clear_cache", "cache operation");
+    info!(
+        operation = "clear_cache",
+        token = grant.token_name(),
+        "cache operation"
+    );
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
@@ -39,7 +47,11 @@ struct WarmupAnswer {
 }
 
 /// Loads the newest orders into the cache.
-pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+pub async fn warm_up(
+    Call {
+        app, grant, head, ..
+    }: Call,
+) -> Result<Response, ApiError> {
     let [limit] = head.parameters(&["limit"])?;
     head.require_accepts_json()?;
     let limit = match limit {
@@ -55,6 +67,7 @@ pub async fn warm_up(Call { app, head, .. }: Call) -> Result<Response, ApiError>
     let done = app.cache.warm_up(limit).await?;
     info!(
         operation = "warm_up",
+        token = grant.token_name(),
         orders = done.loaded,
         "cache operation"
     );

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use tracing::debug;
 use warp::Reply;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -13,6 +13,7 @@ use warp::reply::Response;
 use super::Call;
 use crate::app::App;
 use crate::feed::StreamEnd;
+use crate::http::authority::Grant;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
 
@@ -23,14 +24,18 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Streams the changes of orders. The stream is never compressed, because an encoder would hold events back, too.
-pub async fn follow(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+pub async fn follow(
+    Call {
+        app, grant, head, ..
+    }: Call,
+) -> Result<Response, ApiError> {
     head.parameters(&[])?;
     head.require_accepts(EVENT_STREAM)?;
     let mut response = if head.method == Method::HEAD {
         // Its length is unknown, like that of GET.
         warp::reply::stream(stream::empty::<Result<Vec<u8>, Infallible>>()).into_response()
     } else {
-        feed(app, &head)?
+        feed(app, grant, &head)?
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
@@ -39,7 +44,7 @@ pub async fn follow(Call { app, head, .. }: Call) -> Result<Response, ApiError> 
     Ok(response)
 }
 
-fn feed(app: Arc<App>, head: &Head) -> Result<Response, ApiError> {
+fn feed(app: Arc<App>, grant: Grant, head: &Head) -> Result<Response, ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(ApiError::Overloaded("the server is stopping, try again"));
     }
@@ -64,5 +69,6 @@ fn feed(app: Arc<App>, head: &Head) -> Result<Response, ApiError> {
             }
         },
     );
+    let body = body.take_until(grant.withdrawn());
     Ok(warp::reply::stream(body).into_response())
 }

@@ -51,7 +51,7 @@ impl ListFormat {
     /// Returns `NotAcceptable` if the client accepts neither.
     pub fn of(head: &Head) -> Result<Self, ApiError> {
         let json = head.preference("application/json");
-        let ndjson = head.preference(NDJSON).filter(|_| head.can_stream);
+        let ndjson = head.preference(NDJSON).filter(|_| head.can_stream());
         if ndjson > json {
             Ok(Self::Ndjson)
         } else if json.is_some() {

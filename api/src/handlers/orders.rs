@@ -23,6 +23,7 @@ use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
 use crate::export;
+use crate::http::authority::Grant;
 use crate::http::compression::compress;
 use crate::http::conditional;
 use crate::http::conditional::Reading;
@@ -139,7 +140,11 @@ struct OrderPage<'a> {
 }
 
 /// Lists orders: a page, or all of them as a stream.
-pub async fn list(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+pub async fn list(
+    Call {
+        app, grant, head, ..
+    }: Call,
+) -> Result<Response, ApiError> {
     let request = ListRequest::parse(&head)?;
     app.require_schema()?;
     let mut response = match request.format {
@@ -147,8 +152,15 @@ pub async fn list(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
         ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
         ListFormat::Ndjson => {
             let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
-            let beginning =
-                export::stream_orders(&app.repository, request.filter, metrics, shutdown);
+            info!(operation = "export", token = grant.token_name(), "read");
+            let withdrawn = grant.withdrawn();
+            let beginning = export::stream_orders(
+                &app.repository,
+                request.filter,
+                metrics,
+                withdrawn,
+                shutdown,
+            );
             app.in_time(beginning).await?
         }
     };
@@ -194,7 +206,11 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
 pub async fn put(call: Call) -> Result<Response, ApiError> {
     let uid = call.order_uid()?.clone();
     let Call {
-        app, head, body, ..
+        app,
+        grant,
+        head,
+        body,
+        ..
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
@@ -212,7 +228,11 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     let precondition = conditional::precondition(&head.headers);
     let (repository, replacement) = (app.repository.clone(), Arc::new(order));
     let order = Arc::clone(&replacement);
-    let revision = write(&app, "put", uid, async move {
+    let author = Author {
+        operation: "put",
+        grant,
+    };
+    let revision = write(&app, author, uid, async move {
         repository.replace_order(&replacement, &precondition).await
     })
     .await?;
@@ -228,11 +248,17 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
 /// Deletes an order.
 pub async fn delete(call: Call) -> Result<Response, ApiError> {
     let uid = call.order_uid()?.clone();
-    let Call { app, head, .. } = call;
+    let Call {
+        app, grant, head, ..
+    } = call;
     head.parameters(&[])?;
     let precondition = conditional::precondition(&head.headers);
     let (repository, deleted) = (app.repository.clone(), uid.clone());
-    write(&app, "delete", uid, async move {
+    let author = Author {
+        operation: "delete",
+        grant,
+    };
+    write(&app, author, uid, async move {
         repository
             .delete_order(deleted.as_str(), &precondition)
             .await
@@ -241,11 +267,17 @@ pub async fn delete(call: Call) -> Result<Response, ApiError> {
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
+/// Who does what to an order, for the log.
+struct Author {
+    operation: &'static str,
+    grant: Grant,
+}
+
 /// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
 /// client is answered. Returns the revision that was written or deleted.
 async fn write(
     app: &Arc<App>,
-    operation: &'static str,
+    author: Author,
     uid: OrderUid,
     writing: impl Future<Output = Result<Revision, WriteError>> + Send + 'static,
 ) -> Result<Revision, ApiError> {
@@ -255,7 +287,7 @@ async fn write(
         let outcome = writing.await.map_err(ApiError::from);
         // Also after a failure: a COMMIT may have succeeded although its answer was lost.
         cache.core.invalidate(uid.as_str());
-        log_write(operation, &uid, &outcome);
+        log_write(&author, &uid, &outcome);
         outcome
     };
     let task = tokio::spawn(task.in_current_span());
@@ -264,16 +296,17 @@ async fn write(
 }
 
 /// Writes the log line that every write leaves, including those that the database refused: operation, order id, outcome, and
-/// the version that was written, deleted or conflicting. The span has the request's id. The line contains nothing else of
-/// the order and nothing of the client.
-fn log_write(operation: &'static str, uid: &OrderUid, outcome: &Result<Revision, ApiError>) {
+/// the version that was written, deleted or conflicting. The span has the request's id. Of the client the line contains only
+/// the name of its token, and nothing else of the order.
+fn log_write(author: &Author, uid: &OrderUid, outcome: &Result<Revision, ApiError>) {
     let (outcome, version) = match outcome {
         Ok(written) => ("done", Some(written.version)),
         Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(current.version)),
         Err(error) => (error.kind().1, None),
     };
     info!(
-        operation,
+        operation = author.operation,
+        token = author.grant.token_name(),
         order.id = uid.as_str(),
         outcome,
         version,

@@ -1,88 +1,218 @@
-//! Who may write, warm up the cache and clear it.
+//! Who may do what.
 //!
-//! If the server has a token, a request must carry it. Without a token, only people at the machine itself may write. The pages
-//! in their browsers may not, except the server's own page: a page of another site can make a browser send requests to
-//! loopback, even under a host name of its own (DNS rebinding). Pages whose origins the operator lists
-//! (`CORS_ALLOWED_ORIGINS`) may write, too.
+//! Where there are tokens, a request must carry one with the scope that its endpoint needs. Without tokens, everything is
+//! open only to people at the machine itself. The address of the connection decides this, because a proxy on the machine can
+//! rewrite every header; a request that shows traces of a proxy is refused. The pages in people's browsers may not write,
+//! except the server's own page and those of listed origins (`CORS_ALLOWED_ORIGINS`). And the name in `Host` must be one of
+//! the machine's, because a page of another site can reach the server under a host name of its own (DNS rebinding).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use shared::config::Secret;
-use subtle::ConstantTimeEq;
-use warp::http::HeaderMap;
-use warp::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use tracing::field::DisplayValue;
+use tracing::warn;
+use warp::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use warp::http::uri::Authority as HostAndPort;
+use warp::http::{HeaderMap, Version};
 
 use super::cors::Cors;
 use super::problem::ApiError;
+use super::request::Head;
+use super::token_file::TokenFile;
 use crate::config::Config;
+use crate::config::tokens::{Scope, Token, TokenName};
 
-/// Who may write to this server.
+/// What an endpoint needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The scope that a token must have.
+    pub scope: Scope,
+    /// Whether it changes something, so that pages of other sites may not use it.
+    pub is_write: bool,
+}
+
+/// Decides who may do what on this server.
+#[derive(Debug)]
+pub struct Authority {
+    tokens: Option<Arc<TokenFile>>,
+    open: OpenAccess,
+}
+
+/// Whom a server without tokens serves.
+#[derive(Debug)]
+struct OpenAccess {
+    is_bound_to_loopback: bool,
+    allows_reads: bool,
+    allows_writes: bool,
+    allowed_hosts: Vec<String>,
+    cors: Cors,
+}
+
+/// Why a request is allowed.
 #[derive(Clone, Debug)]
-pub enum Authority {
-    /// Whoever sends the token.
-    Token(Secret),
-    /// People at the machine, and pages of the listed origins.
-    Open(Cors),
-    /// Nobody.
-    Disabled,
+pub enum Grant {
+    /// The endpoint, or the server, needs no token.
+    Open,
+    /// The request carries a token.
+    Token(HeldToken),
+}
+
+/// A token that a request carries.
+#[derive(Clone, Debug)]
+pub struct HeldToken {
+    token: Arc<Token>,
+    scope: Scope,
+    file: Arc<TokenFile>,
+}
+
+impl Grant {
+    /// Returns the token; `None` without one.
+    pub fn token(&self) -> Option<&Arc<Token>> {
+        match self {
+            Self::Open => None,
+            Self::Token(held) => Some(&held.token),
+        }
+    }
+
+    /// Returns the name of the token, for the log; `None` without one.
+    pub fn token_name(&self) -> Option<DisplayValue<&TokenName>> {
+        self.token()
+            .map(|token| tracing::field::display(&token.name))
+    }
+
+    /// Waits until the token is no longer in force, or lacks the scope that it was used for. Without a token it waits for ever.
+    pub async fn withdrawn(self) {
+        match self {
+            Self::Open => std::future::pending().await,
+            Self::Token(HeldToken { token, scope, file }) => {
+                file.until(|tokens| !tokens.still_allow(&token, scope))
+                    .await;
+            }
+        }
+    }
 }
 
 impl Authority {
-    /// Chooses the rule for a server that is bound to `address`.
-    pub fn new(config: &Config, address: SocketAddr) -> Self {
-        match &config.api_token {
-            Some(token) => Self::Token(token.clone()),
-            None if address.ip().to_canonical().is_loopback()
-                || config.allow_unauthenticated_writes =>
-            {
-                Self::Open(Cors::new(config.cors_allowed_origins.clone()))
-            }
-            None => Self::Disabled,
+    /// Chooses the rules for a server that is bound to `address`, and warns of what is open.
+    pub fn new(config: &Config, address: SocketAddr, tokens: Option<Arc<TokenFile>>) -> Self {
+        let open = OpenAccess {
+            is_bound_to_loopback: address.ip().to_canonical().is_loopback(),
+            allows_reads: config.allow_unauthenticated_reads,
+            allows_writes: config.allow_unauthenticated_writes,
+            allowed_hosts: config.allowed_hosts.clone(),
+            cors: Cors::new(config.cors_allowed_origins.clone()),
+        };
+        if tokens.is_none() {
+            open.warn();
         }
+        Self { tokens, open }
     }
 
-    /// Checks whether a request may write.
+    /// Checks whether a request may use an endpoint.
     ///
     /// # Errors
-    /// Returns `Unauthorized` if the token is missing or wrong, `ForbiddenOrigin` if the request comes from another site or
-    /// machine, and `WritesDisabled` if nobody may write.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        match self {
-            Self::Token(token) if has_token(headers, token) => Ok(()),
-            Self::Token(_) => Err(ApiError::Unauthorized),
-            Self::Open(cors) if is_from_this_machine(headers, cors) => Ok(()),
-            Self::Open(_) => Err(ApiError::ForbiddenOrigin),
-            Self::Disabled => Err(ApiError::WritesDisabled),
+    /// Returns `Unauthorized` if the token is missing or wrong, `InsufficientScope` if it does not allow this, `ReadsDisabled`
+    /// or `WritesDisabled` if the client is not at this machine, and `ForbiddenOrigin` if the request comes from a page of
+    /// another site or names another host.
+    pub fn check(&self, access: Access, head: &Head) -> Result<Grant, ApiError> {
+        let Some(file) = &self.tokens else {
+            return self.open.check(access.is_write, head).map(|()| Grant::Open);
+        };
+        let sent = bearer_token(&head.headers).ok_or(ApiError::Unauthorized { is_wrong: false })?;
+        let token = file
+            .find(sent)
+            .ok_or(ApiError::Unauthorized { is_wrong: true })?;
+        let Access { scope, .. } = access;
+        if !token.scopes.contains(scope) {
+            return Err(ApiError::InsufficientScope {
+                scope: scope.name(),
+            });
         }
+        let file = Arc::clone(file);
+        Ok(Grant::Token(HeldToken { token, scope, file }))
     }
 }
 
-fn has_token(headers: &HeaderMap, token: &Secret) -> bool {
-    let Some((scheme, given)) =
-        single(headers, AUTHORIZATION.as_str()).and_then(|value| value.split_once(' '))
-    else {
-        return false;
-    };
-    scheme.eq_ignore_ascii_case("bearer")
-        && bool::from(given.trim().as_bytes().ct_eq(token.expose().as_bytes()))
+impl OpenAccess {
+    fn warn(&self) {
+        if self.allows_reads || self.allows_writes {
+            let what = match (self.allows_reads, self.allows_writes) {
+                (true, true) => "read and change orders",
+                (true, false) => "read orders",
+                _ => "change orders",
+            };
+            warn!(
+                "there are no tokens, and ALLOW_UNAUTHENTICATED_... is set: whoever reaches this port may {what}; set \
+                 API_TOKENS_FILE unless only people at this machine reach it"
+            );
+        } else if !self.is_bound_to_loopback {
+            warn!(
+                "there are no tokens, and the server is not bound to loopback: all reads and writes are refused; set \
+                 API_TOKENS_FILE, or bind it to 127.0.0.1"
+            );
+        }
+    }
+
+    fn check(&self, is_write: bool, head: &Head) -> Result<(), ApiError> {
+        let (is_allowed, disabled) = if is_write {
+            (self.allows_writes, ApiError::WritesDisabled)
+        } else {
+            (self.allows_reads, ApiError::ReadsDisabled)
+        };
+        let is_at_the_machine = self.is_bound_to_loopback && is_direct_from_loopback(head);
+        if !is_allowed && !is_at_the_machine {
+            return Err(disabled);
+        }
+        let host = single(&head.headers, HOST.as_str()).ok_or(ApiError::ForbiddenOrigin)?;
+        let name = host.parse::<HostAndPort>();
+        let name = name
+            .as_ref()
+            .map_or("", HostAndPort::host)
+            .trim_end_matches('.');
+        let is_known_host =
+            is_at_the_machine && is_loopback_name(name) || is_allowed && self.is_allowed_host(name);
+        if !is_known_host || is_write && !self.is_own_or_listed_origin(&head.headers, host) {
+            return Err(ApiError::ForbiddenOrigin);
+        }
+        Ok(())
+    }
+
+    fn is_allowed_host(&self, name: &str) -> bool {
+        if self.allowed_hosts.is_empty() {
+            return is_loopback_name(name);
+        }
+        let mut hosts = self.allowed_hosts.iter();
+        hosts.any(|host| host.eq_ignore_ascii_case(name))
+    }
+
+    fn is_own_or_listed_origin(&self, headers: &HeaderMap, host: &str) -> bool {
+        let is_own_origin = !headers.contains_key(ORIGIN)
+            || single(headers, ORIGIN.as_str()).is_some_and(|origin| is_origin_of(origin, host));
+        let is_cross_site = headers
+            .get_all("sec-fetch-site")
+            .iter()
+            .any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
+        self.cors.allowed_origin(headers).is_some() || is_own_origin && !is_cross_site
+    }
 }
 
-fn is_from_this_machine(headers: &HeaderMap, cors: &Cors) -> bool {
-    let Some(host) = single(headers, HOST.as_str()) else {
-        return false;
+/// Returns whether a program on this machine has sent the request, and no proxy that can be recognised. nginx speaks HTTP/1.0
+/// to servers behind it unless it is told otherwise, and leaves no other trace.
+fn is_direct_from_loopback(head: &Head) -> bool {
+    let is_forwarded = |name: &str| {
+        name == FORWARDED.as_str() || name == VIA.as_str() || name.starts_with("x-forwarded-")
     };
-    let has_loopback_host = host
-        .parse::<HostAndPort>()
-        .is_ok_and(|host| is_loopback_name(host.host()));
-    let is_own_origin = !headers.contains_key(ORIGIN)
-        || single(headers, ORIGIN.as_str()).is_some_and(|origin| is_origin_of(origin, host));
-    let is_cross_site = headers
-        .get_all("sec-fetch-site")
-        .iter()
-        .any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
-    let is_listed_origin = cors.allowed_origin(headers).is_some();
-    has_loopback_host && (is_listed_origin || is_own_origin && !is_cross_site)
+    head.sender.peer.to_canonical().is_loopback()
+        && head.version >= Version::HTTP_11
+        && !head.headers.keys().any(|name| is_forwarded(name.as_str()))
+}
+
+/// Returns the token that a request carries (RFC 6750, section 2.1); `None` if it has no header of the scheme `Bearer`.
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = single(headers, AUTHORIZATION.as_str())?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_matches(' '))
 }
 
 /// Returns the value of a header, `None` if it is missing or sent more than once.
@@ -98,93 +228,12 @@ fn is_origin_of(origin: &str, host: &str) -> bool {
     })
 }
 
-fn is_loopback_name(host: &str) -> bool {
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
+fn is_loopback_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
     let address = name.trim_start_matches('[').trim_end_matches(']');
     name == "localhost"
         || name.ends_with(".localhost")
         || address
             .parse::<IpAddr>()
             .is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: impl IntoIterator<Item = (&'static str, &'static str)>) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(name, value.parse().unwrap());
-        }
-        headers
-    }
-
-    #[test]
-    fn token_is_compared_whole() {
-        let authority = Authority::Token(Secret::new("s3cret"));
-        for (given, is_right) in [
-            ("Bearer s3cret", true),
-            ("bearer s3cret", true),
-            ("Bearer s3cre", false),
-            ("Bearer s3cretx", false),
-            ("Bearer ", false),
-            ("Basic s3cret", false),
-            ("s3cret", false),
-        ] {
-            let checked = authority.check(&headers([("authorization", given)]));
-            assert_eq!(checked.is_ok(), is_right, "{given}");
-        }
-        assert_eq!(authority.check(&headers([])), Err(ApiError::Unauthorized));
-        let twice = headers([
-            ("authorization", "Bearer s3cret"),
-            ("authorization", "Bearer s3cret"),
-        ]);
-        assert_eq!(authority.check(&twice), Err(ApiError::Unauthorized));
-    }
-
-    #[test]
-    fn open_writes_are_for_this_machine_its_own_page_and_those_listed() {
-        let cors = Cors::new(vec!["https://shop.example".parse().unwrap()]);
-        for (given, is_allowed) in [
-            ("host=localhost:8081", true),
-            ("host=LOCALHOST", true),
-            ("host=127.0.0.1:8081", true),
-            ("host=127.9.9.9", true),
-            ("host=[::1]:8081", true),
-            ("host=shop.localhost:1", true),
-            ("", false),
-            ("host=evil.example", false),
-            ("host=127.0.0.1.evil.example:8081", false),
-            ("host=localhost.evil.example", false),
-            ("host=localhost@evil.example", false),
-            ("host=192.168.0.5:8081", false),
-            ("host=localhost, host=localhost", false),
-            ("host=localhost:8081, origin=http://localhost:8081", true),
-            ("host=localhost:8081, origin=http://localhost:3000", false),
-            ("host=localhost:8081, origin=http://evil.example", false),
-            ("host=localhost:8081, origin=null", false),
-            ("host=localhost:8081, sec-fetch-site=same-origin", true),
-            ("host=localhost:8081, sec-fetch-site=none", true),
-            ("host=localhost:8081, sec-fetch-site=cross-site", false),
-            (
-                "host=localhost:8081, origin=https://shop.example, sec-fetch-site=cross-site",
-                true,
-            ),
-            ("host=evil.example, origin=https://shop.example", false),
-        ] {
-            let pairs = given.split(", ").filter_map(|pair| pair.split_once('='));
-            let checked = Authority::Open(cors.clone()).check(&headers(pairs));
-            let expected = if is_allowed {
-                Ok(())
-            } else {
-                Err(ApiError::ForbiddenOrigin)
-            };
-            assert_eq!(checked, expected, "{given:?}");
-        }
-        assert_eq!(
-            Authority::Disabled.check(&headers([("host", "localhost")])),
-            Err(ApiError::WritesDisabled)
-        );
-    }
 }

@@ -123,7 +123,7 @@ pub fn vary(headers: &mut HeaderMap) {
 fn encoding(head: &Head, body_bytes: Option<u64>) -> Option<Encoding> {
     let is_short = body_bytes.is_some_and(|bytes| bytes < MIN_BYTES);
     // Without chunks, only the end of the connection would mark the end of a compressed stream.
-    (!is_short && head.can_stream)
+    (!is_short && head.can_stream())
         .then(|| preferred(&head.headers))
         .flatten()
 }

@@ -16,14 +16,18 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 use warp::Reply;
 use warp::http::header::X_CONTENT_TYPE_OPTIONS;
-use warp::http::{HeaderName, HeaderValue, Method, Request};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use warp::reply::Response;
 
+use super::access_log::{Access, AccessLogger};
 use super::cors::Cors;
 use super::empty;
+use super::forwarded::TrustedProxies;
 use super::problem::ApiError;
 use super::rate_limit::{Quota, RateLimiter};
+use super::request::Sender;
 use crate::config::Config;
+use crate::config::tokens::Token;
 use crate::metrics::Metrics;
 
 /// The header with the id of a request. The id is also in the log.
@@ -42,8 +46,10 @@ pub fn at_once<T>(answer: T) -> Answering<T> {
 /// What a route made of a request. [`Envelope::answer`] writes the problem document, because it knows the request's id.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The name of the route, for metrics.
+    /// The name of the route, for metrics and the log.
     pub route: &'static str,
+    /// The token of the request, for the log.
+    pub token: Option<Arc<Token>>,
     /// The answer, or why there is none.
     pub result: Result<Response, ApiError>,
 }
@@ -52,6 +58,7 @@ pub struct Outcome {
 #[derive(Clone)]
 struct Carried {
     route: &'static str,
+    token: Option<Arc<Token>>,
     problem: Option<ApiError>,
 }
 
@@ -61,22 +68,38 @@ impl Reply for Outcome {
             Ok(response) => (response, None),
             Err(problem) => (empty(problem.status()), Some(problem)),
         };
-        let route = self.route;
-        response.extensions_mut().insert(Carried { route, problem });
+        let carried = Carried {
+            route: self.route,
+            token: self.token,
+            problem,
+        };
+        response.extensions_mut().insert(carried);
         response
     }
 }
 
 impl Outcome {
-    /// Puts an outcome together.
+    /// Puts the outcome of a request together that needed no token.
     pub fn new(route: &'static str, result: Result<Response, ApiError>) -> Self {
-        Self { route, result }
+        Self {
+            route,
+            token: None,
+            result,
+        }
     }
 
     /// Takes an outcome out of the response that warp made of it.
     pub fn of_reply(mut response: Response) -> Self {
         match response.extensions_mut().remove() {
-            Some(Carried { route, problem }) => Self::new(route, problem.map_or(Ok(response), Err)),
+            Some(Carried {
+                route,
+                token,
+                problem,
+            }) => Self {
+                route,
+                token,
+                result: problem.map_or(Ok(response), Err),
+            },
             // Not reached: the one filter rejects no request.
             None => Self::new("none", Err(ApiError::Internal)),
         }
@@ -84,12 +107,14 @@ impl Outcome {
 }
 
 /// Answers all requests that the envelope passes on.
-pub type Routes = Box<dyn Fn(Request<Incoming>) -> Answering<Outcome> + Send + Sync>;
+pub type Routes = Box<dyn Fn(Sender, Request<Incoming>) -> Answering<Outcome> + Send + Sync>;
 
 /// Encloses the routes in what all answers have in common.
 pub struct Envelope {
     cors: Cors,
+    proxies: TrustedProxies,
     rate_limiter: Option<RateLimiter>,
+    access_log: AccessLogger,
     metrics: Arc<Metrics>,
     routes: Routes,
 }
@@ -99,6 +124,8 @@ impl Envelope {
     pub fn new(config: &Config, metrics: Arc<Metrics>, routes: Routes) -> Self {
         Self {
             cors: Cors::new(config.cors_allowed_origins.clone()),
+            proxies: TrustedProxies::new(config.trusted_proxies.clone()),
+            access_log: AccessLogger::new(config.access_log),
             rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
             metrics,
             routes,
@@ -116,7 +143,7 @@ impl Envelope {
         let answering = match self.own_answer(&exchange, &request) {
             Some(outcome) => at_once(outcome),
             // A panic may leave state half changed, but only behind locks, and no lock guards an invariant across calls.
-            None => catch_unwind(AssertUnwindSafe(|| (self.routes)(request)))
+            None => catch_unwind(AssertUnwindSafe(|| (self.routes)(exchange.sender, request)))
                 .unwrap_or_else(|panic| at_once(exchange.panicked(&*panic))),
         };
         let waiting = match answering {
@@ -138,12 +165,15 @@ impl Envelope {
 
     fn open(&self, peer: IpAddr, request: &Request<Incoming>) -> Exchange {
         let limiter = self.rate_limiter.as_ref();
+        let sender = self.proxies.sender(peer, request.headers());
         Exchange {
             started: Instant::now(),
-            request_id: request_id(request),
+            sender,
+            own_id: generated_id(),
+            given_id: given_id(request.headers()),
             method: request.method().clone(),
             origin: self.cors.allowed_origin(request.headers()),
-            quota: limiter.and_then(|limiter| limiter.take(peer, request.uri().path())),
+            quota: limiter.and_then(|limiter| limiter.take(sender.client, request.uri().path())),
         }
     }
 
@@ -162,12 +192,23 @@ impl Envelope {
             exchange.log_problem(&problem, route);
             problem.response(exchange.id_text())
         });
-        let duration = exchange.started.elapsed();
+        let (status, duration) = (response.status(), exchange.started.elapsed());
         self.metrics
-            .request_ended(&exchange.method, route, response.status(), duration);
+            .request_ended(&exchange.method, route, status, duration);
+        if self.access_log.wants(status) {
+            let access = Access {
+                sender: exchange.sender,
+                token: outcome.token.as_ref(),
+                method: exchange.method.as_str(),
+                route,
+                status,
+                duration,
+            };
+            exchange.span().in_scope(|| self.access_log.log(&access));
+        }
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(X_REQUEST_ID, exchange.request_id);
+        headers.insert(X_REQUEST_ID, exchange.request_id().clone());
         self.cors.set_headers(exchange.origin, headers);
         if let Some(quota) = &exchange.quota {
             quota.set_headers(headers);
@@ -179,19 +220,36 @@ impl Envelope {
 /// What is kept of a request for its answer.
 struct Exchange {
     started: Instant,
-    request_id: HeaderValue,
+    sender: Sender,
+    /// The id that we have given the request.
+    own_id: HeaderValue,
+    /// The id that the client has given it.
+    given_id: Option<HeaderValue>,
     method: Method,
     origin: Option<HeaderValue>,
     quota: Option<Quota>,
 }
 
 impl Exchange {
+    /// The id of the request, as its answer names it.
+    fn request_id(&self) -> &HeaderValue {
+        self.given_id.as_ref().unwrap_or(&self.own_id)
+    }
+
     fn id_text(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
+        self.request_id().to_str().unwrap_or_default()
     }
 
     fn span(&self) -> Span {
-        info_span!("request", request.id = self.id_text())
+        match self.given_id {
+            // Clients may give two requests one id. With our own id the log can tell them apart.
+            Some(_) => info_span!(
+                "request",
+                request.id = self.id_text(),
+                request.own_id = self.own_id.to_str().unwrap_or_default()
+            ),
+            None => info_span!("request", request.id = self.id_text()),
+        }
     }
 
     fn panicked(&self, panic: &(dyn Any + Send)) -> Outcome {
@@ -221,7 +279,8 @@ impl Exchange {
     }
 }
 
-fn request_id(request: &Request<Incoming>) -> HeaderValue {
+/// Returns the id that the client has given the request, if it can be one.
+fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_id = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
@@ -229,10 +288,7 @@ fn request_id(request: &Request<Incoming>) -> HeaderValue {
                 .iter()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
     };
-    match request.headers().get(X_REQUEST_ID).filter(is_id) {
-        Some(id) => id.clone(),
-        None => generated_id(),
-    }
+    headers.get(X_REQUEST_ID).filter(is_id).cloned()
 }
 
 /// Generates an id. It must be unique but need not be secret, so the operating system is not asked for random numbers.

@@ -55,16 +55,32 @@ pub enum ApiError {
     #[error("{0}")]
     MalformedJson(String),
     /// The token is missing or wrong.
-    #[error("send the token in the header Authorization: Bearer ...")]
-    Unauthorized,
-    /// The server has no token and is not bound to loopback, so it accepts no writes.
+    #[error("{}", unauthorized_detail(*is_wrong))]
+    Unauthorized {
+        /// Whether there is a token.
+        is_wrong: bool,
+    },
+    /// The token does not allow this.
+    #[error("this token lacks the scope {scope}")]
+    InsufficientScope {
+        /// The scope that is missing.
+        scope: &'static str,
+    },
+    /// The server has no tokens, and the request does not come directly from its machine.
     #[error(
-        "this server accepts writes only with a token: set API_TOKEN, or bind the server to loopback"
+        "this server has no tokens, so it answers reads only to programs on its machine, and to none behind a proxy: set \
+         API_TOKENS_FILE"
+    )]
+    ReadsDisabled,
+    /// The same for what changes something.
+    #[error(
+        "this server has no tokens, so it accepts writes only from programs on its machine, and from none behind a proxy: set \
+         API_TOKENS_FILE"
     )]
     WritesDisabled,
-    /// Writes need no token here, but the request comes from another site or another machine.
+    /// The request needs no token, but it names another host, or it is a write from a page of another site.
     #[error(
-        "without a token, writes are accepted only on this machine and not from pages of other sites"
+        "without a token, the header Host must name this machine, and a write must not come from a page of another site"
     )]
     ForbiddenOrigin,
     /// There is no such order.
@@ -151,7 +167,9 @@ impl ApiError {
             Self::InvalidParameter { .. } => (400, "invalid_parameter", "Invalid parameter"),
             Self::UnknownParameter { .. } => (400, "unknown_parameter", "Unknown parameter"),
             Self::MalformedJson(_) => (400, "malformed_json", "Malformed JSON"),
-            Self::Unauthorized => (401, "unauthorized", "Token required"),
+            Self::Unauthorized { .. } => (401, "unauthorized", "Token required"),
+            Self::InsufficientScope { .. } => (403, "insufficient_scope", "Insufficient scope"),
+            Self::ReadsDisabled => (403, "reads_disabled", "Reads are disabled"),
             Self::WritesDisabled => (403, "writes_disabled", "Writes are disabled"),
             Self::ForbiddenOrigin => (403, "forbidden_origin", "Forbidden origin"),
             Self::OrderNotFound { .. } => (404, "order_not_found", "No such order"),
@@ -206,7 +224,21 @@ impl ApiError {
 
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         Some(match self {
-            Self::Unauthorized => (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            // RFC 6750, section 3.
+            Self::Unauthorized { is_wrong: false } => {
+                (WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+            }
+            Self::Unauthorized { is_wrong: true } => (
+                WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer error=\"invalid_token\""),
+            ),
+            Self::InsufficientScope { scope } => (
+                WWW_AUTHENTICATE,
+                HeaderValue::try_from(format!(
+                    "Bearer error=\"insufficient_scope\", scope=\"{scope}\""
+                ))
+                .expect("a scope's name is valid in a header"),
+            ),
             Self::MethodNotAllowed { allow } => (
                 ALLOW,
                 HeaderValue::from_str(allow).expect("methods are valid in a header"),
@@ -224,6 +256,14 @@ impl ApiError {
             }
             _ => return None,
         })
+    }
+}
+
+fn unauthorized_detail(is_wrong: bool) -> &'static str {
+    if is_wrong {
+        "this token is not valid here: it is misspelt, or it was withdrawn"
+    } else {
+        "send a token in the header Authorization: Bearer ..."
     }
 }
 

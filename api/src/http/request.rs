@@ -1,5 +1,6 @@
 //! A request as handlers see it, and the checks that they share.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use futures_util::Stream;
 use percent_encoding::percent_decode_str;
 use shared::order::OrderUid;
 use warp::http::header::ACCEPT;
-use warp::http::{HeaderMap, HeaderName, Method};
+use warp::http::{HeaderMap, HeaderName, Method, Version};
 
 use super::problem::ApiError;
 
@@ -26,20 +27,27 @@ pub struct Head {
     pub headers: HeaderMap,
     /// The query as sent, without `?`; empty if there is none.
     pub query: String,
-    /// Whether the client understands chunked answers. An HTTP/1.0 client does not, so it cannot tell an answer that
-    /// was cut from a complete one.
-    pub can_stream: bool,
+    /// The version of HTTP.
+    pub version: Version,
+    /// Who has sent the request.
+    pub sender: Sender,
+}
+
+/// The addresses of whoever has sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The address of the connection's other end.
+    pub peer: IpAddr,
+    /// The address of the client, which differs if the peer is a proxy that the operator trusts. It counts for limits and for
+    /// the log, and grants nothing.
+    pub client: IpAddr,
 }
 
 impl Head {
-    /// Puts a head together.
-    pub fn new(method: Method, headers: HeaderMap, query: String, can_stream: bool) -> Self {
-        Self {
-            method,
-            headers,
-            query,
-            can_stream,
-        }
+    /// Returns whether the client understands chunked answers. An HTTP/1.0 client does not, so it cannot tell an answer that
+    /// was cut from a complete one.
+    pub fn can_stream(&self) -> bool {
+        self.version >= Version::HTTP_11
     }
 
     /// Returns the first value of a header, if it is text.

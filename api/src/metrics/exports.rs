@@ -20,6 +20,8 @@ pub enum ExportOutcome {
     TooLong,
     /// The database gave no answer, or an order could not be read.
     Failed,
+    /// The client's token was withdrawn.
+    Withdrawn,
     /// The process is stopping.
     Shutdown,
 }
@@ -32,6 +34,7 @@ impl ExportOutcome {
             Self::Stalled => "stalled",
             Self::TooLong => "too_long",
             Self::Failed => "failed",
+            Self::Withdrawn => "withdrawn",
             Self::Shutdown => "shutdown",
         }
     }

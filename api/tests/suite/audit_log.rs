@@ -6,7 +6,7 @@ use shared::testing::TestDatabase;
 use crate::support::program::Program;
 use crate::support::{model, store};
 
-const TOKEN: &str = "s3cret-token";
+const TOKEN: &str = "s3cret-token-of-the-log";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_data() {
@@ -48,6 +48,10 @@ async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_
         .map(|line| {
             assert_eq!(line["level"], "INFO");
             assert_eq!(line["order.id"], "b563feb7b2b84b6test");
+            assert_eq!(line["token"], "API_TOKEN");
+            // Clients choose the other id.
+            let own_id = line["span"]["request.own_id"].as_str().unwrap();
+            assert_eq!(own_id.len(), 32, "{own_id}");
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             (
                 text(&line["span"]["request.id"]),
@@ -76,5 +80,57 @@ async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_
         &order.delivery.phone,
     ] {
         assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_tells_of_refusals_or_of_all_requests_but_of_no_order() {
+    let database = TestDatabase::create();
+    store(&database, &model());
+    for (which, expected) in [
+        ("off", &[][..]),
+        ("refused", &["401"]),
+        ("all", &["200", "401", "200"]),
+    ] {
+        let settings = [
+            ("LOG_FORMAT", "json"),
+            ("API_TOKEN", TOKEN),
+            ("LOG_ACCESS", which),
+            ("TRUSTED_PROXIES", "127.0.0.0/8"),
+        ];
+        let program = Program::start(&database, &settings).await;
+        for token in [TOKEN, "wrong-token", "wrong-token", TOKEN] {
+            let request = format!(
+                "GET /api/v1/orders?customer_id=canary HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\
+                 Authorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+            );
+            program.send(&request).await;
+        }
+        let log = program.log();
+        let lines = log.lines().filter(|line| line.contains("api::access"));
+        let lines: Vec<Value> = lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &Value| line["route"] == "orders")
+            .collect();
+        let mut statuses: Vec<_> = lines
+            .iter()
+            .map(|line| line["status_code"].to_string())
+            .collect();
+        // The second refusal comes within a second of the first one, and is only counted.
+        statuses.dedup();
+        assert_eq!(statuses, expected, "{which}: {log}");
+        for line in &lines {
+            assert_eq!(
+                (&line["client"], &line["peer"]),
+                (&"192.0.2.7".into(), &"127.0.0.1".into())
+            );
+            let token = if line["status_code"] == 401 {
+                Value::Null
+            } else {
+                "API_TOKEN".into()
+            };
+            assert_eq!(line["token"], token, "{line}");
+        }
+        assert!(!log.contains("canary") && !log.contains(TOKEN), "{log}");
     }
 }

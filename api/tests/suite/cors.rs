@@ -146,7 +146,7 @@ async fn listed_pages_may_write_where_this_machine_may() {
     }
     let guarded = TestApi::start_with(TestDatabase::create(), |config| {
         config.cors_allowed_origins = vec!["https://shop.example".parse().unwrap()];
-        config.api_token = Some(Secret::new("s3cret"));
+        config.api_token = Some(Secret::new("s3cret-of-16-chars"));
     })
     .await;
     let answer = guarded.put(&model(), &[SHOP]).await;

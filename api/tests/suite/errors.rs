@@ -234,7 +234,7 @@ const FAULTS: [(u16, &str); 10] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_faults_the_first_of_the_contract_is_told() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
-        config.api_token = Some(Secret::new("s3cret"));
+        config.api_token = Some(Secret::new("s3cret-of-16-chars"));
     })
     .await;
     api.store(&model()).await;
@@ -269,7 +269,7 @@ async fn of_several_faults_the_first_of_the_contract_is_told() {
             };
             let mut headers = vec![("Content-Type", media_type)];
             if !has("unauthorized") {
-                headers.push(("Authorization", "Bearer s3cret"));
+                headers.push(("Authorization", "Bearer s3cret-of-16-chars"));
             }
             if has("version_mismatch") {
                 headers.push(OLD);

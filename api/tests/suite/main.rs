@@ -4,6 +4,7 @@
 
 mod audit;
 mod audit_log;
+mod authority;
 mod both_paths;
 mod cache_sync;
 mod coherence_rules;
@@ -30,6 +31,6 @@ mod shared_statements;
 mod startup;
 mod stopping;
 mod support;
+mod token_reload;
 mod transcripts;
-mod write_protection;
 mod writing;

@@ -1,12 +1,17 @@
 //! Proxies that compress answers and change their `ETag`s. A client sends back the tag that the proxy gave it.
 
 use servers::proxy::{PrivateProxy, ProxyProgram};
+use shared::config::Secret;
 use shared::order::Order;
+use shared::testing::TestDatabase;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
 use crate::support::{PATIENCE, TestApi, model};
+
+/// A proxy requires tokens.
+const TOKEN: &str = "a-token-behind-a-proxy";
 
 /// A client behind a proxy. It accepts one coding.
 struct Client<'a> {
@@ -31,7 +36,7 @@ impl Client<'_> {
     async fn send(&self, method: &str, order: &Order, headers: &str, body: &str) -> Reply {
         let request = format!(
             "{method} /api/v1/orders/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-             Accept-Encoding: {}\r\n{headers}\r\n{body}",
+             Authorization: Bearer {TOKEN}\r\nAccept-Encoding: {}\r\n{headers}\r\n{body}",
             order.order_uid, self.coding
         );
         let mut stream = TcpStream::connect(("127.0.0.1", self.proxy.port()))
@@ -74,13 +79,19 @@ impl Reply {
 /// Reads and writes an order through a proxy, for clients that accept these codings. Each comes with the tag that the proxy must
 /// give them, where `*` stands for the text of our tag.
 async fn check(program: ProxyProgram, cases: &[(&str, &str)]) {
-    let api = TestApi::start().await;
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.api_token = Some(Secret::new(TOKEN));
+    })
+    .await;
     let mut order = model();
     api.store(&order).await;
     let path = format!("/api/v1/orders/{}", order.order_uid);
+    let bearer = format!("Bearer {TOKEN}");
+    let authorization = [("Authorization", bearer.as_str())];
     let proxy = block_in_place(|| PrivateProxy::start(program, api.port)).unwrap();
     for (coding, expected) in cases {
-        let ours = api.get(&path).await.header("etag").unwrap().to_owned();
+        let ours = api.send("GET", &path, &authorization, b"").await;
+        let ours = ours.header("etag").unwrap().to_owned();
         let expected = expected.replace('*', ours.trim_matches('"'));
         let client = Client {
             proxy: &proxy,

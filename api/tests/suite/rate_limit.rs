@@ -50,3 +50,21 @@ async fn nobody_is_limited_unless_the_operator_says_so() {
         assert_eq!((answer.status, answer.header("ratelimit")), (404, None));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_trusted_proxy_are_counted_apart() {
+    for (trusted, expected) in [(Some("127.0.0.1"), 404), (None, 429)] {
+        let api = TestApi::start_unready(TestDatabase::create().into(), |config| {
+            config.rate_limit_per_minute = NonZeroU32::new(1);
+            config.trusted_proxies = trusted.iter().map(|each| each.parse().unwrap()).collect();
+        })
+        .await;
+        let statuses = async |client: &str| {
+            let headers = [("X-Forwarded-For", client)];
+            api.send("GET", "/nothing", &headers, b"").await.status
+        };
+        assert_eq!(statuses("192.0.2.1").await, 404);
+        assert_eq!(statuses("192.0.2.2").await, expected, "{trusted:?}");
+        assert_eq!(statuses("198.51.100.1, 192.0.2.1").await, 429);
+    }
+}

@@ -251,15 +251,12 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let panicking = |request: warp::http::Request<hyper::body::Incoming>| {
+        let panicking = |_, request: warp::http::Request<hyper::body::Incoming>| {
             assert!(request.uri().path() != "/panic", "canary");
             let path = request.uri().path().to_owned();
             let fine = async move {
                 assert!(path == "/fine", "canary");
-                Outcome {
-                    route: "test",
-                    result: Ok(warp::reply::Response::new("fine".into())),
-                }
+                Outcome::new("test", Ok(warp::reply::Response::new("fine".into())))
             };
             Answering::Right(Box::pin(fine))
         };

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use api::config::tokens::Tokens;
 use shared::config::DatabaseSettings;
 use shared::testing::{TestDatabase, database_settings_from_environment};
 
@@ -46,6 +47,13 @@ fn bad_configuration_ends_the_process_before_it_binds() {
         ("DB_SSLROOTCERT", "/nonexistent.pem", "DB_SSLROOTCERT"),
         ("CACHE_CAPACITY", "0", "CACHE_CAPACITY"),
         ("API_TOKEN_FILE", "/nonexistent", "API_TOKEN_FILE"),
+        ("API_TOKEN", "fifteen-letters", "API_TOKEN"),
+        ("API_TOKEN", "has a blank inside", "API_TOKEN"),
+        ("API_TOKENS_FILE", "/nonexistent", "API_TOKENS_FILE"),
+        ("API_TOKENS_FILE", "/dev/null", "it has no token"),
+        ("ALLOWED_HOSTS", "https://shop.example", "ALLOWED_HOSTS"),
+        ("ALLOWED_HOSTS", "shop.example:80", "ALLOWED_HOSTS"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"),
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("SERVER_HOST", "256.0.0.1", "SERVER_HOST"),
         ("OPS_PORT", "65536", "OPS_PORT"),
@@ -62,6 +70,37 @@ fn bad_configuration_ends_the_process_before_it_binds() {
 }
 
 #[test]
+fn a_new_token_comes_with_the_line_that_makes_it_valid() {
+    let database = database_settings_from_environment();
+    let print = || {
+        let mut command = program(&database, &[]);
+        let output = command
+            .args(["token", "new", "shop", "write,read"])
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let printed = print();
+    let (token, line) = printed.split_once('\n').unwrap();
+    let tokens: Tokens = line.parse().unwrap();
+    let found = tokens.find(token).unwrap();
+    assert_eq!(
+        (found.name.to_string(), found.scopes.to_string()),
+        ("shop".into(), "read,write".into())
+    );
+    assert_ne!(print(), printed);
+    for wrong in [["sh op", "read"], ["shop", "admin"], ["shop", ""]] {
+        let output = program(&database, &[])
+            .args(["token", "new"])
+            .args(wrong)
+            .output()
+            .unwrap();
+        assert_refused(&output, "invalid value");
+    }
+}
+
+#[test]
 fn check_config_prints_the_settings_without_their_secrets() {
     let database = database_settings_from_environment();
     let unreachable = DatabaseSettings {
@@ -69,7 +108,7 @@ fn check_config_prints_the_settings_without_their_secrets() {
         ..database
     };
     let variables = [
-        ("API_TOKEN", "canary"),
+        ("API_TOKEN", "canary-canary-canary"),
         ("DB_PASSWORD", "canary"),
         ("CACHE_LEASE_MS", "1234"),
     ];

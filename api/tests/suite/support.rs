@@ -7,6 +7,7 @@ pub mod download;
 pub mod missing_standby;
 pub mod program;
 pub mod split;
+pub mod tokens;
 
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct TestApi {
     pub database: std::sync::Arc<TestDatabase>,
     pub port: u16,
     pub shutdown: CancellationToken,
+    /// The header that sends the token, if there is one.
+    token: Option<(&'static str, String)>,
     pub server: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -59,13 +62,37 @@ impl TestApi {
             .unwrap();
         let port = listener.local_addr().unwrap().port();
         let shutdown = CancellationToken::new();
+        let token = config.api_token.as_ref();
+        let token = token.map(|token| ("Authorization", format!("Bearer {}", token.expose())));
         let server = tokio::spawn(api::run(config, listener, shutdown.clone()));
         Self {
             database,
             port,
             shutdown,
+            token,
             server: Some(server),
         }
+    }
+
+    /// Waits until requests are answered. Unlike [`Self::wait_until_live`] it needs no right to read.
+    pub async fn wait_until_ready(&self) {
+        eventually("the api is ready", PATIENCE, async || {
+            self.get("/readyz").await.json()["detail"] == "ready"
+        })
+        .await;
+    }
+
+    /// Returns the status of an answer, and gives a stream up after it.
+    pub async fn status_of(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut head = request_head(method, path, headers);
+        head.push_str("Connection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("no answer in time").unwrap();
+        let status = answer.strip_prefix(b"HTTP/1.1 ").unwrap();
+        str::from_utf8(status).unwrap().parse().unwrap()
     }
 
     pub async fn wait_until_live(&self) {
@@ -97,7 +124,14 @@ impl TestApi {
     }
 
     pub async fn stats(&self) -> Value {
-        self.get("/api/v1/cache/stats").await.json()
+        let token = self
+            .token
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()));
+        let headers: Vec<_> = token.collect();
+        self.send("GET", "/api/v1/cache/stats", &headers, b"")
+            .await
+            .json()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -118,16 +152,7 @@ impl TestApi {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Answer {
-        let mut head = format!("{method} {path} HTTP/1.1\r\n");
-        if !headers
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
-        {
-            head.push_str("Host: localhost\r\n");
-        }
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
+        let mut head = request_head(method, path, headers);
         let is_chunked = headers.iter().any(|(name, _)| *name == "Transfer-Encoding");
         if !is_chunked && !body.is_empty() {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -153,6 +178,19 @@ impl Drop for TestApi {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// The lines of a request before the empty one. `Host` is added if it is missing.
+fn request_head(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
+    let mut head = format!("{method} {path} HTTP/1.1\r\n");
+    let mut names = headers.iter().map(|(name, _)| name);
+    if !names.any(|name| name.eq_ignore_ascii_case("host")) {
+        head.push_str("Host: localhost\r\n");
+    }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head
 }
 
 /// Sends bytes to a local port and reads the answer until the server closes.

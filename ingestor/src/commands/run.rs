@@ -24,9 +24,11 @@ pub(super) async fn run(settings: Settings, migrate: bool) -> anyhow::Result<()>
         Some(Err(StartupError::Fatal(message))) => anyhow::bail!(message),
         Some(Ok(()) | Err(StartupError::Unreachable(_))) => {}
     }
-    let (host, port) = settings.ops_address;
-    let listener = TcpListener::bind((host, port)).await.with_context(|| {
-        format!("cannot bind {host}:{port}; see INGESTOR_HOST and INGESTOR_PORT")
-    })?;
+    let (host, port) = &settings.ops_address;
+    let listener = TcpListener::bind((host.as_str(), *port))
+        .await
+        .with_context(|| {
+            format!("cannot bind {host}:{port}; see INGESTOR_HOST and INGESTOR_PORT")
+        })?;
     daemon::run(settings.into_run_config(migrate), listener, shutdown).await
 }

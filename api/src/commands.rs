@@ -1,0 +1,15 @@
+//! What the program does instead of serving.
+
+mod token;
+
+use crate::config::command::Command;
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Returns one line for the user if that is not possible.
+pub fn execute(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Token(command) => token::token(command),
+    }
+}

@@ -1,0 +1,29 @@
+//! What the command line can ask for, besides serving.
+
+use clap::Subcommand;
+
+use super::tokens::{Scopes, TokenName};
+
+/// What to do instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Make tokens for clients
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// What to do with tokens.
+#[derive(Clone, Debug, Subcommand)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the doc comments are help texts for a terminal"
+)]
+pub enum TokenCommand {
+    /// Print a new token, and the line for API_TOKENS_FILE that makes it valid
+    New {
+        /// Name that the log shows for whoever uses the token
+        name: TokenName,
+        /// What the token allows: read, write, operate; comma-separated
+        scopes: Scopes,
+    },
+}
