@@ -22,6 +22,7 @@ mod listing;
 mod openapi;
 mod ops_port;
 mod proxies;
+mod proxy_samples;
 mod rate_limit;
 mod reading;
 mod revalidation;

@@ -236,7 +236,8 @@ impl Answer {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(each, _)| each == name);
+        let mut headers = self.headers.iter();
+        let found = headers.find(|(each, _)| each.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 

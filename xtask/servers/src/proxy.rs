@@ -1,5 +1,5 @@
-//! A private web server that passes requests on to another server and compresses the answers, as many users have one in
-//! front of the api. It changes the answers' `ETag`s.
+//! A private web server that passes requests on to another server, as many users have one in front of the api. Its settings
+//! are either its own defaults with compression, which changes the answers' `ETag`s, or a site that an operator has written.
 
 use std::fs;
 use std::net::TcpStream;
@@ -31,6 +31,8 @@ pub enum ProxyProgram {
     Apache,
     /// nginx. It compresses with gzip.
     Nginx,
+    /// Caddy 2.
+    Caddy,
 }
 
 /// A running proxy. Dropping it kills it.
@@ -42,9 +44,19 @@ pub struct PrivateProxy {
 }
 
 impl PrivateProxy {
-    /// Starts it in front of the server on a port of 127.0.0.1.
+    /// Starts it with compression in front of the server on a port of 127.0.0.1.
     pub fn start(program: ProxyProgram, backend_port: u16) -> Result<Self> {
+        Self::start_with(program, |port| match program {
+            ProxyProgram::Apache => apache_site(port, backend_port),
+            ProxyProgram::Nginx => nginx_site(port, backend_port),
+            ProxyProgram::Caddy => caddy_site(port, backend_port),
+        })
+    }
+
+    /// Starts it with a site: what an operator writes about one server. `site` gets the port on 127.0.0.1 to listen on.
+    pub fn start_with(program: ProxyProgram, site: impl FnOnce(u16) -> String) -> Result<Self> {
         let port = ports::free_port()?;
+        let site = site(port);
         let mut proxy = Self {
             process: None,
             folder: temporary::folder("proxy"),
@@ -57,12 +69,16 @@ impl PrivateProxy {
         let log = folder.join("proxy.log");
         let (name, launch) = match program {
             ProxyProgram::Apache => {
-                write(&settings, &apache_settings(&log, port, backend_port)?)?;
+                write(&settings, &apache_settings(&log, &site)?)?;
                 ("Apache", launch_apache(folder, &settings)?)
             }
             ProxyProgram::Nginx => {
-                write(&settings, &nginx_settings(port, backend_port))?;
+                write(&settings, &nginx_settings(&site))?;
                 ("nginx", launch_nginx(folder, &settings)?)
+            }
+            ProxyProgram::Caddy => {
+                write(&settings, &caddy_settings(&site))?;
+                ("Caddy", launch_caddy(folder, &settings)?)
             }
         };
         write(&log, "")?;
@@ -109,6 +125,11 @@ pub fn find_nginx() -> Option<PathBuf> {
     find_system_program("nginx")
 }
 
+/// Returns the path of Caddy.
+pub fn find_caddy() -> Option<PathBuf> {
+    find_system_program("caddy")
+}
+
 /// It runs in one process (`-X`), because the kernel kills only that process when its parent dies.
 fn launch_apache(folder: &Path, settings: &Path) -> Result<Launch> {
     let program = find_apache().context("Apache httpd is not installed")?;
@@ -121,7 +142,14 @@ fn launch_apache(folder: &Path, settings: &Path) -> Result<Launch> {
 }
 
 /// Debian's list of compressed types lacks JSON, so the operator of an api adds it. All else about compression is default.
-fn apache_settings(log: &Path, port: u16, backend_port: u16) -> Result<String> {
+fn apache_site(port: u16, backend_port: u16) -> String {
+    format!(
+        "Listen 127.0.0.1:{port}\nAddOutputFilterByType BROTLI_COMPRESS;DEFLATE application/json\n\
+         ProxyPreserveHost On\nProxyPass / http://127.0.0.1:{backend_port}/\n"
+    )
+}
+
+fn apache_settings(log: &Path, site: &str) -> Result<String> {
     let modules = APACHE_MODULES
         .into_iter()
         .find(|folder| Path::new(folder).is_dir())
@@ -141,9 +169,7 @@ fn apache_settings(log: &Path, port: u16, backend_port: u16) -> Result<String> {
         ));
     }
     settings.push_str(&format!(
-        "ServerName localhost\nListen 127.0.0.1:{port}\nDefaultRuntimeDir .\nPidFile apache.pid\nErrorLog \"{log}\"\n\
-         AddOutputFilterByType BROTLI_COMPRESS;DEFLATE application/json\n\
-         ProxyPreserveHost On\nProxyPass / http://127.0.0.1:{backend_port}/\n",
+        "ServerName localhost\nDefaultRuntimeDir .\nPidFile apache.pid\nErrorLog \"{log}\"\n{site}",
         log = log.display()
     ));
     Ok(settings)
@@ -158,18 +184,47 @@ fn launch_nginx(folder: &Path, settings: &Path) -> Result<Launch> {
         .arg(settings))
 }
 
+fn nginx_site(port: u16, backend_port: u16) -> String {
+    format!(
+        "gzip on;\ngzip_types application/json;\n\
+         server {{\nlisten 127.0.0.1:{port};\nlocation / {{\n\
+         proxy_pass http://127.0.0.1:{backend_port};\nproxy_set_header Host $http_host;\n}}\n}}\n"
+    )
+}
+
 /// It runs in one process for the same reason as Apache. The folders are those that it wants to create at its start.
-fn nginx_settings(port: u16, backend_port: u16) -> String {
+fn nginx_settings(site: &str) -> String {
     let folders: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .into_iter()
         .map(|purpose| format!("{purpose}_temp_path {purpose};\n"))
         .collect();
     format!(
         "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {{}}\n\
-         http {{\n{folders}access_log off;\ngzip on;\ngzip_types application/json;\n\
-         server {{\nlisten 127.0.0.1:{port};\nlocation / {{\n\
-         proxy_pass http://127.0.0.1:{backend_port};\nproxy_set_header Host $http_host;\n}}\n}}\n}}\n"
+         http {{\n{folders}access_log off;\n{site}}}\n"
     )
+}
+
+fn caddy_site(port: u16, backend_port: u16) -> String {
+    format!(
+        "http://localhost:{port} {{\nbind 127.0.0.1\nencode gzip\nreverse_proxy 127.0.0.1:{backend_port}\n}}\n"
+    )
+}
+
+/// Without a port for administration, and without one that redirects to HTTPS.
+fn caddy_settings(site: &str) -> String {
+    format!("{{\nadmin off\nauto_https disable_redirects\nskip_install_trust\n}}\n{site}")
+}
+
+/// It keeps its files in the folder.
+fn launch_caddy(folder: &Path, settings: &Path) -> Result<Launch> {
+    let program = find_caddy().context("Caddy is not installed")?;
+    Ok(Launch::new("Caddy", program)
+        .env("HOME", folder)
+        .arg("run")
+        .arg("--adapter")
+        .arg("caddyfile")
+        .arg("--config")
+        .arg(settings))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
