@@ -15,6 +15,7 @@ use std::sync::LazyLock;
 use shared::testing::TestDatabase;
 
 use crate::suite::support::program::Program;
+use crate::suite::support::tokens::{TokenFile, bearer};
 use crate::suite::support::{generator, store};
 
 /// The helpers of the suite. The module is inline, so that the files below it are found.
@@ -41,6 +42,49 @@ async fn one_process_keeps_what_the_document_promises() {
     let answers = answers(&api, &header).await;
     must_be_among(&READS, &answers);
     must_be_among(&WRITES, &answers);
+}
+
+/// Whatever the tool tries, a token does only what its scope allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_one_scope_does_nothing_else() {
+    let database = filled_database();
+    let scopes = ["read", "write", "operate"];
+    let file = TokenFile::new(&scopes.map(|scope| (scope, scope)));
+    for scope in scopes {
+        let settings = [("API_TOKENS_FILE", file.path.to_str().unwrap())];
+        let api = start(&database, &settings).await;
+        let header = format!("Authorization: {}", bearer(scope));
+        let further = |command: &mut Command| {
+            command.args([
+                "--header",
+                &header,
+                "--phases",
+                "fuzzing",
+                "--max-examples",
+                "10",
+            ]);
+            command.env("HAS_TOKEN", "1");
+        };
+        run(scope, &api, further).await;
+        let operator = format!("Authorization: {}", bearer("operate"));
+        let seen = answers(&api, &operator).await;
+        let done = seen.iter().filter(|answer| answer.contains(" 2"));
+        let done: Vec<_> = done.filter_map(|answer| scope_of(answer)).collect();
+        assert!(done.iter().all(|each| *each == scope), "{scope}: {seen:?}");
+        assert!(done.contains(&scope), "{scope}: {seen:?}");
+    }
+}
+
+/// Returns the scope that a request needed; `None` if it needed none.
+fn scope_of(answer: &str) -> Option<&'static str> {
+    let (method, rest) = answer.split_once(' ')?;
+    let route = rest.split(' ').next()?;
+    match (method, route) {
+        ("OPTIONS", _) | (_, "health" | "livez" | "readyz" | "page" | "none") => None,
+        (_, "metrics" | "cache_warmup" | "cache") => Some("operate"),
+        ("PUT" | "DELETE" | "PATCH", _) | ("POST", "orders") => Some("write"),
+        _ => Some("read"),
+    }
 }
 
 /// Reads and writes go to different processes, as behind a load balancer.

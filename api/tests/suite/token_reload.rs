@@ -36,7 +36,8 @@ impl Program {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let authorization = bearer(token);
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nAccept: {accept}\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nAccept: {accept}\r\n\
+             Connection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut begin = [0; 12];
@@ -69,7 +70,6 @@ async fn a_new_token_works_and_a_withdrawn_one_ends_with_its_streams() {
     for mut stream in withdrawn {
         let reading = async { stream.read_to_end(&mut Vec::new()).await };
         let ended = tokio::time::timeout(PATIENCE, reading).await;
-        // The server may end the answer and keep the connection, or close it.
         ended
             .expect("the stream of a withdrawn token ends")
             .unwrap();
