@@ -12,6 +12,7 @@ use shared::testing::{TcpProxy, TestDatabase, eventually};
 
 use super::{ADDRESS, HISTORY};
 use crate::support::program::Program;
+use crate::support::tokens::TokenFile;
 use crate::support::{PATIENCE, generator, model, store};
 
 /// An api whose database has the sample order and three others, and may be broken on purpose.
@@ -21,11 +22,13 @@ pub struct Api {
     /// The database's history as `ETag`s have it.
     history: String,
     proxy: TcpProxy,
+    _tokens: TokenFile,
     lock: Option<PgConnection>,
 }
 
 impl Api {
-    /// Starts an api with settings, each written as `NAME=value`. `database=...` breaks the database afterwards.
+    /// Starts an api with settings, each written as `NAME=value`. `database=...` breaks the database afterwards, and
+    /// `shop=SCOPES` makes a file of tokens with one token.
     pub async fn start(setup: &str) -> Self {
         let database = TestDatabase::create();
         store(&database, &model());
@@ -37,14 +40,20 @@ impl Api {
         let proxy = TcpProxy::start(&server.host, server.port).await;
         let proxy_port = proxy.port().to_string();
         let words = setup.split(' ').filter_map(|word| word.split_once('='));
-        let (ailments, mut settings): (Vec<_>, Vec<_>) =
-            words.partition(|(name, _)| *name == "database");
+        let (ailments, words): (Vec<_>, Vec<_>) = words.partition(|(name, _)| *name == "database");
+        let (shops, mut settings): (Vec<_>, Vec<_>) =
+            words.into_iter().partition(|(name, _)| *name == "shop");
+        let tokens = TokenFile::new(&shops);
+        if !shops.is_empty() {
+            settings.push(("API_TOKENS_FILE", tokens.path.to_str().unwrap()));
+        }
         settings.extend([("DB_HOST", "127.0.0.1"), ("DB_PORT", &*proxy_port)]);
         let mut api = Self {
             program: Arc::new(Program::start(&database, &settings).await),
             history: format!("{:016x}", database.history().0),
             database,
             proxy,
+            _tokens: tokens,
             lock: None,
         };
         for (_, ailment) in ailments {
