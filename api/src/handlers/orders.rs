@@ -1,4 +1,4 @@
-//! Reads one order, lists orders, and replaces or deletes an order.
+//! Reads one order, and replaces or deletes an order.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -6,31 +6,27 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::Either;
-use serde::Serialize;
-use shared::order::{MAX_ORDER_BYTES, Order, OrderError, OrderUid};
+use shared::order::{MAX_ORDER_BYTES, OrderError, OrderUid};
 use tracing::{Instrument, info};
 use warp::http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, LINK, VARY,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT,
     X_CONTENT_TYPE_OPTIONS,
 };
-use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use super::listing::{ListFormat, ListRequest};
 use super::{Answer, Call};
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
-use crate::export;
 use crate::http::authority::Grant;
-use crate::http::compression::compress;
 use crate::http::conditional;
 use crate::http::conditional::Reading;
+use crate::http::empty;
 use crate::http::envelope::{X_REQUEST_ID, at_once};
 use crate::http::problem::{ApiError, CACHE_STATUS};
 use crate::http::request::{Body, Head};
-use crate::http::{empty, json_response};
 use crate::repository::{Revision, WriteError};
 
 /// Tells a browser's developer tools what took the time (W3C Server Timing): `cache`, or `db` with its milliseconds.
@@ -131,75 +127,6 @@ fn demand(headers: &HeaderMap) -> Demand {
     } else {
         Demand::Proven
     }
-}
-
-#[derive(Serialize)]
-struct OrderPage<'a> {
-    orders: Vec<&'a Order>,
-    next_cursor: Option<&'a str>,
-}
-
-/// Lists orders: a page, or all of them as a stream.
-pub async fn list(
-    Call {
-        app, grant, head, ..
-    }: Call,
-) -> Result<Response, ApiError> {
-    let request = ListRequest::parse(&head)?;
-    app.require_schema()?;
-    let mut response = match request.format {
-        ListFormat::Json => app.in_time(list_page(&app, &request)).await?,
-        ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
-        ListFormat::Ndjson => {
-            let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
-            info!(operation = "export", token = grant.token_name(), "read");
-            let withdrawn = grant.withdrawn();
-            let beginning = export::stream_orders(
-                &app.repository,
-                request.filter,
-                metrics,
-                withdrawn,
-                shutdown,
-            );
-            app.in_time(beginning).await?
-        }
-    };
-    let headers = response.headers_mut();
-    if request.format == ListFormat::Ndjson {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
-    }
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    headers.append(VARY, HeaderValue::from_static("Accept"));
-    Ok(compress(&head, response))
-}
-
-async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
-    // One additional order shows whether another page follows.
-    let wanted = i64::from(request.limit) + 1;
-    let mut found = app
-        .repository
-        .list_orders(&request.filter, request.after.as_ref(), wanted)
-        .await?;
-    let has_more = found.len() > request.limit as usize;
-    found.truncate(request.limit as usize);
-    for versioned in &found {
-        let uid = versioned.order.order_uid.as_str();
-        app.cache.core.supersede(uid, Some(versioned.version));
-    }
-    let next_cursor = found.last().filter(|_| has_more).map(|last| {
-        request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
-    });
-    let page = OrderPage {
-        orders: found.iter().map(|versioned| &versioned.order).collect(),
-        next_cursor: next_cursor.as_deref(),
-    };
-    let mut response = json_response(StatusCode::OK, &page);
-    if let Some(next_cursor) = next_cursor {
-        let link = HeaderValue::try_from(request.next_link(&next_cursor))
-            .expect("percent-encoded text is valid in a header");
-        response.headers_mut().insert(LINK, link);
-    }
-    Ok(response)
 }
 
 /// Replaces an order.

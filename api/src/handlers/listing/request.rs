@@ -1,0 +1,220 @@
+//! The parameters of the list of orders.
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::PATH;
+use super::cursor::{decode_cursor, encode_cursor, filter_texts};
+use crate::export::NDJSON;
+use crate::http::problem::ApiError;
+use crate::http::request::Head;
+use crate::repository::{OrderFilter, Position};
+
+const PARAMETERS: [&str; 6] = [
+    "limit",
+    "cursor",
+    "customer_id",
+    "track_number",
+    "from",
+    "to",
+];
+const DEFAULT_LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 1000;
+/// The longest text that an order may have.
+const MAX_TEXT_CHARS: usize = 256;
+
+/// The format of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListFormat {
+    /// One page as JSON.
+    Json,
+    /// All matching orders, one per line.
+    Ndjson,
+}
+
+impl ListFormat {
+    /// Returns the format that the client prefers; a page if it has no preference.
+    ///
+    /// # Errors
+    /// Returns `NotAcceptable` if the client accepts neither.
+    pub fn of(head: &Head) -> Result<Self, ApiError> {
+        let json = head.preference("application/json");
+        let ndjson = head.preference(NDJSON).filter(|_| head.can_stream());
+        if ndjson > json {
+            Ok(Self::Ndjson)
+        } else if json.is_some() {
+            Ok(Self::Json)
+        } else {
+            Err(ApiError::NotAcceptable {
+                media_type: "application/json",
+            })
+        }
+    }
+}
+
+/// A request for a list.
+#[derive(Debug)]
+pub struct ListRequest {
+    /// The maximum number of orders on the page.
+    pub limit: u32,
+    /// The position of the last order of the previous page.
+    pub after: Option<Position>,
+    /// Which orders to list.
+    pub filter: OrderFilter,
+    /// The format of the answer.
+    pub format: ListFormat,
+}
+
+impl ListRequest {
+    /// Reads the parameters and the header `Accept`.
+    ///
+    /// # Errors
+    /// Returns `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and
+    /// `NotAcceptable` if the client accepts no format of a list.
+    pub fn parse(head: &Head) -> Result<Self, ApiError> {
+        let [limit, cursor, customer_id, track_number, from, to] = head.parameters(&PARAMETERS)?;
+        let filter = OrderFilter {
+            customer_id: text("customer_id", customer_id)?,
+            track_number: text("track_number", track_number)?,
+            from: from.map(|value| time("from", &value)).transpose()?,
+            to: to.map(|value| time("to", &value)).transpose()?,
+        };
+        let paging = [("limit", limit.is_some()), ("cursor", cursor.is_some())];
+        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
+        let after = cursor
+            .map(|cursor| decode_cursor(&cursor, &filter))
+            .transpose()?;
+        let format = ListFormat::of(head)?;
+        match paging.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) if format == ListFormat::Ndjson => Err(ApiError::InvalidParameter {
+                name,
+                detail: "cannot be used with Accept: application/x-ndjson, which returns all orders",
+            }),
+            _ => Ok(Self {
+                limit,
+                after,
+                filter,
+                format,
+            }),
+        }
+    }
+
+    /// Returns the cursor of the page that begins after `position`.
+    pub fn next_cursor(&self, position: &Position) -> String {
+        encode_cursor(position, &self.filter)
+    }
+
+    /// Returns the value of `Link` that leads to the page with this cursor.
+    pub fn next_link(&self, next_cursor: &str) -> String {
+        let mut link = format!("<{PATH}?limit={}", self.limit);
+        for (name, value) in filter_texts(&self.filter) {
+            if let Some(value) = value {
+                link.push_str(&format!(
+                    "&{name}={}",
+                    utf8_percent_encode(&value, NON_ALPHANUMERIC)
+                ));
+            }
+        }
+        link.push_str(&format!("&cursor={next_cursor}>; rel=\"next\""));
+        link
+    }
+}
+
+/// Reads a limit.
+///
+/// # Errors
+/// Returns `InvalidLimit` unless the value is a number from 1 to `max`.
+pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
+    // `parse` alone would accept "+5".
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    match value.parse() {
+        Ok(limit) if is_number && (1..=max).contains(&limit) => Ok(limit),
+        _ => Err(ApiError::InvalidLimit { max }),
+    }
+}
+
+fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, ApiError> {
+    let is_text = value.as_ref().is_none_or(|value| {
+        (1..=MAX_TEXT_CHARS).contains(&value.chars().count())
+            && !value.chars().any(char::is_control)
+    });
+    let detail = "must have 1 to 256 characters and no control characters";
+    is_text
+        .then_some(value)
+        .ok_or(ApiError::InvalidParameter { name, detail })
+}
+
+fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
+    let detail = "must be an RFC 3339 time with a time zone, for example 2026-01-31T00:00:00Z";
+    // If the "+" of the zone was not percent-encoded, decoding has turned it into a space.
+    let zone_at = value.len().checked_sub("+00:00".len());
+    let value = match zone_at {
+        Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
+        _ => value.to_owned(),
+    };
+    // Orders are dated to the microsecond, so both bounds keep their meaning when they are rounded up.
+    let time = DateTime::parse_from_rfc3339(&value).ok();
+    time.and_then(|time| {
+        time.to_utc()
+            .duration_round_up(TimeDelta::microseconds(1))
+            .ok()
+    })
+    .ok_or(ApiError::InvalidParameter { name, detail })
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::order::format_utc;
+
+    use super::*;
+
+    #[test]
+    fn times_have_a_zone_and_are_rounded_up_to_the_microsecond() {
+        for (given, meant) in [
+            ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"),
+            ("2026-01-01T03:00:00+03:00", "2026-01-01T00:00:00Z"),
+            ("2026-01-01T03:00:00 03:00", "2026-01-01T00:00:00Z"),
+            (
+                "2026-01-01T00:00:00.0000001Z",
+                "2026-01-01T00:00:00.000001Z",
+            ),
+        ] {
+            assert_eq!(
+                time("from", given).map(|time| format_utc(&time)),
+                Ok(meant.to_owned()),
+                "{given}"
+            );
+        }
+        for given in [
+            "",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+            "1767225600",
+            "яяяяяяя",
+            "2026-13-01T00:00:00Z",
+        ] {
+            assert!(time("from", given).is_err(), "{given}");
+        }
+    }
+
+    #[test]
+    fn limits_are_plain_numbers_in_their_bounds() {
+        assert_eq!(parse_limit("1000", 1000), Ok(1000));
+        for given in [
+            "",
+            "0",
+            "1001",
+            "-1",
+            "+5",
+            "abc",
+            "1e2",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                parse_limit(given, 1000),
+                Err(ApiError::InvalidLimit { max: 1000 }),
+                "{given}"
+            );
+        }
+    }
+}
