@@ -1,36 +1,33 @@
 //! Lists orders: a page of them, or all of them as a stream.
 //!
-//! `request`: the parameters. `cursor`: the cursors, which lead from page to page.
+//! `request`: the parameters. `cursor`: the cursors, which lead from page to page. `body`: the JSON of a page.
 
+mod body;
 mod cursor;
 mod request;
 
+use std::ops::ControlFlow;
+
 use serde::Serialize;
-use shared::order::Order;
+use shared::db::models::VersionedOrder;
 use tracing::info;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, LINK, VARY};
-use warp::http::{HeaderValue, Method, StatusCode};
+use warp::http::{HeaderValue, Method};
 use warp::reply::Response;
 
 use super::Call;
 use crate::app::App;
 use crate::export;
 use crate::http::compression::compress;
-use crate::http::json_response;
 use crate::http::problem::ApiError;
 
+use body::PageBody;
 pub use cursor::{decode_cursor, encode_cursor};
 pub use request::parse_limit;
 use request::{ListFormat, ListRequest};
 
 /// The path of the list.
 pub const PATH: &str = "/api/v1/orders";
-
-#[derive(Serialize)]
-struct OrderPage<'a> {
-    orders: Vec<&'a Order>,
-    next_cursor: Option<&'a str>,
-}
 
 /// Lists orders: a page, or all of them as a stream.
 pub async fn list(
@@ -67,30 +64,38 @@ pub async fn list(
 }
 
 async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
-    // One additional order shows whether another page follows.
-    let wanted = i64::from(request.limit) + 1;
-    let mut found = app
-        .repository
-        .list_orders(&request.filter, request.after.as_ref(), wanted)
-        .await?;
-    let has_more = found.len() > request.limit as usize;
-    found.truncate(request.limit as usize);
-    for versioned in &found {
-        let uid = versioned.order.order_uid.as_str();
-        app.cache.core.supersede(uid, Some(versioned.version));
-    }
-    let next_cursor = found.last().filter(|_| has_more).map(|last| {
-        request.next_cursor(&(last.order.date_created, last.order.order_uid.to_string()))
-    });
-    let page = OrderPage {
-        orders: found.iter().map(|versioned| &versioned.order).collect(),
+    let mut body = PageBody::new();
+    let mut last = None;
+    let reading = app.repository.read_page(
+        &request.filter,
+        request.after.as_ref(),
+        request.limit,
+        |VersionedOrder { order, version }| {
+            body.add(order)?;
+            app.cache
+                .core
+                .supersede(order.order_uid.as_str(), Some(*version));
+            last = Some((order.date_created, order.order_uid.to_string()));
+            ControlFlow::Continue(())
+        },
+    );
+    let has_more = reading.await?.content;
+    let next_cursor = last
+        .filter(|_| has_more)
+        .map(|last| request.next_cursor(&last));
+    let mut response = body.response(&PageEnd {
         next_cursor: next_cursor.as_deref(),
-    };
-    let mut response = json_response(StatusCode::OK, &page);
+    });
     if let Some(next_cursor) = next_cursor {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
             .expect("percent-encoded text is valid in a header");
         response.headers_mut().insert(LINK, link);
     }
     Ok(response)
+}
+
+/// What follows the orders of a page.
+#[derive(Serialize)]
+struct PageEnd<'a> {
+    next_cursor: Option<&'a str>,
 }

@@ -1,14 +1,25 @@
 //! The list of orders, and one page of it.
 
+use std::ops::ControlFlow;
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::{AsSelect, IntoBoxed, Select};
 use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use futures_util::TryStreamExt;
 use shared::db::models::{OrderRow, VersionedOrder};
 use shared::db::schema::orders;
 
-use super::{Position, Repository, StoreError, older_than, unreadable};
+use super::{Answered, Position, Repository, StoreError, older_than, unreadable};
+
+/// How many orders the first statement of a page asks for at most, and how many times as many each further one.
+///
+/// Rows that find no place on the page are read in vain. So a statement asks for many orders only after many have found one. A
+/// page takes at most three statements.
+const FIRST_ORDERS: u32 = 64;
+const GROWTH: u32 = 4;
+const MAX_STATEMENTS: u32 = 3;
 
 /// Which orders to list. A field that is `None` does not filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,22 +35,99 @@ pub struct OrderFilter {
 }
 
 impl Repository {
-    /// Reads at most `limit` orders, newest first: those behind `after`, or the newest of all.
+    /// Gives orders to `take`, newest first: those behind `after`, or the newest of all. Ends after `limit` orders, or when
+    /// `take` breaks because it has no place for the order. Returns whether there are more orders than it took.
+    ///
+    /// Only one order is in memory at a time. All of them are read from one snapshot.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer, or one of the orders cannot be read.
-    pub async fn list_orders(
+    pub async fn read_page(
         &self,
         filter: &OrderFilter,
         after: Option<&Position>,
-        limit: i64,
-    ) -> Result<Vec<VersionedOrder>, StoreError> {
-        let query = matching(filter, after).limit(limit);
-        let rows: Vec<OrderRow> = self
-            .run(async |connection| query.load(connection).await)
-            .await?;
-        let orders = rows.into_iter().map(VersionedOrder::try_from);
-        orders.map(|order| order.map_err(unreadable)).collect()
+        limit: u32,
+        take: impl FnMut(&VersionedOrder) -> ControlFlow<()> + Send,
+    ) -> Result<Answered<bool>, StoreError> {
+        let mut session = self.session(&self.pool).await?;
+        let history = session.history();
+        let mut page = Page {
+            filter,
+            after: after.cloned(),
+            // One additional order shows whether another page follows.
+            wanted: limit + 1,
+            take,
+        };
+        let has_more = if page.wanted <= FIRST_ORDERS {
+            let read = session.run(1, async |connection| page.read(connection).await);
+            read.await??
+        } else {
+            let read = async |connection: &mut AsyncPgConnection| {
+                let mut snapshot = connection.build_transaction().read_only().repeatable_read();
+                snapshot
+                    .run(async |connection| page.read(connection).await)
+                    .await
+            };
+            session.run(MAX_STATEMENTS, read).await??
+        };
+        Ok(Answered {
+            content: has_more,
+            history,
+        })
+    }
+}
+
+/// A page under way.
+struct Page<'a, T> {
+    filter: &'a OrderFilter,
+    after: Option<Position>,
+    /// How many orders are still to be read. The last one is not taken.
+    wanted: u32,
+    take: T,
+}
+
+impl<T: FnMut(&VersionedOrder) -> ControlFlow<()> + Send> Page<'_, T> {
+    async fn read(
+        &mut self,
+        connection: &mut AsyncPgConnection,
+    ) -> QueryResult<Result<bool, StoreError>> {
+        let mut statement_orders = FIRST_ORDERS;
+        loop {
+            let asked = self.wanted.min(statement_orders);
+            match self.read_by_one_statement(connection, asked).await? {
+                Ok(None) => statement_orders *= GROWTH,
+                Ok(Some(has_more)) => return Ok(Ok(has_more)),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Returns whether more orders follow, `None` if the next statement will tell.
+    async fn read_by_one_statement(
+        &mut self,
+        connection: &mut AsyncPgConnection,
+        asked: u32,
+    ) -> QueryResult<Result<Option<bool>, StoreError>> {
+        let query = matching(self.filter, self.after.as_ref()).limit(asked.into());
+        let mut rows = query.load_stream::<OrderRow>(connection).await?;
+        let mut last = None;
+        let mut missing = asked;
+        while let Some(row) = rows.try_next().await? {
+            let versioned = match VersionedOrder::try_from(row) {
+                Ok(versioned) => versioned,
+                Err(error) => return Ok(Err(unreadable(error))),
+            };
+            if self.wanted == 1 || (self.take)(&versioned).is_break() {
+                return Ok(Ok(Some(true)));
+            }
+            self.wanted -= 1;
+            missing -= 1;
+            last = Some(versioned.order);
+        }
+        if let Some(last) = last {
+            self.after = Some((last.date_created, last.order_uid.to_string()));
+        }
+        Ok(Ok((missing > 0).then_some(false)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use diesel::prelude::*;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::copies::store_copies;
 use crate::support::download::Download;
 use crate::support::{TestApi, generator, store};
 
@@ -13,6 +14,29 @@ fn uids(page: &serde_json::Value) -> Vec<String> {
     orders
         .map(|order| order["order_uid"].as_str().unwrap().to_owned())
         .collect()
+}
+
+/// Follows the links of a list to its end. Returns the ids on each page, and the sizes of the answers in bytes.
+async fn walk(api: &TestApi, path: &str) -> (Vec<Vec<String>>, Vec<usize>) {
+    let (mut pages, mut sizes) = (Vec::new(), Vec::new());
+    let mut path = path.to_owned();
+    loop {
+        let answer = api.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        pages.push(uids(&answer.json()));
+        sizes.push(answer.body.len());
+        let Some(link) = answer.header("link") else {
+            assert!(answer.json()["next_cursor"].is_null());
+            return (pages, sizes);
+        };
+        let next = link[1..].strip_suffix(">; rel=\"next\"").unwrap();
+        path = next.to_owned();
+    }
+}
+
+fn newest_first(api: &TestApi) -> Vec<String> {
+    let all = "SELECT order_uid AS value FROM orders ORDER BY date_created DESC, order_uid DESC";
+    api.database.texts(all)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,20 +230,8 @@ async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go
         })
         .collect();
     for limit in [1, 2, 3, 7, 11, 50] {
-        let mut path = format!("/api/v1/orders?limit={limit}");
-        let mut seen = Vec::new();
-        loop {
-            let answer = api.get(&path).await;
-            assert_eq!(answer.status, 200, "{}", answer.body);
-            seen.extend(uids(&answer.json()));
-            let Some(link) = answer.header("link") else {
-                break;
-            };
-            path = link[1..]
-                .strip_suffix(">; rel=\"next\"")
-                .unwrap()
-                .to_owned();
-        }
+        let (pages, _) = walk(&api, &format!("/api/v1/orders?limit={limit}")).await;
+        let seen = pages.concat();
         let mut stayed: Vec<_> = seen
             .iter()
             .filter(|uid| uid.starts_with("stays-"))
@@ -231,5 +243,48 @@ async fn walk_meets_every_order_that_stays_exactly_once_while_others_come_and_go
     stop.cancel();
     for writer in writers {
         assert!(writer.await.unwrap() > 10, "no order was added or removed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_large_orders_ends_at_4_mib_and_the_next_one_continues() {
+    let api = TestApi::start().await;
+    store_copies(&api.database, 50, 1000);
+    let (pages, sizes) = walk(&api, "/api/v1/orders?limit=1000").await;
+    assert_eq!(pages.concat(), newest_first(&api));
+    let (last, full) = sizes.split_last().unwrap();
+    assert!(*last <= 4 << 20 && full.len() >= 2, "{sizes:?}");
+    for size in full {
+        assert!(((4 << 20) - 300_000..=4 << 20).contains(size), "{sizes:?}");
+    }
+    let (pages, _) = walk(&api, "/api/v1/orders?limit=3").await;
+    assert!(pages.iter().all(|page| page.len() == 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_larger_than_a_page_is_a_page_of_its_own() {
+    let api = TestApi::start().await;
+    store_copies(&api.database, 2, 1);
+    // Only somebody who bypasses the programs can store so large an order.
+    api.database.execute(
+        "UPDATE orders SET items = (SELECT jsonb_agg(items[0] || jsonb_build_object( \
+             'name', wide, 'rid', wide, 'size', wide, 'brand', wide, 'track_number', wide)) \
+         FROM generate_series(1, 1000), repeat('𝄞', 256) wide)",
+    );
+    let (pages, sizes) = walk(&api, "/api/v1/orders").await;
+    assert_eq!(pages.len(), 3);
+    assert_eq!(pages.concat(), newest_first(&api));
+    assert!(sizes.iter().all(|size| *size > 4 << 20), "{sizes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_complete_however_many_statements_they_take() {
+    let api = TestApi::start().await;
+    store_copies(&api.database, 399, 1);
+    let all = newest_first(&api);
+    for limit in [1, 62, 63, 64, 65, 319, 320, 321, 399, 400, 401, 1000] {
+        let (pages, _) = walk(&api, &format!("/api/v1/orders?limit={limit}")).await;
+        let expected: Vec<_> = all.chunks(limit).map(<[_]>::to_vec).collect();
+        assert_eq!(pages, expected, "limit {limit}");
     }
 }
