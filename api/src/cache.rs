@@ -66,7 +66,7 @@ impl ReadyOrder {
     /// Makes the answer for an order.
     pub fn new(order: &Order, revision: Revision) -> Self {
         let mut text = Vec::with_capacity(TYPICAL_TEXT_BYTES);
-        text.extend_from_slice(etag_text(revision).as_bytes());
+        text.extend_from_slice(revision.etag().as_bytes());
         let etag_bytes = text.len();
         serde_json::to_writer(&mut text, order)
             .expect("an order has only string keys, and serialising its fields cannot fail");
@@ -105,11 +105,7 @@ impl Versioned for ReadyOrder {
 
 /// Returns the `ETag` of a revision.
 pub fn revision_etag(revision: Revision) -> HeaderValue {
-    HeaderValue::try_from(etag_text(revision)).expect(ETAG_IS_VALUE)
-}
-
-fn etag_text(revision: Revision) -> String {
-    format!("\"{revision}\"")
+    HeaderValue::try_from(revision.etag()).expect(ETAG_IS_VALUE)
 }
 
 /// The cache, with everything that it needs to fill itself.

@@ -17,7 +17,7 @@ use warp::Reply;
 use warp::reply::Response;
 
 use crate::metrics::exports::{ExportMetrics, ExportOutcome};
-use crate::repository::{OrderFilter, Repository, Snapshot, StoreError};
+use crate::repository::{OrderFilter, Repository, Snapshot, StoreError, View};
 
 /// The media type of an export.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -48,11 +48,12 @@ struct Cut;
 pub async fn stream_orders(
     repository: &Repository,
     filter: OrderFilter,
+    view: View,
     metrics: &ExportMetrics,
     withdrawn: impl Future<Output = ()> + Send + 'static,
     shutdown: &CancellationToken,
 ) -> Result<Response, StoreError> {
-    let mut snapshot = repository.open_snapshot(filter).await?;
+    let mut snapshot = repository.open_snapshot(filter, view).await?;
     let first = Page::read(&mut snapshot).await?;
     let (parts_tx, mut parts_rx) = mpsc::channel(1);
     let export = Export {
@@ -88,7 +89,7 @@ impl Page {
         let (mut lines, mut orders) = (Vec::new(), 0);
         let has_more = snapshot
             .next_page(|order| {
-                serde_json::to_writer(&mut lines, order).expect(
+                serde_json::to_writer(&mut lines, &order.content).expect(
                     "an order has only string keys, and serialising its fields cannot fail",
                 );
                 lines.push(b'\n');

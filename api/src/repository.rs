@@ -2,6 +2,8 @@
 //!
 //! The internal text of an error is logged here, once. No client sees it.
 
+mod filter;
+mod listed;
 mod outage;
 mod page;
 mod revision;
@@ -28,8 +30,9 @@ use shared::db::schema::orders;
 use shared::db::{AsyncPool, HistoryId, SessionError};
 use tracing::{error, warn};
 
+pub use filter::OrderFilter;
+pub use listed::{Content, ListedOrder, OrderSummary, View};
 use outage::OutageLog;
-pub use page::OrderFilter;
 pub use revision::Revision;
 use session::Session;
 pub use snapshot::Snapshot;

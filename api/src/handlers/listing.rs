@@ -9,7 +9,6 @@ mod request;
 use std::ops::ControlFlow;
 
 use serde::Serialize;
-use shared::db::models::VersionedOrder;
 use tracing::info;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, LINK, VARY};
 use warp::http::{HeaderValue, Method};
@@ -37,25 +36,27 @@ pub async fn list(
 ) -> Result<Response, ApiError> {
     let request = ListRequest::parse(&head)?;
     app.require_schema()?;
-    let mut response = match request.format {
+    let format = request.format;
+    let mut response = match format {
         ListFormat::Json => app.in_time(list_page(&app, &request)).await?,
         ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
         ListFormat::Ndjson => {
             let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
             info!(operation = "export", token = grant.token_name(), "read");
-            let withdrawn = grant.withdrawn();
+            let (repository, ListRequest { filter, view, .. }) = (&app.repository, request);
             let beginning = export::stream_orders(
-                &app.repository,
-                request.filter,
+                repository,
+                filter,
+                view,
                 metrics,
-                withdrawn,
+                grant.withdrawn(),
                 shutdown,
             );
             app.in_time(beginning).await?
         }
     };
     let headers = response.headers_mut();
-    if request.format == ListFormat::Ndjson {
+    if format == ListFormat::Ndjson {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
@@ -68,14 +69,14 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
     let mut last = None;
     let reading = app.repository.read_page(
         &request.filter,
+        request.view,
         request.after.as_ref(),
         request.limit,
-        |VersionedOrder { order, version }| {
-            body.add(order)?;
-            app.cache
-                .core
-                .supersede(order.order_uid.as_str(), Some(*version));
-            last = Some((order.date_created, order.order_uid.to_string()));
+        |order| {
+            body.add(&order.content)?;
+            let version = Some(order.revision.version);
+            app.cache.core.supersede(order.order_uid(), version);
+            last = Some(order.position());
             ControlFlow::Continue(())
         },
     );

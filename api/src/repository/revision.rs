@@ -16,6 +16,13 @@ pub struct Revision {
     pub history: HistoryId,
 }
 
+impl Revision {
+    /// Returns the `ETag`: the revision in quotes.
+    pub fn etag(self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

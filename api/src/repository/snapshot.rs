@@ -7,13 +7,12 @@
 use std::ops::ControlFlow;
 
 use diesel::prelude::*;
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::SimpleAsyncConnection;
 use futures_util::TryStreamExt;
-use shared::db::models::{OrderRow, VersionedOrder};
-use shared::order::Order;
 
-use super::page::{OrderFilter, matching};
-use super::{Position, Repository, Session, StoreError, unreadable};
+use super::filter::{OrderFilter, matching};
+use super::listed::{ListedOrder, View, read_listed};
+use super::{Position, Repository, Session, StoreError};
 
 /// The largest number of orders on a page. With more, the share of a statement's fixed cost no longer falls.
 const MAX_PAGE_ORDERS: i64 = 256;
@@ -22,6 +21,7 @@ const MAX_PAGE_ORDERS: i64 = 256;
 pub struct Snapshot {
     session: Session,
     filter: OrderFilter,
+    view: View,
     after: Option<Position>,
     page_orders: i64,
 }
@@ -32,11 +32,16 @@ impl Repository {
     /// # Errors
     /// Returns `Overloaded` if as many snapshots are open as may be, and another [`StoreError`] if the database gave no
     /// answer.
-    pub async fn open_snapshot(&self, filter: OrderFilter) -> Result<Snapshot, StoreError> {
+    pub async fn open_snapshot(
+        &self,
+        filter: OrderFilter,
+        view: View,
+    ) -> Result<Snapshot, StoreError> {
         // Made first: from here on the connection does not go back to the pool.
         let mut snapshot = Snapshot {
             session: self.session(&self.snapshot_pool).await?,
             filter,
+            view,
             after: None,
             page_orders: MAX_PAGE_ORDERS,
         };
@@ -56,17 +61,18 @@ impl Snapshot {
     /// Returns a [`StoreError`] if the database gave no answer or an order cannot be read. Nothing more can be read then.
     pub async fn next_page(
         &mut self,
-        mut take: impl FnMut(&Order) -> ControlFlow<()>,
+        mut take: impl FnMut(&ListedOrder) -> ControlFlow<()>,
     ) -> Result<bool, StoreError> {
         let page_orders = self.page_orders;
         let query = matching(&self.filter, self.after.as_ref()).limit(page_orders);
+        let (view, history) = (self.view, self.session.history());
         let read = async |connection: &mut _| {
-            let mut rows = query.load_stream::<OrderRow>(connection).await?;
+            let mut orders = read_listed(query, view, connection, history).await?;
             let (mut last, mut count, mut has_enough) = (None, 0, false);
-            while !has_enough && let Some(row) = rows.try_next().await? {
-                let order = match VersionedOrder::try_from(row) {
-                    Ok(versioned) => versioned.order,
-                    Err(error) => return Ok(Err(unreadable(error))),
+            while !has_enough && let Some(order) = orders.try_next().await? {
+                let order = match order {
+                    Ok(order) => order,
+                    Err(error) => return Ok(Err(error)),
                 };
                 has_enough = take(&order).is_break();
                 count += 1;
@@ -76,7 +82,7 @@ impl Snapshot {
         };
         let (last, count, has_enough) = self.session.run(1, read).await??;
         if let Some(last) = last {
-            self.after = Some((last.date_created, last.order_uid.to_string()));
+            self.after = Some(last.position());
         }
         // The rows behind the last one that was taken are thrown away. Pages of large orders are therefore short.
         self.page_orders = if has_enough {

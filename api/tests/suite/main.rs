@@ -31,6 +31,7 @@ mod sessions;
 mod shared_statements;
 mod startup;
 mod stopping;
+mod summaries;
 mod support;
 mod token_reload;
 mod transcripts;

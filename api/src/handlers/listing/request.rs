@@ -4,19 +4,20 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::PATH;
-use super::cursor::{decode_cursor, encode_cursor, filter_texts};
+use super::cursor::{SUMMARY, decode_cursor, encode_cursor, filter_texts};
 use crate::export::NDJSON;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
-use crate::repository::{OrderFilter, Position};
+use crate::repository::{OrderFilter, Position, View};
 
-const PARAMETERS: [&str; 6] = [
+const PARAMETERS: [&str; 7] = [
     "limit",
     "cursor",
     "customer_id",
     "track_number",
     "from",
     "to",
+    "view",
 ];
 const DEFAULT_LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 1000;
@@ -61,6 +62,8 @@ pub struct ListRequest {
     pub after: Option<Position>,
     /// Which orders to list.
     pub filter: OrderFilter,
+    /// How much of each order the answer has.
+    pub view: View,
     /// The format of the answer.
     pub format: ListFormat,
 }
@@ -72,17 +75,19 @@ impl ListRequest {
     /// Returns `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and
     /// `NotAcceptable` if the client accepts no format of a list.
     pub fn parse(head: &Head) -> Result<Self, ApiError> {
-        let [limit, cursor, customer_id, track_number, from, to] = head.parameters(&PARAMETERS)?;
+        let [limit, cursor, customer_id, track_number, from, to, view] =
+            head.parameters(&PARAMETERS)?;
         let filter = OrderFilter {
             customer_id: text("customer_id", customer_id)?,
             track_number: text("track_number", track_number)?,
             from: from.map(|value| time("from", &value)).transpose()?,
             to: to.map(|value| time("to", &value)).transpose()?,
         };
+        let view = view.map_or(Ok(View::Whole), |value| parse_view(&value))?;
         let paging = [("limit", limit.is_some()), ("cursor", cursor.is_some())];
         let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
         let after = cursor
-            .map(|cursor| decode_cursor(&cursor, &filter))
+            .map(|cursor| decode_cursor(&cursor, &filter, view))
             .transpose()?;
         let format = ListFormat::of(head)?;
         match paging.iter().find(|(_, is_given)| *is_given) {
@@ -94,6 +99,7 @@ impl ListRequest {
                 limit,
                 after,
                 filter,
+                view,
                 format,
             }),
         }
@@ -101,19 +107,15 @@ impl ListRequest {
 
     /// Returns the cursor of the page that begins after `position`.
     pub fn next_cursor(&self, position: &Position) -> String {
-        encode_cursor(position, &self.filter)
+        encode_cursor(position, &self.filter, self.view)
     }
 
     /// Returns the value of `Link` that leads to the page with this cursor.
     pub fn next_link(&self, next_cursor: &str) -> String {
         let mut link = format!("<{PATH}?limit={}", self.limit);
-        for (name, value) in filter_texts(&self.filter) {
-            if let Some(value) = value {
-                link.push_str(&format!(
-                    "&{name}={}",
-                    utf8_percent_encode(&value, NON_ALPHANUMERIC)
-                ));
-            }
+        for (name, value) in filter_texts(&self.filter, self.view) {
+            let value = utf8_percent_encode(&value, NON_ALPHANUMERIC);
+            link.push_str(&format!("&{name}={value}"));
         }
         link.push_str(&format!("&cursor={next_cursor}>; rel=\"next\""));
         link
@@ -131,6 +133,15 @@ pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
         Ok(limit) if is_number && (1..=max).contains(&limit) => Ok(limit),
         _ => Err(ApiError::InvalidLimit { max }),
     }
+}
+
+fn parse_view(value: &str) -> Result<View, ApiError> {
+    (value == SUMMARY)
+        .then_some(View::Summary)
+        .ok_or(ApiError::InvalidParameter {
+            name: "view",
+            detail: "must be summary; without it, orders are returned whole",
+        })
 }
 
 fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, ApiError> {
