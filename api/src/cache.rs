@@ -92,6 +92,11 @@ impl ReadyOrder {
         (etag, self.text)
     }
 
+    /// Returns the JSON, without the line's end.
+    pub fn json(&self) -> &[u8] {
+        self.text[self.etag_bytes..].trim_ascii_end()
+    }
+
     fn weight_bytes(&self) -> usize {
         self.text.len() + ENTRY_OVERHEAD_BYTES
     }

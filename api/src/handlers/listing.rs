@@ -1,9 +1,11 @@
-//! Lists orders: a page of them, or all of them as a stream.
+//! Lists orders: a page of them, all of them as a stream, or those that a client names.
 //!
 //! `request`: the parameters. `cursor`: the cursors, which lead from page to page. `body`: the JSON of a page.
+//! `named`: the orders that a client names.
 
 mod body;
 mod cursor;
+mod named;
 mod request;
 
 use std::ops::ControlFlow;
@@ -17,51 +19,61 @@ use warp::reply::Response;
 use super::Call;
 use crate::app::App;
 use crate::export;
+use crate::http::authority::Grant;
 use crate::http::compression::compress;
 use crate::http::problem::ApiError;
+use crate::http::request::Head;
 
 use body::PageBody;
 pub use cursor::{decode_cursor, encode_cursor};
+use named::list_named;
 pub use request::parse_limit;
-use request::{ListFormat, ListRequest};
+use request::{ListFormat, ListRequest, Request};
 
 /// The path of the list.
 pub const PATH: &str = "/api/v1/orders";
 
-/// Lists orders: a page, or all of them as a stream.
+/// Lists orders: a page, all of them as a stream, or those that the client names.
 pub async fn list(
     Call {
         app, grant, head, ..
     }: Call,
 ) -> Result<Response, ApiError> {
-    let request = ListRequest::parse(&head)?;
+    let request = Request::parse(&head)?;
     app.require_schema()?;
-    let format = request.format;
-    let mut response = match format {
-        ListFormat::Json => app.in_time(list_page(&app, &request)).await?,
-        ListFormat::Ndjson if head.method == Method::HEAD => export::no_orders(),
-        ListFormat::Ndjson => {
-            let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
-            info!(operation = "export", token = grant.token_name(), "read");
-            let (repository, ListRequest { filter, view, .. }) = (&app.repository, request);
-            let beginning = export::stream_orders(
-                repository,
-                filter,
-                view,
-                metrics,
-                grant.withdrawn(),
-                shutdown,
-            );
-            app.in_time(beginning).await?
+    let mut response = match request {
+        Request::Named(request) => app.in_time(list_named(&app, &request)).await?,
+        Request::Matching(request) if request.format == ListFormat::Json => {
+            app.in_time(list_page(&app, &request)).await?
         }
+        Request::Matching(request) => list_all(&app, &grant, &head, request).await?,
     };
     let headers = response.headers_mut();
-    if format == ListFormat::Ndjson {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
-    }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(VARY, HeaderValue::from_static("Accept"));
     Ok(compress(&head, response))
+}
+
+async fn list_all(
+    app: &App,
+    grant: &Grant,
+    head: &Head,
+    request: ListRequest,
+) -> Result<Response, ApiError> {
+    let mut response = if head.method == Method::HEAD {
+        export::no_orders()
+    } else {
+        info!(operation = "export", token = grant.token_name(), "read");
+        let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
+        let (repository, ListRequest { filter, view, .. }) = (&app.repository, request);
+        let withdrawn = grant.withdrawn();
+        let beginning =
+            export::stream_orders(repository, filter, view, metrics, withdrawn, shutdown);
+        app.in_time(beginning).await?
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
+    Ok(response)
 }
 
 async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {

@@ -116,7 +116,7 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
 }
 
 /// Returns what the client demands: `Cache-Control: no-cache` demands the database (RFC 9111, section 5.2.1.4).
-fn demand(headers: &HeaderMap) -> Demand {
+pub(super) fn demand(headers: &HeaderMap) -> Demand {
     let mut directives = headers
         .get_all(CACHE_CONTROL)
         .into_iter()

@@ -19,6 +19,7 @@ mod histories;
 mod invalid_requests;
 mod listener;
 mod listing;
+mod named_orders;
 mod openapi;
 mod ops_port;
 mod proxies;

@@ -27,13 +27,24 @@ impl PageBody {
 
     /// Adds an order, or breaks if it has no place.
     pub(super) fn add(&mut self, order: &impl Serialize) -> ControlFlow<()> {
+        self.add_by(|text| {
+            serde_json::to_writer(text, order)
+                .expect("orders have only string keys, and serialising their fields cannot fail");
+        })
+    }
+
+    /// Does the same with the JSON of an order.
+    pub(super) fn add_text(&mut self, order: &[u8]) -> ControlFlow<()> {
+        self.add_by(|text| text.extend_from_slice(order))
+    }
+
+    fn add_by(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> ControlFlow<()> {
         let end = self.text.len();
         let is_first = end == BEGINNING.len();
         if !is_first {
             self.text.push(b',');
         }
-        serde_json::to_writer(&mut self.text, order)
-            .expect("orders have only string keys, and serialising their fields cannot fail");
+        write(&mut self.text);
         if is_first || self.text.len() <= MAX_BODY_BYTES - END_BYTES {
             return ControlFlow::Continue(());
         }

@@ -1,16 +1,20 @@
 //! The parameters of the list of orders.
 
+use std::iter::zip;
+
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::super::orders::demand;
 use super::PATH;
 use super::cursor::{SUMMARY, decode_cursor, encode_cursor, filter_texts};
+use super::named::NamedRequest;
 use crate::export::NDJSON;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
 use crate::repository::{OrderFilter, Position, View};
 
-const PARAMETERS: [&str; 7] = [
+const PARAMETERS: [&str; 8] = [
     "limit",
     "cursor",
     "customer_id",
@@ -18,6 +22,7 @@ const PARAMETERS: [&str; 7] = [
     "from",
     "to",
     "view",
+    "order_uids",
 ];
 const DEFAULT_LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 1000;
@@ -26,7 +31,7 @@ const MAX_TEXT_CHARS: usize = 256;
 
 /// The format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListFormat {
+pub(super) enum ListFormat {
     /// One page as JSON.
     Json,
     /// All matching orders, one per line.
@@ -38,7 +43,7 @@ impl ListFormat {
     ///
     /// # Errors
     /// Returns `NotAcceptable` if the client accepts neither.
-    pub fn of(head: &Head) -> Result<Self, ApiError> {
+    fn of(head: &Head) -> Result<Self, ApiError> {
         let json = head.preference("application/json");
         let ndjson = head.preference(NDJSON).filter(|_| head.can_stream());
         if ndjson > json {
@@ -53,9 +58,79 @@ impl ListFormat {
     }
 }
 
-/// A request for a list.
+/// A request for orders.
 #[derive(Debug)]
-pub struct ListRequest {
+pub(super) enum Request {
+    /// For those that match.
+    Matching(ListRequest),
+    /// For those that it names.
+    Named(NamedRequest),
+}
+
+impl Request {
+    /// Reads the parameters and the header `Accept`.
+    ///
+    /// # Errors
+    /// Returns `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and
+    /// `NotAcceptable` if the client accepts no format of the answer.
+    pub(super) fn parse(head: &Head) -> Result<Self, ApiError> {
+        let values = head.parameters(&PARAMETERS)?;
+        let given: Vec<_> = zip(PARAMETERS, &values)
+            .filter_map(|(name, value)| value.is_some().then_some(name))
+            .collect();
+        let [
+            limit,
+            cursor,
+            customer_id,
+            track_number,
+            from,
+            to,
+            view,
+            order_uids,
+        ] = values;
+        let refuse = |others: &[&str], detail| {
+            let name = given.iter().copied().find(|name| others.contains(name));
+            name.map_or(Ok(()), |name| {
+                Err(ApiError::InvalidParameter { name, detail })
+            })
+        };
+        let view = view.map_or(Ok(View::Whole), |value| parse_view(&value))?;
+        if let Some(uids) = order_uids {
+            let request = NamedRequest::parse(&uids, view, demand(&head.headers))?;
+            refuse(&PARAMETERS[..6], "cannot be used with order_uids")?;
+            head.require_accepts_json()?;
+            return Ok(Self::Named(request));
+        }
+        let filter = OrderFilter {
+            customer_id: text("customer_id", customer_id)?,
+            track_number: text("track_number", track_number)?,
+            from: from.map(|value| time("from", &value)).transpose()?,
+            to: to.map(|value| time("to", &value)).transpose()?,
+        };
+        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
+        let after = cursor
+            .map(|cursor| decode_cursor(&cursor, &filter, view))
+            .transpose()?;
+        let format = ListFormat::of(head)?;
+        if format != ListFormat::Json {
+            refuse(
+                &["limit", "cursor"],
+                "cannot be used with Accept: application/x-ndjson, which returns all orders",
+            )?;
+        }
+        Ok(Self::Matching(ListRequest {
+            limit,
+            after,
+            filter,
+            view,
+            format,
+        }))
+    }
+}
+
+/// A request for the orders that match a filter.
+#[derive(Debug)]
+pub(super) struct ListRequest {
     /// The maximum number of orders on the page.
     pub limit: u32,
     /// The position of the last order of the previous page.
@@ -69,42 +144,6 @@ pub struct ListRequest {
 }
 
 impl ListRequest {
-    /// Reads the parameters and the header `Accept`.
-    ///
-    /// # Errors
-    /// Returns `UnknownParameter`, `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and
-    /// `NotAcceptable` if the client accepts no format of a list.
-    pub fn parse(head: &Head) -> Result<Self, ApiError> {
-        let [limit, cursor, customer_id, track_number, from, to, view] =
-            head.parameters(&PARAMETERS)?;
-        let filter = OrderFilter {
-            customer_id: text("customer_id", customer_id)?,
-            track_number: text("track_number", track_number)?,
-            from: from.map(|value| time("from", &value)).transpose()?,
-            to: to.map(|value| time("to", &value)).transpose()?,
-        };
-        let view = view.map_or(Ok(View::Whole), |value| parse_view(&value))?;
-        let paging = [("limit", limit.is_some()), ("cursor", cursor.is_some())];
-        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
-        let after = cursor
-            .map(|cursor| decode_cursor(&cursor, &filter, view))
-            .transpose()?;
-        let format = ListFormat::of(head)?;
-        match paging.iter().find(|(_, is_given)| *is_given) {
-            Some((name, _)) if format == ListFormat::Ndjson => Err(ApiError::InvalidParameter {
-                name,
-                detail: "cannot be used with Accept: application/x-ndjson, which returns all orders",
-            }),
-            _ => Ok(Self {
-                limit,
-                after,
-                filter,
-                view,
-                format,
-            }),
-        }
-    }
-
     /// Returns the cursor of the page that begins after `position`.
     pub fn next_cursor(&self, position: &Position) -> String {
         encode_cursor(position, &self.filter, self.view)
