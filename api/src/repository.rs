@@ -2,6 +2,7 @@
 //!
 //! The internal text of an error is logged here, once. No client sees it.
 
+mod explain;
 mod filter;
 mod listed;
 mod outage;
@@ -9,6 +10,7 @@ mod page;
 mod revision;
 mod session;
 mod snapshot;
+mod total;
 mod trust;
 mod write;
 
@@ -36,6 +38,7 @@ use outage::OutageLog;
 pub use revision::Revision;
 use session::Session;
 pub use snapshot::Snapshot;
+pub use total::TotalKind;
 use trust::Trust;
 pub use write::{Precondition, Revisions, WriteError};
 

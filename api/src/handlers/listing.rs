@@ -23,6 +23,7 @@ use crate::http::authority::Grant;
 use crate::http::compression::compress;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
+use crate::repository::TotalKind;
 
 use body::PageBody;
 pub use cursor::{decode_cursor, encode_cursor};
@@ -46,7 +47,7 @@ pub async fn list(
         Request::Matching(request) if request.format == ListFormat::Json => {
             app.in_time(list_page(&app, &request)).await?
         }
-        Request::Matching(request) => list_all(&app, &grant, &head, request).await?,
+        Request::Matching(request) => list_all(&app, grant, &head, request).await?,
     };
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
@@ -56,7 +57,7 @@ pub async fn list(
 
 async fn list_all(
     app: &App,
-    grant: &Grant,
+    grant: Grant,
     head: &Head,
     request: ListRequest,
 ) -> Result<Response, ApiError> {
@@ -78,7 +79,7 @@ async fn list_all(
 
 async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
     let mut body = PageBody::new();
-    let mut last = None;
+    let (mut last, mut orders) = (None, 0);
     let reading = app.repository.read_page(
         &request.filter,
         request.view,
@@ -89,6 +90,7 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
             let version = Some(order.revision.version);
             app.cache.core.supersede(order.order_uid(), version);
             last = Some(order.position());
+            orders += 1;
             ControlFlow::Continue(())
         },
     );
@@ -96,8 +98,13 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
     let next_cursor = last
         .filter(|_| has_more)
         .map(|last| request.next_cursor(&last));
+    let total = match request.count {
+        Some(kind) => Some(total(app, request, kind, orders, has_more).await?),
+        None => None,
+    };
     let mut response = body.response(&PageEnd {
         next_cursor: next_cursor.as_deref(),
+        total,
     });
     if let Some(next_cursor) = next_cursor {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
@@ -111,4 +118,39 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
 #[derive(Serialize)]
 struct PageEnd<'a> {
     next_cursor: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Total>,
+}
+
+/// The number of orders that match, on whatever page they are.
+#[derive(Serialize)]
+struct Total {
+    value: u64,
+    kind: TotalKind,
+}
+
+/// Determines the total of a list, of which a page with `orders` orders was read.
+async fn total(
+    app: &App,
+    request: &ListRequest,
+    kind: TotalKind,
+    orders: u64,
+    has_more: bool,
+) -> Result<Total, ApiError> {
+    if request.after.is_none() && !has_more {
+        // The page has all of them.
+        return Ok(Total {
+            value: orders,
+            kind: TotalKind::Exact,
+        });
+    }
+    let value = match kind {
+        TotalKind::Exact => app.repository.count(&request.filter).await?,
+        TotalKind::Estimated => {
+            let estimate = app.repository.estimate(&request.filter).await?;
+            // A total below what the client sees would be puzzling.
+            estimate.max(orders + u64::from(has_more))
+        }
+    };
+    Ok(Total { value, kind })
 }

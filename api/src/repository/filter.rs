@@ -23,11 +23,9 @@ pub struct OrderFilter {
 
 pub(super) type OrderQuery<'a> = IntoBoxed<'a, orders::table, Pg>;
 
-/// The orders that match the filter, newest first: those behind `after`, or the newest of all.
-pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) -> OrderQuery<'a> {
-    let mut query = orders::table
-        .into_boxed()
-        .order((orders::date_created.desc(), orders::order_uid.desc()));
+/// The orders that match the filter, in no order.
+pub(super) fn filtered(filter: &OrderFilter) -> OrderQuery<'_> {
+    let mut query = orders::table.into_boxed();
     if let Some(customer_id) = &filter.customer_id {
         query = query.filter(orders::customer_id.eq(customer_id));
     }
@@ -40,6 +38,12 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
     if let Some(to) = filter.to {
         query = query.filter(orders::date_created.lt(to));
     }
+    query
+}
+
+/// The orders that match the filter, newest first: those behind `after`, or the newest of all.
+pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) -> OrderQuery<'a> {
+    let mut query = filtered(filter).order((orders::date_created.desc(), orders::order_uid.desc()));
     // A position that is not older than `to` excludes nothing more. It is left out: otherwise PostgreSQL would enter the index
     // there, and read every order between the two in vain.
     if let Some(position) = after.filter(|(date, _)| filter.to.is_none_or(|to| *date < to)) {
@@ -50,30 +54,12 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
 
 #[cfg(test)]
 mod tests {
-    use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-    use diesel::sql_types::Text;
     use shared::db::models::NewOrder;
     use shared::order::Order;
     use shared::testing::{TestDatabase, model_json};
 
     use super::*;
-
-    /// `EXPLAIN` of a query with its parameters.
-    #[derive(QueryId)]
-    struct Explain<Q>(Q);
-
-    impl<Q> Query for Explain<Q> {
-        type SqlType = Text;
-    }
-
-    impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Explain<Q> {
-        fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-            out.push_sql("EXPLAIN (COSTS OFF) ");
-            self.0.walk_ast(out)
-        }
-    }
-
-    impl<Q> diesel::RunQueryDsl<PgConnection> for Explain<Q> {}
+    use crate::repository::explain::Explain;
 
     fn fill(connection: &mut PgConnection) {
         let model = Order::decode(model_json().as_bytes()).unwrap();
@@ -110,7 +96,11 @@ mod tests {
                 to: time("2021-11-28T20:00:00Z").filter(|_| has(3)),
             };
             let query = matching(&filter, has(4).then_some(&position)).limit(51);
-            let plan: Vec<String> = diesel::RunQueryDsl::load(Explain(query), connection).unwrap();
+            let explain = Explain {
+                options: "COSTS OFF",
+                query,
+            };
+            let plan: Vec<String> = diesel::RunQueryDsl::load(explain, connection).unwrap();
             let lines: Vec<_> = plan.iter().map(|line| line.trim_start()).collect();
             let indexes = match (has(0), has(1)) {
                 (false, false) => &["orders_newest_idx"][..],

@@ -35,5 +35,6 @@ mod stopping;
 mod summaries;
 mod support;
 mod token_reload;
+mod totals;
 mod transcripts;
 mod writing;

@@ -12,18 +12,21 @@ use super::named::NamedRequest;
 use crate::export::NDJSON;
 use crate::http::problem::ApiError;
 use crate::http::request::Head;
-use crate::repository::{OrderFilter, Position, View};
+use crate::repository::{OrderFilter, Position, TotalKind, View};
 
-const PARAMETERS: [&str; 8] = [
+/// The parameters that are only for lists of orders that match, and then the others.
+const PARAMETERS: [&str; 9] = [
     "limit",
     "cursor",
     "customer_id",
     "track_number",
     "from",
     "to",
+    "count",
     "view",
     "order_uids",
 ];
+const MATCHING_PARAMETERS: usize = 7;
 const DEFAULT_LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 1000;
 /// The longest text that an order may have.
@@ -75,9 +78,9 @@ impl Request {
     /// `NotAcceptable` if the client accepts no format of the answer.
     pub(super) fn parse(head: &Head) -> Result<Self, ApiError> {
         let values = head.parameters(&PARAMETERS)?;
-        let given: Vec<_> = zip(PARAMETERS, &values)
-            .filter_map(|(name, value)| value.is_some().then_some(name))
-            .collect();
+        let matching = zip(PARAMETERS, &values).take(MATCHING_PARAMETERS);
+        let matching = matching.map(|(name, value)| (name, value.is_some()));
+        let matching: Vec<_> = matching.collect();
         let [
             limit,
             cursor,
@@ -85,47 +88,41 @@ impl Request {
             track_number,
             from,
             to,
+            count,
             view,
             order_uids,
         ] = values;
-        let refuse = |others: &[&str], detail| {
-            let name = given.iter().copied().find(|name| others.contains(name));
-            name.map_or(Ok(()), |name| {
-                Err(ApiError::InvalidParameter { name, detail })
-            })
-        };
-        let view = view.map_or(Ok(View::Whole), |value| parse_view(&value))?;
         if let Some(uids) = order_uids {
-            let request = NamedRequest::parse(&uids, view, demand(&head.headers))?;
-            refuse(&PARAMETERS[..6], "cannot be used with order_uids")?;
+            let request = NamedRequest::parse(&uids, parse_view(view)?, demand(&head.headers))?;
+            refuse(&matching, "cannot be used with order_uids")?;
             head.require_accepts_json()?;
             return Ok(Self::Named(request));
         }
-        let filter = OrderFilter {
-            customer_id: text("customer_id", customer_id)?,
-            track_number: text("track_number", track_number)?,
-            from: from.map(|value| time("from", &value)).transpose()?,
-            to: to.map(|value| time("to", &value)).transpose()?,
-        };
-        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
-        let after = cursor
-            .map(|cursor| decode_cursor(&cursor, &filter, view))
-            .transpose()?;
-        let format = ListFormat::of(head)?;
-        if format != ListFormat::Json {
-            refuse(
-                &["limit", "cursor"],
-                "cannot be used with Accept: application/x-ndjson, which returns all orders",
-            )?;
-        }
-        Ok(Self::Matching(ListRequest {
+        let values = Values {
             limit,
-            after,
-            filter,
+            cursor,
+            customer_id,
+            track_number,
+            from,
+            to,
+            count,
             view,
-            format,
-        }))
+        };
+        ListRequest::new(values, head).map(Self::Matching)
     }
+}
+
+/// The values of parameters as they were given.
+#[derive(Debug, Default)]
+pub(super) struct Values {
+    pub limit: Option<String>,
+    pub cursor: Option<String>,
+    pub customer_id: Option<String>,
+    pub track_number: Option<String>,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub count: Option<String>,
+    pub view: Option<String>,
 }
 
 /// A request for the orders that match a filter.
@@ -137,6 +134,8 @@ pub(super) struct ListRequest {
     pub after: Option<Position>,
     /// Which orders to list.
     pub filter: OrderFilter,
+    /// How to determine the number of all matching orders, if the client wants to know it.
+    pub count: Option<TotalKind>,
     /// How much of each order the answer has.
     pub view: View,
     /// The format of the answer.
@@ -144,12 +143,54 @@ pub(super) struct ListRequest {
 }
 
 impl ListRequest {
+    /// Checks the values of the parameters, and the header `Accept`.
+    ///
+    /// # Errors
+    /// Returns `InvalidParameter`, `InvalidLimit` or `InvalidCursor` if a parameter is wrong, and `NotAcceptable` if the client
+    /// accepts no format of a list.
+    pub(super) fn new(values: Values, head: &Head) -> Result<Self, ApiError> {
+        let paging = [
+            ("limit", values.limit.is_some()),
+            ("cursor", values.cursor.is_some()),
+            ("count", values.count.is_some()),
+        ];
+        let filter = OrderFilter {
+            customer_id: text("customer_id", values.customer_id)?,
+            track_number: text("track_number", values.track_number)?,
+            from: time("from", values.from)?,
+            to: time("to", values.to)?,
+        };
+        let view = parse_view(values.view)?;
+        let count = parse_count(values.count)?;
+        let limit = values.limit;
+        let limit = limit.map_or(Ok(DEFAULT_LIMIT), |value| parse_limit(&value, MAX_LIMIT))?;
+        let after = values
+            .cursor
+            .map(|cursor| decode_cursor(&cursor, &filter, view))
+            .transpose()?;
+        let format = ListFormat::of(head)?;
+        if format != ListFormat::Json {
+            let detail =
+                "cannot be used with Accept: application/x-ndjson, which returns all orders";
+            refuse(&paging, detail)?;
+        }
+        Ok(Self {
+            limit,
+            after,
+            filter,
+            count,
+            view,
+            format,
+        })
+    }
+
     /// Returns the cursor of the page that begins after `position`.
     pub fn next_cursor(&self, position: &Position) -> String {
         encode_cursor(position, &self.filter, self.view)
     }
 
-    /// Returns the value of `Link` that leads to the page with this cursor.
+    /// Returns the value of `Link` that leads to the page with this cursor. It does not ask for the total again: that may take
+    /// long, and is the same for all pages.
     pub fn next_link(&self, next_cursor: &str) -> String {
         let mut link = format!("<{PATH}?limit={}", self.limit);
         for (name, value) in filter_texts(&self.filter, self.view) {
@@ -174,13 +215,35 @@ pub fn parse_limit(value: &str, max: u32) -> Result<u32, ApiError> {
     }
 }
 
-fn parse_view(value: &str) -> Result<View, ApiError> {
-    (value == SUMMARY)
-        .then_some(View::Summary)
-        .ok_or(ApiError::InvalidParameter {
+/// Refuses a parameter that is given but must not be.
+fn refuse(parameters: &[(&'static str, bool)], detail: &'static str) -> Result<(), ApiError> {
+    match parameters.iter().find(|(_, is_given)| *is_given) {
+        Some((name, _)) => Err(ApiError::InvalidParameter { name, detail }),
+        None => Ok(()),
+    }
+}
+
+fn parse_view(value: Option<String>) -> Result<View, ApiError> {
+    match value.as_deref() {
+        None => Ok(View::Whole),
+        Some(SUMMARY) => Ok(View::Summary),
+        Some(_) => Err(ApiError::InvalidParameter {
             name: "view",
             detail: "must be summary; without it, orders are returned whole",
-        })
+        }),
+    }
+}
+
+fn parse_count(value: Option<String>) -> Result<Option<TotalKind>, ApiError> {
+    match value.as_deref() {
+        None => Ok(None),
+        Some("estimated") => Ok(Some(TotalKind::Estimated)),
+        Some("exact") => Ok(Some(TotalKind::Exact)),
+        Some(_) => Err(ApiError::InvalidParameter {
+            name: "count",
+            detail: "must be estimated or exact",
+        }),
+    }
 }
 
 fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, ApiError> {
@@ -194,13 +257,16 @@ fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, Api
         .ok_or(ApiError::InvalidParameter { name, detail })
 }
 
-fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
+fn time(name: &'static str, value: Option<String>) -> Result<Option<DateTime<Utc>>, ApiError> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
     let detail = "must be an RFC 3339 time with a time zone, for example 2026-01-31T00:00:00Z";
     // If the "+" of the zone was not percent-encoded, decoding has turned it into a space.
     let zone_at = value.len().checked_sub("+00:00".len());
     let value = match zone_at {
         Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
-        _ => value.to_owned(),
+        _ => value,
     };
     // Orders are dated to the microsecond, so both bounds keep their meaning when they are rounded up.
     let time = DateTime::parse_from_rfc3339(&value).ok();
@@ -209,6 +275,7 @@ fn time(name: &'static str, value: &str) -> Result<DateTime<Utc>, ApiError> {
             .duration_round_up(TimeDelta::microseconds(1))
             .ok()
     })
+    .map(Some)
     .ok_or(ApiError::InvalidParameter { name, detail })
 }
 
@@ -230,7 +297,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                time("from", given).map(|time| format_utc(&time)),
+                time("from", Some(given.to_owned())).map(|time| format_utc(&time.unwrap())),
                 Ok(meant.to_owned()),
                 "{given}"
             );
@@ -243,7 +310,7 @@ mod tests {
             "яяяяяяя",
             "2026-13-01T00:00:00Z",
         ] {
-            assert!(time("from", given).is_err(), "{given}");
+            assert!(time("from", Some(given.to_owned())).is_err(), "{given}");
         }
     }
 
