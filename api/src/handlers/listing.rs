@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use tracing::info;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, LINK, VARY};
-use warp::http::{HeaderValue, Method};
+use warp::http::{HeaderValue, Method, StatusCode};
 use warp::reply::Response;
 
 use super::Call;
@@ -43,9 +43,9 @@ pub async fn list(
     let request = Request::parse(&head)?;
     app.require_schema()?;
     let mut response = match request {
-        Request::Named(request) => app.in_time(list_named(&app, &request)).await?,
+        Request::Named(request) => app.in_time(list_named(&app, &head, &request)).await?,
         Request::Matching(request) if request.format == ListFormat::Json => {
-            app.in_time(list_page(&app, &request)).await?
+            app.in_time(list_page(&app, &head, &request)).await?
         }
         Request::Matching(request) => list_all(&app, grant, &head, request).await?,
     };
@@ -77,8 +77,8 @@ async fn list_all(
     Ok(response)
 }
 
-async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiError> {
-    let mut body = PageBody::new();
+async fn list_page(app: &App, head: &Head, request: &ListRequest) -> Result<Response, ApiError> {
+    let mut body = PageBody::new(request.view);
     let (mut last, mut orders) = (None, 0);
     let reading = app.repository.read_page(
         &request.filter,
@@ -86,7 +86,7 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
         request.after.as_ref(),
         request.limit,
         |order| {
-            body.add(&order.content)?;
+            body.add(order.revision, &order.content)?;
             let version = Some(order.revision.version);
             app.cache.core.supersede(order.order_uid(), version);
             last = Some(order.position());
@@ -102,11 +102,16 @@ async fn list_page(app: &App, request: &ListRequest) -> Result<Response, ApiErro
         Some(kind) => Some(total(app, request, kind, orders, has_more).await?),
         None => None,
     };
-    let mut response = body.response(&PageEnd {
-        next_cursor: next_cursor.as_deref(),
-        total,
-    });
-    if let Some(next_cursor) = next_cursor {
+    let mut response = body.response(
+        head,
+        &PageEnd {
+            next_cursor: next_cursor.as_deref(),
+            total,
+        },
+    );
+    if response.status() == StatusCode::OK
+        && let Some(next_cursor) = next_cursor
+    {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
             .expect("percent-encoded text is valid in a header");
         response.headers_mut().insert(LINK, link);

@@ -54,6 +54,12 @@ fn revisions(headers: &HeaderMap, name: &HeaderName) -> Option<Revisions> {
     Some(revisions)
 }
 
+/// Returns whether `If-None-Match` has a tag, by weak comparison (RFC 9110, section 8.8.3.2): for answers that stand for no
+/// order. As with orders, a tag matches although a proxy has weakened it or appended a coding.
+pub fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+    tags(headers, &IF_NONE_MATCH).any(|tag| tag == "*" || opaque(tag) == opaque(etag))
+}
+
 /// Lists the tags of a header. Our tags contain no comma, so a tag with a comma never matches, as a whole or in parts.
 pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers
@@ -64,9 +70,14 @@ pub fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
 }
 
 fn revision_of(tag: &str) -> Option<Revision> {
+    opaque(tag)?.parse().ok()
+}
+
+/// Returns what a tag has in its quotes, `None` if it has none.
+fn opaque(tag: &str) -> Option<&str> {
     let quoted = tag.strip_prefix("W/").unwrap_or(tag);
     let text = quoted.strip_prefix('"')?.strip_suffix('"')?;
-    without_coding(text).parse().ok()
+    Some(without_coding(text))
 }
 
 /// Returns the text of a tag without what a proxy has appended when it compressed the answer: one separator and one coding.
@@ -171,6 +182,24 @@ mod tests {
             );
         }
         assert_eq!(reading(&HeaderMap::new(), SEVEN), Reading::Send);
+    }
+
+    #[test]
+    fn known_tags_are_compared_weakly() {
+        for (value, expected) in [
+            ("W/\"ab\"", true),
+            ("\"ab\"", true),
+            ("W/\"ab-gzip\"", true),
+            ("\"cd\", W/\"ab\"", true),
+            ("*", true),
+            ("\"cd\"", false),
+            ("ab", false),
+            ("", false),
+        ] {
+            let given = headers("if-none-match", &[value]);
+            assert_eq!(is_known(&given, "W/\"ab\""), expected, "{value}");
+        }
+        assert!(!is_known(&HeaderMap::new(), "W/\"ab\""));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod export;
 mod foreign_writes;
 mod histories;
 mod invalid_requests;
+mod list_tags;
 mod listener;
 mod listing;
 mod named_orders;

@@ -20,6 +20,7 @@ use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::http::problem::ApiError;
+use crate::http::request::Head;
 use crate::repository::{OrderSummary, View};
 
 const MAX_UIDS: usize = 100;
@@ -74,6 +75,7 @@ struct NamedEnd<'a> {
 /// Answers with the named orders, or as many of them as fit.
 pub(super) async fn list_named(
     app: &Arc<App>,
+    head: &Head,
     request: &NamedRequest,
 ) -> Result<Response, ApiError> {
     let NamedRequest { uids, view, demand } = request;
@@ -83,7 +85,7 @@ pub(super) async fn list_named(
         Either::Right(loading) => Either::Right(loading),
     });
     let mut fetching = fetching.buffered(AT_A_TIME);
-    let mut body = PageBody::new();
+    let mut body = PageBody::new(*view);
     let mut end = NamedEnd {
         missing: Vec::new(),
         remaining: &[],
@@ -97,15 +99,15 @@ pub(super) async fn list_named(
             continue;
         };
         let added = match view {
-            View::Whole => body.add_text(order.json()),
-            View::Summary => body.add(&summary(&order)?),
+            View::Whole => body.add_text(order.revision, order.json()),
+            View::Summary => body.add(order.revision, &summary(&order)?),
         };
         if added.is_break() {
             end.remaining = &uids[index..];
             break;
         }
     }
-    Ok(body.response(&end))
+    Ok(body.response(head, &end))
 }
 
 /// Makes the summary of a ready-made answer. Its items are skipped and counted.
