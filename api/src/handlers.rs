@@ -9,6 +9,7 @@ pub mod health;
 pub mod listing;
 pub mod orders;
 pub mod web;
+pub mod writing;
 
 use std::sync::Arc;
 

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod authority;
+pub mod body;
 pub mod compression;
 pub mod conditional;
 pub mod cors;

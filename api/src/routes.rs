@@ -23,7 +23,7 @@ use warp::{Filter, Rejection};
 
 use crate::app::App;
 use crate::config::tokens::{Scope, Token};
-use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web};
+use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web, writing};
 use crate::http::authority::{Access, Grant};
 use crate::http::envelope::{Answering, Outcome, Routes, at_once};
 use crate::http::problem::ApiError;
@@ -39,8 +39,8 @@ pub static ROUTES: [Route; 18] = [
     Route { path: "/order/{order_uid}", name: "order", endpoints: &[get(READ, orders::get)] },
     Route { path: "/api/v1/orders/{order_uid}", name: "order", endpoints: &[
         get(READ, orders::get),
-        put(WRITE, |call| later(orders::put(call))),
-        delete(WRITE, |call| later(orders::delete(call))),
+        put(WRITE, |call| later(writing::put(call))),
+        delete(WRITE, |call| later(writing::delete(call))),
     ] },
     Route { path: listing::PATH, name: "orders", endpoints: &[get(READ, |call| later(listing::list(call)))] },
     Route { path: "/api/v1/cache/stats", name: "cache_stats", endpoints: &[get(READ, |call| later(cache::stats(call)))] },

@@ -1,33 +1,23 @@
-//! Reads one order, and replaces or deletes an order.
+//! Reads one order.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_util::TryStreamExt;
 use futures_util::future::Either;
-use shared::order::{MAX_ORDER_BYTES, OrderError, OrderUid};
-use tracing::{Instrument, info};
-use warp::http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT,
-    X_CONTENT_TYPE_OPTIONS,
-};
+use warp::http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
 use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
 use super::{Answer, Call};
 use crate::app::App;
-use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
-use crate::http::authority::Grant;
 use crate::http::conditional;
 use crate::http::conditional::Reading;
 use crate::http::empty;
 use crate::http::envelope::{X_REQUEST_ID, at_once};
 use crate::http::problem::{ApiError, CACHE_STATUS};
-use crate::http::request::{Body, Head};
-use crate::repository::{Revision, WriteError};
+use crate::http::request::Head;
 
 /// Tells a browser's developer tools what took the time (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -46,9 +36,6 @@ static HIT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
         (AGE, HeaderValue::from_static("0")),
     ])
 });
-/// How much of an oversized body is read and discarded, so that the client gets to read the answer.
-const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
-
 /// Reads an order. A cache hit is answered at once.
 pub fn get(call: Call) -> Answer {
     let fetching = call.order_uid().and_then(|uid| {
@@ -126,177 +113,5 @@ pub(super) fn demand(headers: &HeaderMap) -> Demand {
         Demand::Database
     } else {
         Demand::Proven
-    }
-}
-
-/// Replaces an order.
-pub async fn put(call: Call) -> Result<Response, ApiError> {
-    let uid = call.order_uid()?.clone();
-    let Call {
-        app,
-        grant,
-        head,
-        body,
-        ..
-    } = call;
-    head.parameters(&[])?;
-    head.require_accepts_json()?;
-    require_json_body(&head)?;
-    refuse_announced_oversize(&head)?;
-    let body = read_body(&app, body).await?;
-    let order = app.decoder.decode(&body).map_err(|error| match error {
-        OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
-        OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
-        OrderError::Invalid(faults) => ApiError::InvalidOrder(faults),
-    })?;
-    if order.order_uid != uid {
-        return Err(ApiError::UidMismatch);
-    }
-    let precondition = conditional::precondition(&head.headers);
-    let (repository, replacement) = (app.repository.clone(), Arc::new(order));
-    let order = Arc::clone(&replacement);
-    let author = Author {
-        operation: "put",
-        grant,
-    };
-    let revision = write(&app, author, uid, async move {
-        repository.replace_order(&replacement, &precondition).await
-    })
-    .await?;
-    let (etag, body) = ReadyOrder::new(&order, revision).into_parts();
-    let mut response = Response::new(body.into());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(ETAG, etag);
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    Ok(response)
-}
-
-/// Deletes an order.
-pub async fn delete(call: Call) -> Result<Response, ApiError> {
-    let uid = call.order_uid()?.clone();
-    let Call {
-        app, grant, head, ..
-    } = call;
-    head.parameters(&[])?;
-    let precondition = conditional::precondition(&head.headers);
-    let (repository, deleted) = (app.repository.clone(), uid.clone());
-    let author = Author {
-        operation: "delete",
-        grant,
-    };
-    write(&app, author, uid, async move {
-        repository
-            .delete_order(deleted.as_str(), &precondition)
-            .await
-    })
-    .await?;
-    Ok(empty(StatusCode::NO_CONTENT))
-}
-
-/// Who does what to an order, for the log.
-struct Author {
-    operation: &'static str,
-    grant: Grant,
-}
-
-/// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
-/// client is answered. Returns the revision that was written or deleted.
-async fn write(
-    app: &Arc<App>,
-    author: Author,
-    uid: OrderUid,
-    writing: impl Future<Output = Result<Revision, WriteError>> + Send + 'static,
-) -> Result<Revision, ApiError> {
-    app.require_schema()?;
-    let cache = Arc::clone(&app.cache);
-    let task = async move {
-        let outcome = writing.await.map_err(ApiError::from);
-        // Also after a failure: a COMMIT may have succeeded although its answer was lost.
-        cache.core.invalidate(uid.as_str());
-        log_write(&author, &uid, &outcome);
-        outcome
-    };
-    let task = tokio::spawn(task.in_current_span());
-    let ended = async { task.await.unwrap_or(Err(ApiError::Internal)) };
-    app.in_time(ended).await
-}
-
-/// Writes the log line that every write leaves, including those that the database refused: operation, order id, outcome, and
-/// the version that was written, deleted or conflicting. The span has the request's id. Of the client the line contains only
-/// the name of its token, and nothing else of the order.
-fn log_write(author: &Author, uid: &OrderUid, outcome: &Result<Revision, ApiError>) {
-    let (outcome, version) = match outcome {
-        Ok(written) => ("done", Some(written.version)),
-        Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(current.version)),
-        Err(error) => (error.kind().1, None),
-    };
-    info!(
-        operation = author.operation,
-        token = author.grant.token_name(),
-        order.id = uid.as_str(),
-        outcome,
-        version,
-        "write"
-    );
-}
-
-/// Checks that the body is declared as plain JSON in UTF-8. The crate `mime` would refuse valid headers, such as
-/// `application/json ; charset=utf-8`.
-fn require_json_body(head: &Head) -> Result<(), ApiError> {
-    let media_type = head.header(&CONTENT_TYPE).unwrap_or_default();
-    let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
-    let parameters = parameters.trim().to_ascii_lowercase();
-    let charset = parameters.strip_prefix("charset=");
-    let is_utf8 = charset.is_none_or(|charset| charset.trim_matches('"') == "utf-8");
-    let is_json = essence.trim().eq_ignore_ascii_case("application/json");
-    let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
-    let is_plain = encodings.all(|each| each.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if is_json && is_utf8 && is_plain {
-        Ok(())
-    } else {
-        Err(ApiError::UnsupportedMediaType)
-    }
-}
-
-/// A client that asks before it sends (`Expect: 100-continue`) need not send a body that will be refused anyway.
-fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
-    let announced = head
-        .header(&CONTENT_LENGTH)
-        .and_then(|value| value.parse().ok());
-    let is_too_large = announced.is_some_and(|size_bytes: usize| size_bytes > MAX_ORDER_BYTES);
-    if is_too_large && head.headers.contains_key(EXPECT) {
-        return Err(ApiError::BodyTooLarge);
-    }
-    Ok(())
-}
-
-async fn read_body(app: &App, body: Body) -> Result<Bytes, ApiError> {
-    let collecting = tokio::time::timeout(app.body_deadline, collect_body(body));
-    collecting.await.unwrap_or(Err(ApiError::RequestTimeout))
-}
-
-/// Counts the bytes that arrive instead of trusting Content-Length, which a chunked body does not have.
-async fn collect_body(mut body: Body) -> Result<Bytes, ApiError> {
-    let mut collected = Vec::new();
-    let mut size_bytes = 0;
-    // An error here means that the client hung up or broke the framing, so nobody is left to read details.
-    while let Some(chunk) = body
-        .try_next()
-        .await
-        .map_err(|_| ApiError::MalformedJson("the body is incomplete".into()))?
-    {
-        size_bytes += chunk.len();
-        if size_bytes > MAX_DRAINED_BYTES {
-            break;
-        }
-        if size_bytes <= MAX_ORDER_BYTES {
-            collected.extend_from_slice(&chunk);
-        }
-    }
-    if size_bytes > MAX_ORDER_BYTES {
-        Err(ApiError::BodyTooLarge)
-    } else {
-        Ok(collected.into())
     }
 }
