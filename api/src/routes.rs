@@ -42,7 +42,10 @@ pub static ROUTES: [Route; 18] = [
         put(WRITE, |call| later(writing::put(call))),
         delete(WRITE, |call| later(writing::delete(call))),
     ] },
-    Route { path: listing::PATH, name: "orders", endpoints: &[get(READ, |call| later(listing::list(call)))] },
+    Route { path: listing::PATH, name: "orders", endpoints: &[
+        get(READ, |call| later(listing::list(call))),
+        post(WRITE, |call| later(writing::post(call))),
+    ] },
     Route { path: "/api/v1/cache/stats", name: "cache_stats", endpoints: &[get(READ, |call| later(cache::stats(call)))] },
     Route { path: "/api/v1/cache/warmup", name: "cache_warmup", endpoints: &[post(OPERATE, |call| later(cache::warm_up(call)))] },
     Route { path: "/api/v1/cache", name: "cache", endpoints: &[delete(OPERATE, |call| later(cache::clear(call)))] },

@@ -77,7 +77,10 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
     let mut response = match conditional::reading(&head.headers, revision) {
         Reading::Send => Response::new(body.into()),
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
-        Reading::Mismatch => return Err(ApiError::VersionMismatch { current: revision }),
+        Reading::Mismatch => {
+            let current = Some(revision);
+            return Err(ApiError::VersionMismatch { current });
+        }
     };
     let is_empty = response.status() == StatusCode::NOT_MODIFIED;
     let headers = response.headers_mut();

@@ -1,10 +1,10 @@
-//! Replaces or deletes an order.
+//! Creates, replaces or deletes an order.
 
 use std::sync::Arc;
 
-use shared::order::{OrderError, OrderUid};
+use shared::order::{Order, OrderUid};
 use tracing::{Instrument, info};
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
 
@@ -12,11 +12,32 @@ use super::Call;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::http::authority::Grant;
-use crate::http::problem::ApiError;
+use crate::http::problem::{ApiError, order_location};
 use crate::http::{body, conditional, empty};
-use crate::repository::{Revision, WriteError};
+use crate::repository::{Effect, Precondition, Revision, WriteError, Written};
 
-/// Replaces an order.
+/// Creates an order.
+pub async fn post(call: Call) -> Result<Response, ApiError> {
+    let Call {
+        app,
+        grant,
+        head,
+        body,
+        ..
+    } = call;
+    head.parameters(&[])?;
+    head.require_accepts_json()?;
+    let body = body::read(&head, body, body::JSON, app.body_deadline).await?;
+    let order = app.decoder.decode(&body)?;
+    // The preconditions of the request are about the list, which POST does not change as a whole.
+    let author = Author {
+        operation: "post",
+        grant,
+    };
+    store(&app, author, order, None).await
+}
+
+/// Replaces an order. Creates one if the client demands that there is none.
 pub async fn put(call: Call) -> Result<Response, ApiError> {
     let uid = call.order_uid()?.clone();
     let Call {
@@ -29,32 +50,53 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     head.parameters(&[])?;
     head.require_accepts_json()?;
     let body = body::read(&head, body, body::JSON, app.body_deadline).await?;
-    let order = app.decoder.decode(&body).map_err(|error| match error {
-        OrderError::TooLarge { .. } => ApiError::BodyTooLarge,
-        OrderError::NotJson(detail) => ApiError::MalformedJson(detail),
-        OrderError::Invalid(faults) => ApiError::InvalidOrder(faults),
-    })?;
+    let order = app.decoder.decode(&body)?;
     if order.order_uid != uid {
         return Err(ApiError::UidMismatch);
     }
     let precondition = conditional::precondition(&head.headers);
-    let (repository, replacement) = (app.repository.clone(), Arc::new(order));
-    let order = Arc::clone(&replacement);
     let author = Author {
         operation: "put",
         grant,
     };
-    let revision = write(&app, author, uid, async move {
-        repository.replace_order(&replacement, &precondition).await
+    store(&app, author, order, Some(precondition)).await
+}
+
+/// Writes an order, and answers with it. Without a precondition the order is created.
+async fn store(
+    app: &Arc<App>,
+    author: Author,
+    order: Order,
+    precondition: Option<Precondition>,
+) -> Result<Response, ApiError> {
+    let uid = order.order_uid.clone();
+    let (repository, order) = (app.repository.clone(), Arc::new(order));
+    let stored = Arc::clone(&order);
+    let written = write(app, author, uid, async move {
+        match precondition {
+            Some(precondition) => repository.put_order(&stored, &precondition).await,
+            None => repository.create_order(&stored).await,
+        }
     })
     .await?;
-    let (etag, body) = ReadyOrder::new(&order, revision).into_parts();
+    let mut response = order_response(&order, written.revision);
+    if written.effect == Effect::Created {
+        *response.status_mut() = StatusCode::CREATED;
+        let location = order_location(order.order_uid.as_str());
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Returns the answer to a write: the order as it is now.
+fn order_response(order: &Order, revision: Revision) -> Response {
+    let (etag, body) = ReadyOrder::new(order, revision).into_parts();
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(body::JSON));
     headers.insert(ETAG, etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    Ok(response)
+    response
 }
 
 /// Deletes an order.
@@ -86,20 +128,20 @@ struct Author {
 }
 
 /// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
-/// client is answered. Returns the revision that was written or deleted.
+/// client is answered.
 async fn write(
     app: &Arc<App>,
     author: Author,
     uid: OrderUid,
-    writing: impl Future<Output = Result<Revision, WriteError>> + Send + 'static,
-) -> Result<Revision, ApiError> {
+    writing: impl Future<Output = Result<Written, WriteError>> + Send + 'static,
+) -> Result<Written, ApiError> {
     app.require_schema()?;
     let cache = Arc::clone(&app.cache);
     let task = async move {
         let outcome = writing.await.map_err(ApiError::from);
         // Also after a failure: a COMMIT may have succeeded although its answer was lost.
         cache.core.invalidate(uid.as_str());
-        log_write(&author, &uid, &outcome);
+        log_write(&author, &uid, outcome.as_ref());
         outcome
     };
     let task = tokio::spawn(task.in_current_span());
@@ -110,18 +152,17 @@ async fn write(
 /// Writes the log line that every write leaves, including those that the database refused: operation, order id, outcome, and
 /// the version that was written, deleted or conflicting. The span has the request's id. Of the client the line contains only
 /// the name of its token, and nothing else of the order.
-fn log_write(author: &Author, uid: &OrderUid, outcome: &Result<Revision, ApiError>) {
-    let (outcome, version) = match outcome {
-        Ok(written) => ("done", Some(written.version)),
-        Err(ApiError::VersionMismatch { current }) => ("version_mismatch", Some(current.version)),
-        Err(error) => (error.kind().1, None),
+fn log_write(author: &Author, uid: &OrderUid, outcome: Result<&Written, &ApiError>) {
+    let (outcome, revision) = match outcome {
+        Ok(Written { revision, effect }) => (effect.name(), Some(*revision)),
+        Err(error) => (error.kind().1, error.present_revision()),
     };
     info!(
         operation = author.operation,
         token = author.grant.token_name(),
         order.id = uid.as_str(),
         outcome,
-        version,
+        version = revision.map(|revision| revision.version),
         "write"
     );
 }

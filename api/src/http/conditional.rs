@@ -24,20 +24,21 @@ pub enum Reading {
 /// Evaluates the preconditions of a read, in the order of RFC 9110, section 13.2.2.
 pub fn reading(headers: &HeaderMap, revision: Revision) -> Reading {
     let precondition = precondition(headers);
-    if !precondition.accepted.contains(revision) {
+    let contains = |revisions: &Revisions| revisions.contains(revision);
+    if !precondition.accepted.as_ref().is_none_or(contains) {
         Reading::Mismatch
-    } else if precondition.refused.contains(revision) {
+    } else if precondition.refused.as_ref().is_some_and(contains) {
         Reading::NotModified
     } else {
         Reading::Send
     }
 }
 
-/// Returns which revisions of the order a write may change.
+/// Returns what a request demands of the order.
 pub fn precondition(headers: &HeaderMap) -> Precondition {
     Precondition {
-        accepted: revisions(headers, &IF_MATCH).unwrap_or(Revisions::Any),
-        refused: revisions(headers, &IF_NONE_MATCH).unwrap_or(Revisions::These(Vec::new())),
+        accepted: revisions(headers, &IF_MATCH),
+        refused: revisions(headers, &IF_NONE_MATCH),
     }
 }
 

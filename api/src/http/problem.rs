@@ -4,8 +4,10 @@
 //! ours, the client learns only the request's id.
 
 use serde::Serialize;
-use shared::order::{Fault, MAX_ORDER_BYTES, OrderUid};
-use warp::http::header::{ACCEPT, ALLOW, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
+use shared::order::{Fault, MAX_ORDER_BYTES, OrderError, OrderUid};
+use warp::http::header::{
+    ACCEPT, ALLOW, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
@@ -107,11 +109,19 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     RequestTimeout,
-    /// The order's version does not satisfy the precondition.
-    #[error("the order's current version is in the header ETag")]
-    VersionMismatch {
+    /// There is an order with the id of the one to create.
+    #[error("there is an order with this id, see Location and ETag; PUT replaces it")]
+    OrderExists {
+        /// The order's id.
+        order_uid: String,
         /// The order's revision.
         current: Revision,
+    },
+    /// The order's version does not satisfy the precondition.
+    #[error("{}", version_mismatch(current.is_some()))]
+    VersionMismatch {
+        /// The order's revision; `None` if there is no such order.
+        current: Option<Revision>,
     },
     /// The body is larger than an order may be.
     #[error("the body may have at most {MAX_ORDER_BYTES} bytes")]
@@ -177,6 +187,7 @@ impl ApiError {
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed", "Method not allowed"),
             Self::NotAcceptable { .. } => (406, "not_acceptable", "Not acceptable"),
             Self::RequestTimeout => (408, "request_timeout", "Request timeout"),
+            Self::OrderExists { .. } => (409, "order_exists", "Order exists"),
             Self::VersionMismatch { .. } => (412, "version_mismatch", "Version mismatch"),
             Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported media type"),
@@ -193,6 +204,15 @@ impl ApiError {
     /// Returns the status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.kind().0).expect("all of them are valid")
+    }
+
+    /// Returns the revision of the order that is in the way of the request.
+    pub fn present_revision(&self) -> Option<Revision> {
+        match self {
+            Self::OrderExists { current, .. } => Some(*current),
+            Self::VersionMismatch { current } => *current,
+            _ => None,
+        }
     }
 
     /// Returns the answer that tells the client.
@@ -219,6 +239,12 @@ impl ApiError {
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
         }
+        if let Some(revision) = self.present_revision() {
+            headers.insert(ETAG, revision_etag(revision));
+        }
+        if let Self::OrderExists { order_uid, .. } = self {
+            headers.insert(LOCATION, order_location(order_uid));
+        }
         response
     }
 
@@ -244,7 +270,6 @@ impl ApiError {
                 HeaderValue::from_str(allow).expect("methods are valid in a header"),
             ),
             Self::UnsupportedMediaType => (ACCEPT, HeaderValue::from_static("application/json")),
-            Self::VersionMismatch { current } => (ETAG, revision_etag(*current)),
             Self::OrderNotFound {
                 cache_status: Some(cache_status),
             } => (CACHE_STATUS, HeaderValue::from_static(cache_status)),
@@ -265,6 +290,20 @@ fn unauthorized_detail(is_wrong: bool) -> &'static str {
     } else {
         "send a token in the header Authorization: Bearer ..."
     }
+}
+
+fn version_mismatch(exists: bool) -> &'static str {
+    if exists {
+        "the order's current version is in the header ETag"
+    } else {
+        "there is no order with this id, and If-Match demands one"
+    }
+}
+
+/// Returns the value of `Location` for an order.
+pub fn order_location(order_uid: &str) -> HeaderValue {
+    let path = ["/api/v1/orders/", order_uid].concat();
+    HeaderValue::try_from(path).expect("all characters of an order id are valid in a header")
 }
 
 fn list(known: &[&str]) -> String {
@@ -292,10 +331,21 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<OrderError> for ApiError {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::TooLarge { .. } => Self::BodyTooLarge,
+            OrderError::NotJson(detail) => Self::MalformedJson(detail),
+            OrderError::Invalid(faults) => Self::InvalidOrder(faults),
+        }
+    }
+}
+
 impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::NotFound => Self::OrderNotFound { cache_status: None },
+            WriteError::Exists { order_uid, current } => Self::OrderExists { order_uid, current },
             WriteError::VersionMismatch { current } => Self::VersionMismatch { current },
             WriteError::Store(error) => error.into(),
         }

@@ -1,13 +1,14 @@
-//! The writes of this process: replacing an order and deleting one.
+//! The writes of this process: creating an order, replacing one and deleting one.
 //!
 //! Each write is one transaction about one row. It locks the row first, as every writer does. Then it checks the version,
-//! writes, and tells the caches in the same transaction.
+//! writes, and tells the caches in the same transaction. A row that does not exist is inserted instead.
 
 use diesel::dsl::{now, sql};
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use shared::db::HistoryId;
 use shared::db::models::NewOrder;
 use shared::db::orders::UpsertOrders;
 use shared::db::removed::{self, How, Kind};
@@ -15,7 +16,7 @@ use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 
-use super::{Repository, Revision, Session, StoreError};
+use super::{Repository, Revision, StoreError};
 
 /// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
 /// COMMIT for the server's lock on the queue of notifications.
@@ -40,18 +41,68 @@ impl Revisions {
     }
 }
 
-/// The revisions that a client allows to be changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a client demands of the order that it wants to write (RFC 9110, section 13.1). `None` demands nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Precondition {
-    /// The revision must be one of these.
-    pub accepted: Revisions,
-    /// The revision must not be one of these.
-    pub refused: Revisions,
+    /// `If-Match`: the order exists, and its revision is one of these.
+    pub accepted: Option<Revisions>,
+    /// `If-None-Match`: the order does not exist, or its revision is none of these.
+    pub refused: Option<Revisions>,
 }
 
 impl Precondition {
-    fn holds(&self, revision: Revision) -> bool {
-        self.accepted.contains(revision) && !self.refused.contains(revision)
+    /// The order does not exist.
+    const ABSENT: Self = Self {
+        accepted: None,
+        refused: Some(Revisions::Any),
+    };
+
+    /// Returns whether the order must not exist, so that writing it creates it.
+    fn demands_absence(&self) -> bool {
+        self.refused == Some(Revisions::Any)
+    }
+
+    /// Checks both for the revision that the order has; `None` if there is no order.
+    fn check(&self, current: Option<Revision>) -> Result<(), WriteError> {
+        let is_one_of =
+            |revisions: &Revisions| current.is_some_and(|current| revisions.contains(current));
+        let is_accepted = self.accepted.as_ref().is_none_or(is_one_of);
+        let is_refused = self.refused.as_ref().is_some_and(is_one_of);
+        if is_accepted && !is_refused {
+            Ok(())
+        } else {
+            Err(WriteError::VersionMismatch { current })
+        }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The revision that the order has now, or had before it was deleted.
+    pub revision: Revision,
+    /// What became of the order.
+    pub effect: Effect,
+}
+
+/// What a write did to an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// There was no such order.
+    Created,
+    /// The order has a new revision.
+    Replaced,
+    /// The order is gone.
+    Deleted,
+}
+
+impl Effect {
+    /// The name in the log. `done` says that the order existed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Replaced | Self::Deleted => "done",
+        }
     }
 }
 
@@ -61,11 +112,19 @@ pub enum WriteError {
     /// The order does not exist.
     #[error("no such order")]
     NotFound,
-    /// The client does not allow the order's present revision to be changed.
-    #[error("the order has revision {current}")]
-    VersionMismatch {
-        /// The present revision.
+    /// The order to create exists.
+    #[error("order {order_uid} exists")]
+    Exists {
+        /// Its id.
+        order_uid: String,
+        /// Its revision.
         current: Revision,
+    },
+    /// The client does not allow the order to be changed as it is.
+    #[error("the precondition does not hold")]
+    VersionMismatch {
+        /// The present revision, if the order exists.
+        current: Option<Revision>,
     },
     /// The database gave no answer. The write may have happened.
     #[error(transparent)]
@@ -84,22 +143,48 @@ impl From<DieselError> for Rollback {
     }
 }
 
+impl From<WriteError> for Rollback {
+    fn from(error: WriteError) -> Self {
+        Self::Refused(error)
+    }
+}
+
 impl Repository {
-    /// Replaces an order that exists; returns its new revision.
+    /// Creates an order.
     ///
     /// # Errors
-    /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
-    pub async fn replace_order(
+    /// Returns a [`WriteError`] if the order exists, or the database gave no answer.
+    pub async fn create_order(&self, order: &Order) -> Result<Written, WriteError> {
+        let created = self.put_order(order, &Precondition::ABSENT).await;
+        created.map_err(|refused| match refused {
+            WriteError::VersionMismatch {
+                current: Some(current),
+            } => WriteError::Exists {
+                order_uid: order.order_uid.to_string(),
+                current,
+            },
+            other => other,
+        })
+    }
+
+    /// Replaces an order that exists. Creates one if the precondition is that there is none.
+    ///
+    /// # Errors
+    /// Returns a [`WriteError`] if the order does not exist but should, the precondition does not hold, or the database gave
+    /// no answer.
+    pub async fn put_order(
         &self,
         order: &Order,
         precondition: &Precondition,
-    ) -> Result<Revision, WriteError> {
-        self.write(order.order_uid.as_str(), Some(order), precondition)
-            .await
+    ) -> Result<Written, WriteError> {
+        self.write(&Put {
+            order,
+            precondition,
+        })
+        .await
     }
 
-    /// Deletes an order, and notes it in the ledger, so that no older message brings it back. Returns the revision that the
-    /// order had.
+    /// Deletes an order, and notes it in the ledger, so that no older message brings it back.
     ///
     /// # Errors
     /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, or the database gave no answer.
@@ -107,71 +192,139 @@ impl Repository {
         &self,
         uid: &str,
         precondition: &Precondition,
-    ) -> Result<Revision, WriteError> {
-        self.write(uid, None, precondition).await
+    ) -> Result<Written, WriteError> {
+        self.write(&Delete { uid, precondition }).await
     }
 
-    /// Writes on a session that may write. A session stays read-only if its role was read-only when it began. It is then
-    /// replaced once, together with the others.
-    async fn write(
-        &self,
-        uid: &str,
-        replacement: Option<&Order>,
-        precondition: &Precondition,
-    ) -> Result<Revision, WriteError> {
+    /// Runs a transaction on a session that may write. A session stays read-only if its role was read-only when it began. It
+    /// is then replaced once, together with the others.
+    async fn write<C: Change>(&self, change: &C) -> Result<C::Outcome, WriteError> {
         for _ in 0..2 {
             let mut session = self.session(&self.pool).await?;
-            let written = Self::write_on(&mut session, uid, replacement, precondition).await;
-            if let Err(WriteError::Store(StoreError::ReadOnly)) = written {
-                self.distrust_connections();
-            } else {
-                return written;
+            let history = session.history();
+            let written = session.run(WAITING_STATEMENTS, async |connection| {
+                let attempt = async |connection: &mut AsyncPgConnection| {
+                    change.make(connection, history).await
+                };
+                match connection.transaction(attempt).await {
+                    Ok(written) => Ok(Ok(written)),
+                    Err(Rollback::Refused(refusal)) => Ok(Err(refusal)),
+                    Err(Rollback::Failed(error)) => Err(error),
+                }
+            });
+            match written.await {
+                Err(StoreError::ReadOnly) => self.distrust_connections(),
+                written => return written?,
             }
         }
         Err(StoreError::ReadOnly.into())
     }
+}
 
-    /// Deletes the order if there is no replacement for it.
-    async fn write_on(
-        session: &mut Session,
-        uid: &str,
-        replacement: Option<&Order>,
-        precondition: &Precondition,
-    ) -> Result<Revision, WriteError> {
-        let history = session.history();
-        let transaction = async |connection: &mut AsyncPgConnection| {
+/// A change of one order.
+trait Change: Sync {
+    /// What the client learns of it.
+    type Outcome: Send;
+
+    /// Makes the change within a transaction.
+    fn make(
+        &self,
+        connection: &mut AsyncPgConnection,
+        history: HistoryId,
+    ) -> impl Future<Output = Result<Self::Outcome, Rollback>> + Send;
+}
+
+struct Put<'a> {
+    order: &'a Order,
+    precondition: &'a Precondition,
+}
+
+impl Change for Put<'_> {
+    type Outcome = Written;
+
+    async fn make(
+        &self,
+        connection: &mut AsyncPgConnection,
+        history: HistoryId,
+    ) -> Result<Written, Rollback> {
+        let uid = self.order.order_uid.as_str();
+        let (version, effect) = loop {
             let version = lock_order(connection, uid).await?;
-            let version = version.ok_or(Rollback::Refused(WriteError::NotFound))?;
-            let current = Revision { version, history };
-            if !precondition.holds(current) {
-                return Err(Rollback::Refused(WriteError::VersionMismatch { current }));
+            let current = version.map(|version| Revision { version, history });
+            if current.is_none() && !self.precondition.demands_absence() {
+                return Err(WriteError::NotFound.into());
             }
-            let (operation, version) = match replacement {
-                Some(order) => {
-                    let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
-                    (Operation::Upsert, upsert.get_result(connection).await?)
-                }
-                None => {
-                    let delete = diesel::delete(orders::table.find(uid));
-                    delete.execute(connection).await?;
-                    let record = removed::record(Kind::Order, How::Deleted, vec![uid.to_owned()]);
-                    record.execute(connection).await?;
-                    (Operation::Delete, version)
-                }
-            };
-            let notify = events::notify(operation, [uid]);
-            notify.execute(connection).await?;
-            Ok(Revision { version, history })
+            self.precondition.check(current)?;
+            if current.is_some() {
+                break (replace(connection, self.order).await?, Effect::Replaced);
+            }
+            // Nothing can be locked before it exists. If somebody else creates the order meanwhile, this waits for them, and
+            // the next look finds it. If they always delete it again, the limit of the whole transaction ends the loop.
+            if let Some(version) = insert(connection, self.order).await? {
+                break (version, Effect::Created);
+            }
         };
-        let written = session.run(WAITING_STATEMENTS, async |connection| {
-            match connection.transaction(transaction).await {
-                Ok(version) => Ok(Ok(version)),
-                Err(Rollback::Refused(refusal)) => Ok(Err(refusal)),
-                Err(Rollback::Failed(error)) => Err(error),
-            }
-        });
-        written.await?
+        notify(connection, Operation::Upsert, uid).await?;
+        let revision = Revision { version, history };
+        Ok(Written { revision, effect })
     }
+}
+
+struct Delete<'a> {
+    uid: &'a str,
+    precondition: &'a Precondition,
+}
+
+impl Change for Delete<'_> {
+    type Outcome = Written;
+
+    async fn make(
+        &self,
+        connection: &mut AsyncPgConnection,
+        history: HistoryId,
+    ) -> Result<Written, Rollback> {
+        let version = lock_order(connection, self.uid).await?;
+        let version = version.ok_or(WriteError::NotFound)?;
+        let revision = Revision { version, history };
+        self.precondition.check(Some(revision))?;
+        let delete = diesel::delete(orders::table.find(self.uid));
+        delete.execute(connection).await?;
+        let uids = vec![self.uid.to_owned()];
+        let record = removed::record(Kind::Order, How::Deleted, uids);
+        record.execute(connection).await?;
+        notify(connection, Operation::Delete, self.uid).await?;
+        let effect = Effect::Deleted;
+        Ok(Written { revision, effect })
+    }
+}
+
+/// Tells the caches, when the transaction commits.
+async fn notify(
+    connection: &mut AsyncPgConnection,
+    operation: Operation,
+    uid: &str,
+) -> QueryResult<()> {
+    let notify = events::notify(operation, [uid]);
+    notify.execute(connection).await.map(|_| ())
+}
+
+/// Replaces an order that is locked. Returns its new version.
+async fn replace(connection: &mut AsyncPgConnection, order: &Order) -> QueryResult<i64> {
+    let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
+    upsert.get_result(connection).await
+}
+
+/// Inserts an order. Returns its version, or `None` if there is such an order already.
+async fn insert(connection: &mut AsyncPgConnection, order: &Order) -> QueryResult<Option<i64>> {
+    // `lock_order` found no row, so it has not said this.
+    let emits = diesel::select(sql::<Text>(EMITS));
+    emits.execute(connection).await?;
+    let insert = diesel::insert_into(orders::table)
+        .values(NewOrder::new(order, None))
+        .on_conflict(orders::order_uid)
+        .do_nothing()
+        .returning(orders::version);
+    insert.get_result(connection).await.optional()
 }
 
 impl Repository {
@@ -188,9 +341,7 @@ impl Repository {
             ));
         let transaction = async |connection: &mut AsyncPgConnection| {
             redraw.execute(connection).await?;
-            let notify = events::notify(Operation::Upsert, [uid]);
-            notify.execute(connection).await?;
-            Ok::<_, DieselError>(())
+            notify(connection, Operation::Upsert, uid).await
         };
         let mut session = self.session(&self.pool).await?;
         let redrawn = session.run(WAITING_STATEMENTS, async |connection| {
@@ -200,13 +351,15 @@ impl Repository {
     }
 }
 
-/// Locks the row, and returns the version that it has; `None` if there is no such order.
-///
 /// Says once more that this transaction emits its own events: a pooler may have given it a session without our settings. Then
 /// a trigger would draw another version than the one that the client is told.
+const EMITS: &str = "set_config('orders.emits', 'on', true)";
+
+/// Locks the row, and returns the version that it has; `None` if there is no such order. Says [`EMITS`] if there is one.
 async fn lock_order(connection: &mut AsyncPgConnection, uid: &str) -> QueryResult<Option<i64>> {
-    let emits = sql::<Text>("set_config('orders.emits', 'on', true)");
-    let query = orders::table.find(uid).select((orders::version, emits));
+    let query = orders::table
+        .find(uid)
+        .select((orders::version, sql::<Text>(EMITS)));
     let locked = query.for_update().first::<(i64, String)>(connection).await;
     Ok(locked.optional()?.map(|(version, _)| version))
 }

@@ -20,6 +20,8 @@ READER = os.environ.get("READER_URL")
 HAS_TOKEN = "HAS_TOKEN" in os.environ
 LEASE_SECONDS = 5
 ORDER = "/api/v1/orders/{order_uid}"
+PATHS = (ORDER, "/api/v1/orders")
+WRITES = ("PUT", "POST", "DELETE")
 ORDER_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 events_before = 0
@@ -54,13 +56,13 @@ def before_call(context, case, kwargs):
         return
     if case.method.upper() in ("GET", "HEAD"):
         kwargs["url"] = case.as_transport_kwargs(base_url=READER)["url"]
-    elif is_write(case, "PUT", "DELETE"):
+    elif is_write(case, *WRITES):
         events_before = events_of_reader()
 
 
 @schemathesis.hook
 def after_call(context, case, response):
-    if READER is None or not is_write(case, "PUT", "DELETE") or response.status_code not in (200, 204):
+    if READER is None or not is_write(case, *WRITES) or response.status_code not in (200, 201, 204):
         return
     deadline = time.monotonic() + LEASE_SECONDS
     while events_of_reader() <= events_before:
@@ -69,7 +71,7 @@ def after_call(context, case, response):
 
 
 def is_write(case, *methods):
-    return case.method.upper() in methods and case.path == ORDER
+    return case.method.upper() in methods and case.path in PATHS
 
 
 def name_one_order(case):

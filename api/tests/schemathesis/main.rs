@@ -121,8 +121,13 @@ const READS: [&str; 8] = [
     "GET orders 400",
     "GET cache_stats 200",
 ];
-const WRITES: [&str; 7] = [
+const WRITES: [&str; 12] = [
+    "POST orders 201",
+    "POST orders 409",
+    "POST orders 415",
+    "POST orders 422",
     "PUT order 200",
+    "PUT order 201",
     "PUT order 404",
     "PUT order 412",
     "PUT order 415",

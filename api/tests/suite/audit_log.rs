@@ -17,24 +17,37 @@ async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_
     let body = serde_json::to_string(&model()).unwrap();
     let version = "SELECT version AS value FROM orders";
     let stored = database.integer(version);
-    let mut written = 0;
+    let (mut written, mut created) = (0, 0);
     for (id, method, token, more) in [
         ("mismatch", "PUT", TOKEN, "If-Match: \"0\"\r\n"),
         ("put", "PUT", TOKEN, ""),
         ("stranger", "DELETE", "wrong-token", ""),
         ("delete", "DELETE", TOKEN, ""),
         ("absent", "DELETE", TOKEN, ""),
+        ("create", "POST", TOKEN, ""),
+        ("exists", "POST", TOKEN, ""),
+        ("exists-put", "PUT", TOKEN, "If-None-Match: *\r\n"),
     ] {
-        let body = if method == "PUT" { body.as_str() } else { "" };
+        let body = if method == "DELETE" {
+            ""
+        } else {
+            body.as_str()
+        };
+        let path = match method {
+            "POST" => "/api/v1/orders",
+            _ => "/api/v1/orders/b563feb7b2b84b6test",
+        };
         let request = format!(
-            "{method} /api/v1/orders/b563feb7b2b84b6test HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\n\
              Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{more}\
              Connection: close\r\n\r\n{body}",
             body.len()
         );
         program.send(&request).await;
-        if id == "put" {
-            written = database.integer(version);
+        match id {
+            "put" => written = database.integer(version),
+            "create" => created = database.integer(version),
+            _ => {}
         }
     }
     let log = program.log();
@@ -66,6 +79,9 @@ async fn every_write_is_logged_with_its_request_and_its_outcome_but_no_personal_
         ("put", "put", "done", Some(written)),
         ("delete", "delete", "done", Some(written)),
         ("absent", "delete", "order_not_found", None),
+        ("create", "post", "created", Some(created)),
+        ("exists", "post", "order_exists", Some(created)),
+        ("exists-put", "put", "version_mismatch", Some(created)),
     ];
     let expected = expected.map(|(id, operation, outcome, version)| {
         (id.into(), operation.into(), outcome.into(), version)

@@ -10,12 +10,13 @@ use crate::support::{TestApi, model};
 
 /// What needs a token where there are tokens, with the scope that it needs. [`everything_else_is_open`] checks that the list
 /// is complete.
-const GUARDED: [(&str, &str, &str); 9] = [
+const GUARDED: [(&str, &str, &str); 10] = [
     ("GET", "/order/{order_uid}", "read"),
     ("GET", "/api/v1/orders/{order_uid}", "read"),
     ("GET", "/api/v1/orders", "read"),
     ("GET", "/api/v1/cache/stats", "read"),
     ("GET", "/api/v1/events", "read"),
+    ("POST", "/api/v1/orders", "write"),
     ("PUT", "/api/v1/orders/{order_uid}", "write"),
     ("DELETE", "/api/v1/orders/{order_uid}", "write"),
     ("POST", "/api/v1/cache/warmup", "operate"),

@@ -68,7 +68,15 @@ const REFUSALS: &[Case<'_>] = &[
     ("GET", "/api/v1/orders?from=a", &[NDJSON], "", 400, "invalid_parameter"),
     ("GET", "/api/v1/orders?limit=1", &[NDJSON], "", 400, "invalid_parameter"),
     ("GET", "/api/v1/orders?x=1", &[], "", 400, "unknown_parameter"),
-    ("POST", LIST, &[], "", 405, "method_not_allowed"),
+    ("PUT", LIST, &[], "", 405, "method_not_allowed"),
+    ("POST", "/api/v1/orders?x=1", &[JSON], "good", 400, "unknown_parameter"),
+    ("POST", LIST, &[JSON], "{", 400, "malformed_json"),
+    ("POST", LIST, &[JSON, ("Host", "evil.example")], "other", 403, "forbidden_origin"),
+    ("POST", LIST, &[JSON, HTML], "other", 406, "not_acceptable"),
+    ("POST", LIST, &[JSON], "good", 409, "order_exists"),
+    ("POST", LIST, &[JSON], "long", 413, "body_too_large"),
+    ("POST", LIST, &[], "other", 415, "unsupported_media_type"),
+    ("POST", LIST, &[JSON], "{}", 422, "invalid_order"),
     ("GET", LIST, &[HTML], "", 406, "not_acceptable"),
     ("GET", "/api/v1/cache/stats?x=1", &[], "", 400, "unknown_parameter"),
     ("POST", STATS, &[], "", 405, "method_not_allowed"),
@@ -275,7 +283,7 @@ async fn of_several_faults_the_first_of_the_contract_is_told() {
                 headers.push(OLD);
             }
             let method = if has("method_not_allowed") {
-                "PATCH"
+                "POST"
             } else {
                 "PUT"
             };

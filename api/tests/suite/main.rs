@@ -10,6 +10,7 @@ mod cache_sync;
 mod coherence_rules;
 mod compression;
 mod cors;
+mod creating;
 mod database_outage;
 mod errors;
 mod events;

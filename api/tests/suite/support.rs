@@ -145,6 +145,12 @@ impl TestApi {
             .await
     }
 
+    pub async fn post(&self, order: &Order, headers: &[(&str, &str)]) -> Answer {
+        let headers = [&[("Content-Type", "application/json")], headers].concat();
+        let body = serde_json::to_vec(order).unwrap();
+        self.send("POST", "/api/v1/orders", &headers, &body).await
+    }
+
     pub async fn send(
         &self,
         method: &str,

@@ -162,6 +162,33 @@ fn only_a_later_message_stores_a_deleted_order_again() {
     assert!(daemon.stop().success());
 }
 
+/// As after a PUT: what the api has written is newer than every message that was read before it.
+#[test]
+fn an_order_that_was_created_again_is_kept_by_a_rewind_and_replaced_by_a_new_message() {
+    let mut scene = Scene::new(1);
+    let daemon = scene.start_daemon();
+    let api = Api::start(scene.database.settings());
+    store(&mut scene, &["a"]);
+    delete(&api, "a");
+    let created = scene.later("a");
+    let body = serde_json::to_string(&created).unwrap();
+    let answer = api.request("POST", "/api/v1/orders", Some(&body));
+    assert_eq!(answer.status, 201, "{answer:?}");
+    scene.run_well(&["offsets", "rewind", "--all", "--to", "earliest", "--yes"]);
+    wait_until("the old message is held back", PATIENCE, || {
+        scene.dead_letters() == 1
+    });
+    scene.wait_until_settled(1);
+    let is_stored = |order: &Order| api.order("a").json() == serde_json::to_value(order).unwrap();
+    assert!(is_stored(&created));
+    let new = store(&mut scene, &["a"]).remove(0);
+    wait_until("the new message has replaced it", PATIENCE, || {
+        is_stored(&new)
+    });
+    assert_eq!(scene.dead_letters(), 1);
+    assert!(daemon.stop().success());
+}
+
 #[test]
 fn each_message_of_a_batch_is_judged_by_itself() {
     let mut scene = Scene::new(1);
