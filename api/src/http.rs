@@ -8,6 +8,7 @@ pub mod conditional;
 pub mod cors;
 pub mod envelope;
 pub mod forwarded;
+pub mod merge_patch;
 pub mod problem;
 pub mod rate_limit;
 pub mod request;
@@ -20,6 +21,12 @@ use warp::reply::Response;
 
 /// What watches the process asks for these paths: orchestrators, load balancers and Prometheus.
 pub const OPS_PATHS: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+
+/// The media type of an order.
+pub const JSON: &str = "application/json";
+
+/// The media type of a change of an order (RFC 7396).
+pub const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// Returns an answer without a body.
 pub fn empty(status: StatusCode) -> Response {

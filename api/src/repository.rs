@@ -40,7 +40,7 @@ use session::Session;
 pub use snapshot::Snapshot;
 pub use total::TotalKind;
 use trust::Trust;
-pub use write::{Effect, Precondition, Revisions, WriteError, Written};
+pub use write::{Edited, Effect, Precondition, Revisions, WriteError, Written};
 
 /// The name of the pool's sessions in `pg_stat_activity`.
 pub const APPLICATION_NAME: &str = "orders-api";

@@ -26,9 +26,9 @@ use crate::config::tokens::{Scope, Token};
 use crate::handlers::{Answer, Call, cache, events, health, listing, orders, web, writing};
 use crate::http::authority::{Access, Grant};
 use crate::http::envelope::{Answering, Outcome, Routes, at_once};
-use crate::http::problem::ApiError;
+use crate::http::problem::{ACCEPT_PATCH, ApiError};
 use crate::http::request::{Body, Head, Sender, order_uid};
-use crate::http::{OPS_PATHS, empty};
+use crate::http::{MERGE_PATCH, OPS_PATHS, empty};
 
 /// The last segment of the paths that name an order.
 const ORDER_UID: &str = "{order_uid}";
@@ -40,6 +40,7 @@ pub static ROUTES: [Route; 18] = [
     Route { path: "/api/v1/orders/{order_uid}", name: "order", endpoints: &[
         get(READ, orders::get),
         put(WRITE, |call| later(writing::put(call))),
+        patch(WRITE, |call| later(writing::patch(call))),
         delete(WRITE, |call| later(writing::delete(call))),
     ] },
     Route { path: listing::PATH, name: "orders", endpoints: &[
@@ -102,6 +103,10 @@ const fn post(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
 
 const fn put(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
     endpoint("PUT", access, handler)
+}
+
+const fn patch(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
+    endpoint("PATCH", access, handler)
 }
 
 const fn delete(access: Option<Access>, handler: fn(Call) -> Answer) -> Endpoint {
@@ -213,6 +218,10 @@ impl Route {
         let mut response = empty(StatusCode::NO_CONTENT);
         let allow = HeaderValue::try_from(self.allow()).expect("methods are valid in a header");
         response.headers_mut().insert(ALLOW, allow);
+        if self.endpoints.iter().any(|each| each.method == "PATCH") {
+            let media_type = HeaderValue::from_static(MERGE_PATCH);
+            response.headers_mut().insert(ACCEPT_PATCH, media_type);
+        }
         response
     }
 }

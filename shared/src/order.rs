@@ -178,6 +178,14 @@ impl Decoder {
                 size_bytes: bytes.len(),
             });
         }
+        self.decode_any_size(bytes)
+    }
+
+    /// Does the same with a document of any size, for documents that were not received as they are.
+    ///
+    /// # Errors
+    /// Returns [`OrderError`] as [`Self::decode`] does, but for the size.
+    pub fn decode_any_size(&self, bytes: &[u8]) -> Result<Order, OrderError> {
         let content = surroundings::content(bytes)?;
         // One check of the whole text is cheaper: serde_json would check each string by itself.
         let text =

@@ -1,4 +1,4 @@
-//! Creates, replaces or deletes an order.
+//! Creates, replaces, patches or deletes an order.
 
 use std::sync::Arc;
 
@@ -12,9 +12,10 @@ use super::Call;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::http::authority::Grant;
+use crate::http::merge_patch::MergePatch;
 use crate::http::problem::{ApiError, order_location};
-use crate::http::{body, conditional, empty};
-use crate::repository::{Effect, Precondition, Revision, WriteError, Written};
+use crate::http::{JSON, MERGE_PATCH, body, conditional, empty};
+use crate::repository::{Edited, Effect, Precondition, Revision, WriteError, Written};
 
 /// Creates an order.
 pub async fn post(call: Call) -> Result<Response, ApiError> {
@@ -27,7 +28,7 @@ pub async fn post(call: Call) -> Result<Response, ApiError> {
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
-    let body = body::read(&head, body, body::JSON, app.body_deadline).await?;
+    let body = body::read(&head, body, JSON, app.body_deadline).await?;
     let order = app.decoder.decode(&body)?;
     // The preconditions of the request are about the list, which POST does not change as a whole.
     let author = Author {
@@ -49,7 +50,7 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
-    let body = body::read(&head, body, body::JSON, app.body_deadline).await?;
+    let body = body::read(&head, body, JSON, app.body_deadline).await?;
     let order = app.decoder.decode(&body)?;
     if order.order_uid != uid {
         return Err(ApiError::UidMismatch);
@@ -88,12 +89,42 @@ async fn store(
     Ok(response)
 }
 
+/// Changes some members of an order. A patch that changes nothing writes nothing, so the order keeps its revision.
+pub async fn patch(call: Call) -> Result<Response, ApiError> {
+    let uid = call.order_uid()?.clone();
+    let Call {
+        app,
+        grant,
+        head,
+        body,
+        ..
+    } = call;
+    head.parameters(&[])?;
+    head.require_accepts_json()?;
+    let body = body::read(&head, body, MERGE_PATCH, app.body_deadline).await?;
+    let patch = MergePatch::parse(&body, &uid, &app.decoder)?;
+    let precondition = conditional::precondition(&head.headers);
+    let (repository, decoder, patched) = (app.repository.clone(), app.decoder, uid.clone());
+    let author = Author {
+        operation: "patch",
+        grant,
+    };
+    let Edited { written, order } = write(&app, author, uid, async move {
+        let edit = move |order: &Order| patch.apply(order, &decoder);
+        repository
+            .edit_order(patched.as_str(), &edit, &precondition)
+            .await
+    })
+    .await?;
+    Ok(order_response(&order, written.revision))
+}
+
 /// Returns the answer to a write: the order as it is now.
 fn order_response(order: &Order, revision: Revision) -> Response {
     let (etag, body) = ReadyOrder::new(order, revision).into_parts();
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(body::JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     headers.insert(ETAG, etag);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     response
@@ -129,19 +160,19 @@ struct Author {
 
 /// Runs a write to its end, even if the client disconnects. Evicts the order from the cache and writes a log line before the
 /// client is answered.
-async fn write(
+async fn write<T: AsRef<Written> + Send + 'static>(
     app: &Arc<App>,
     author: Author,
     uid: OrderUid,
-    writing: impl Future<Output = Result<Written, WriteError>> + Send + 'static,
-) -> Result<Written, ApiError> {
+    writing: impl Future<Output = Result<T, WriteError>> + Send + 'static,
+) -> Result<T, ApiError> {
     app.require_schema()?;
     let cache = Arc::clone(&app.cache);
     let task = async move {
         let outcome = writing.await.map_err(ApiError::from);
         // Also after a failure: a COMMIT may have succeeded although its answer was lost.
         cache.core.invalidate(uid.as_str());
-        log_write(&author, &uid, outcome.as_ref());
+        log_write(&author, &uid, outcome.as_ref().map(AsRef::as_ref));
         outcome
     };
     let task = tokio::spawn(task.in_current_span());

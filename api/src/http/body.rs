@@ -10,8 +10,6 @@ use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT}
 use super::problem::ApiError;
 use super::request::{Body, Head};
 
-/// The media type of an order.
-pub const JSON: &str = "application/json";
 /// How much of an oversized body is read and discarded, so that the client gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 8 * 1024 * 1024;
 
@@ -45,7 +43,7 @@ fn require_media_type(head: &Head, wanted: &'static str) -> Result<(), ApiError>
     if is_wanted && is_utf8 && is_plain {
         Ok(())
     } else {
-        Err(ApiError::UnsupportedMediaType)
+        Err(ApiError::UnsupportedMediaType { wanted })
     }
 }
 

@@ -11,12 +11,15 @@ use warp::http::header::{
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use super::json_response;
+use super::{MERGE_PATCH, json_response};
 use crate::cache::revision_etag;
 use crate::repository::{Revision, StoreError, WriteError};
 
 /// The header that says where an answer came from (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// The header that lists the media types of patches (RFC 5789, section 3.1).
+pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// Seconds after which a refused client may try again. A burst or a restart is usually over by then.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -126,9 +129,12 @@ pub enum ApiError {
     /// The body is larger than an order may be.
     #[error("the body may have at most {MAX_ORDER_BYTES} bytes")]
     BodyTooLarge,
-    /// The body is not declared as JSON.
-    #[error("send the order as Content-Type: application/json")]
-    UnsupportedMediaType,
+    /// The body is not declared as what the method needs.
+    #[error("send the {} as Content-Type: {wanted}", content_of(wanted))]
+    UnsupportedMediaType {
+        /// The media type that the method needs.
+        wanted: &'static str,
+    },
     /// The peer has sent too many requests.
     #[error("this address has used up its requests for this minute")]
     RateLimited {
@@ -190,7 +196,9 @@ impl ApiError {
             Self::OrderExists { .. } => (409, "order_exists", "Order exists"),
             Self::VersionMismatch { .. } => (412, "version_mismatch", "Version mismatch"),
             Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
-            Self::UnsupportedMediaType => (415, "unsupported_media_type", "Unsupported media type"),
+            Self::UnsupportedMediaType { .. } => {
+                (415, "unsupported_media_type", "Unsupported media type")
+            }
             Self::InvalidOrder(_) => (422, "invalid_order", "Invalid order"),
             Self::UidMismatch => (422, "uid_mismatch", "Order id mismatch"),
             Self::RateLimited { .. } => (429, "rate_limited", "Too many requests"),
@@ -269,7 +277,11 @@ impl ApiError {
                 ALLOW,
                 HeaderValue::from_str(allow).expect("methods are valid in a header"),
             ),
-            Self::UnsupportedMediaType => (ACCEPT, HeaderValue::from_static("application/json")),
+            // RFC 5789, section 2.2.
+            Self::UnsupportedMediaType {
+                wanted: MERGE_PATCH,
+            } => (ACCEPT_PATCH, HeaderValue::from_static(MERGE_PATCH)),
+            Self::UnsupportedMediaType { wanted } => (ACCEPT, HeaderValue::from_static(wanted)),
             Self::OrderNotFound {
                 cache_status: Some(cache_status),
             } => (CACHE_STATUS, HeaderValue::from_static(cache_status)),
@@ -289,6 +301,14 @@ fn unauthorized_detail(is_wrong: bool) -> &'static str {
         "this token is not valid here: it is misspelt, or it was withdrawn"
     } else {
         "send a token in the header Authorization: Bearer ..."
+    }
+}
+
+fn content_of(media_type: &str) -> &'static str {
+    if media_type == MERGE_PATCH {
+        "patch"
+    } else {
+        "order"
     }
 }
 
@@ -347,6 +367,7 @@ impl From<WriteError> for ApiError {
             WriteError::NotFound => Self::OrderNotFound { cache_status: None },
             WriteError::Exists { order_uid, current } => Self::OrderExists { order_uid, current },
             WriteError::VersionMismatch { current } => Self::VersionMismatch { current },
+            WriteError::Invalid(error) => error.into(),
             WriteError::Store(error) => error.into(),
         }
     }

@@ -1,4 +1,4 @@
-//! The writes of this process: creating an order, replacing one and deleting one.
+//! The writes of this process: creating an order, replacing one, editing one and deleting one.
 //!
 //! Each write is one transaction about one row. It locks the row first, as every writer does. Then it checks the version,
 //! writes, and tells the caches in the same transaction. A row that does not exist is inserted instead.
@@ -9,14 +9,14 @@ use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use shared::db::HistoryId;
-use shared::db::models::NewOrder;
+use shared::db::models::{NewOrder, OrderRow, VersionedOrder};
 use shared::db::orders::UpsertOrders;
 use shared::db::removed::{self, How, Kind};
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
-use shared::order::Order;
+use shared::order::{Order, OrderError};
 
-use super::{Repository, Revision, StoreError};
+use super::{Repository, Revision, StoreError, unreadable};
 
 /// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
 /// COMMIT for the server's lock on the queue of notifications.
@@ -85,6 +85,12 @@ pub struct Written {
     pub effect: Effect,
 }
 
+impl AsRef<Self> for Written {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// What a write did to an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -92,6 +98,8 @@ pub enum Effect {
     Created,
     /// The order has a new revision.
     Replaced,
+    /// The order is as it was, so nothing was written.
+    Unchanged,
     /// The order is gone.
     Deleted,
 }
@@ -101,10 +109,29 @@ impl Effect {
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
+            Self::Unchanged => "unchanged",
             Self::Replaced | Self::Deleted => "done",
         }
     }
 }
+
+/// An order that was edited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edited {
+    /// What was written.
+    pub written: Written,
+    /// The order as it is now.
+    pub order: Order,
+}
+
+impl AsRef<Written> for Edited {
+    fn as_ref(&self) -> &Written {
+        &self.written
+    }
+}
+
+/// What to make of an order.
+pub type Edit = dyn Fn(&Order) -> Result<Order, OrderError> + Send + Sync;
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +153,9 @@ pub enum WriteError {
         /// The present revision, if the order exists.
         current: Option<Revision>,
     },
+    /// The edited order is not valid.
+    #[error(transparent)]
+    Invalid(OrderError),
     /// The database gave no answer. The write may have happened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -182,6 +212,26 @@ impl Repository {
             precondition,
         })
         .await
+    }
+
+    /// Replaces an order by what `edit` makes of it. The order is locked meanwhile, so no other write is lost. Writes nothing if
+    /// the order stays the same.
+    ///
+    /// # Errors
+    /// Returns a [`WriteError`] if the order does not exist, the precondition does not hold, `edit` fails, or the database gave
+    /// no answer.
+    pub async fn edit_order(
+        &self,
+        uid: &str,
+        edit: &Edit,
+        precondition: &Precondition,
+    ) -> Result<Edited, WriteError> {
+        let change = Rewrite {
+            uid,
+            edit,
+            precondition,
+        };
+        self.write(&change).await
     }
 
     /// Deletes an order, and notes it in the ledger, so that no older message brings it back.
@@ -267,6 +317,40 @@ impl Change for Put<'_> {
         notify(connection, Operation::Upsert, uid).await?;
         let revision = Revision { version, history };
         Ok(Written { revision, effect })
+    }
+}
+
+struct Rewrite<'a> {
+    uid: &'a str,
+    edit: &'a Edit,
+    precondition: &'a Precondition,
+}
+
+impl Change for Rewrite<'_> {
+    type Outcome = Edited;
+
+    async fn make(
+        &self,
+        connection: &mut AsyncPgConnection,
+        history: HistoryId,
+    ) -> Result<Edited, Rollback> {
+        let stored = lock_whole_order(connection, self.uid).await?;
+        let stored = stored.ok_or(WriteError::NotFound)?;
+        let version = stored.version;
+        let revision = Revision { version, history };
+        self.precondition.check(Some(revision))?;
+        let order = (self.edit)(&stored.order).map_err(WriteError::Invalid)?;
+        if order == stored.order {
+            let effect = Effect::Unchanged;
+            let written = Written { revision, effect };
+            return Ok(Edited { written, order });
+        }
+        let version = replace(connection, &order).await?;
+        notify(connection, Operation::Upsert, self.uid).await?;
+        let revision = Revision { version, history };
+        let effect = Effect::Replaced;
+        let written = Written { revision, effect };
+        Ok(Edited { written, order })
     }
 }
 
@@ -362,4 +446,19 @@ async fn lock_order(connection: &mut AsyncPgConnection, uid: &str) -> QueryResul
         .select((orders::version, sql::<Text>(EMITS)));
     let locked = query.for_update().first::<(i64, String)>(connection).await;
     Ok(locked.optional()?.map(|(version, _)| version))
+}
+
+/// Does the same, and returns the whole order.
+async fn lock_whole_order(
+    connection: &mut AsyncPgConnection,
+    uid: &str,
+) -> Result<Option<VersionedOrder>, Rollback> {
+    let query = orders::table.find(uid);
+    let query = query.select((OrderRow::as_select(), sql::<Text>(EMITS)));
+    let locked = query.for_update().first::<(OrderRow, String)>(connection);
+    let Some((row, _)) = locked.await.optional()? else {
+        return Ok(None);
+    };
+    let order = VersionedOrder::try_from(row).map_err(unreadable);
+    Ok(Some(order.map_err(WriteError::Store)?))
 }

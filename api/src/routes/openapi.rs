@@ -213,6 +213,22 @@ fn orders_of_clients_must_have_the_fields_that_the_document_requires() {
     }
 }
 
+#[test]
+fn patches_have_the_fields_of_orders() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+    let fields = |schema: &Value| {
+        let properties = schema["properties"].as_object().unwrap();
+        properties.keys().cloned().collect::<BTreeSet<_>>()
+    };
+    let patch = &schemas["OrderPatch"];
+    let delivery = &patch["properties"]["delivery"]["anyOf"][1];
+    let payment = &patch["properties"]["payment"];
+    assert_eq!(fields(patch), fields(&schemas["OrderInput"]));
+    assert_eq!(fields(delivery), fields(&schemas["DeliveryInput"]));
+    assert_eq!(fields(payment), fields(&schemas["PaymentInput"]));
+}
+
 fn remove_code(part: &mut Value, code: &str) {
     match part {
         Value::Array(elements) => {

@@ -121,7 +121,7 @@ const READS: [&str; 8] = [
     "GET orders 400",
     "GET cache_stats 200",
 ];
-const WRITES: [&str; 12] = [
+const WRITES: [&str; 17] = [
     "POST orders 201",
     "POST orders 409",
     "POST orders 415",
@@ -132,6 +132,11 @@ const WRITES: [&str; 12] = [
     "PUT order 412",
     "PUT order 415",
     "PUT order 422",
+    "PATCH order 200",
+    "PATCH order 404",
+    "PATCH order 412",
+    "PATCH order 415",
+    "PATCH order 422",
     "DELETE order 204",
     "POST cache_warmup 200",
 ];

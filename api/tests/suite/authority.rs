@@ -10,7 +10,7 @@ use crate::support::{TestApi, model};
 
 /// What needs a token where there are tokens, with the scope that it needs. [`everything_else_is_open`] checks that the list
 /// is complete.
-const GUARDED: [(&str, &str, &str); 10] = [
+const GUARDED: [(&str, &str, &str); 11] = [
     ("GET", "/order/{order_uid}", "read"),
     ("GET", "/api/v1/orders/{order_uid}", "read"),
     ("GET", "/api/v1/orders", "read"),
@@ -18,6 +18,7 @@ const GUARDED: [(&str, &str, &str); 10] = [
     ("GET", "/api/v1/events", "read"),
     ("POST", "/api/v1/orders", "write"),
     ("PUT", "/api/v1/orders/{order_uid}", "write"),
+    ("PATCH", "/api/v1/orders/{order_uid}", "write"),
     ("DELETE", "/api/v1/orders/{order_uid}", "write"),
     ("POST", "/api/v1/cache/warmup", "operate"),
     ("DELETE", "/api/v1/cache", "operate"),

@@ -51,7 +51,8 @@ async fn listed_pages_may_read_everything_errors_included() {
         ("GET", "/order/absent", 404),
         ("GET", "/order/%00", 400),
         ("GET", "/nothing", 404),
-        ("PATCH", ORDER, 405),
+        ("POST", ORDER, 405),
+        ("PATCH", ORDER, 415),
         ("PUT", ORDER, 415),
         ("GET", "/api/v1/cache/stats", 200),
     ] {
@@ -101,7 +102,7 @@ async fn preflights_are_answered_on_every_path_for_listed_pages_only() {
         );
         assert_eq!(
             answer.header("access-control-allow-methods"),
-            Some("GET, HEAD, PUT, POST, DELETE")
+            Some("GET, HEAD, PUT, POST, PATCH, DELETE")
         );
         assert_eq!(answer.header("access-control-max-age"), Some("7200"));
         let allowed = answer.header("access-control-allow-headers").unwrap();
@@ -123,7 +124,11 @@ async fn preflights_are_answered_on_every_path_for_listed_pages_only() {
     let no_preflight = api.send("OPTIONS", ORDER, &[SHOP], b"").await;
     assert_eq!(
         no_preflight.header("allow"),
-        Some("GET, HEAD, PUT, DELETE, OPTIONS")
+        Some("GET, HEAD, PUT, PATCH, DELETE, OPTIONS")
+    );
+    assert_eq!(
+        no_preflight.header("accept-patch"),
+        Some("application/merge-patch+json")
     );
 }
 

@@ -19,6 +19,7 @@ const EVENTS: &str = "/api/v1/events";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const HTML: (&str, &str) = ("Accept", "text/html");
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
+const PATCH: (&str, &str) = ("Content-Type", "application/merge-patch+json");
 const OLD: (&str, &str) = ("If-Match", "\"0\"");
 
 type Case<'a> = (
@@ -57,6 +58,17 @@ const REFUSALS: &[Case<'_>] = &[
     ("PUT", ORDER, &[], "good", 415, "unsupported_media_type"),
     ("PUT", ORDER, &[JSON], "{}", 422, "invalid_order"),
     ("PUT", ORDER, &[JSON], "other", 422, "uid_mismatch"),
+    ("PATCH", "/api/v1/orders/%00", &[PATCH], "{}", 400, "invalid_order_uid"),
+    ("PATCH", "/api/v1/orders/a?x=1", &[PATCH], "{}", 400, "unknown_parameter"),
+    ("PATCH", ORDER, &[PATCH], "{", 400, "malformed_json"),
+    ("PATCH", ORDER, &[PATCH, ("Host", "evil.example")], "{}", 403, "forbidden_origin"),
+    ("PATCH", ABSENT, &[PATCH], "{}", 404, "order_not_found"),
+    ("PATCH", ORDER, &[PATCH, HTML], "{}", 406, "not_acceptable"),
+    ("PATCH", ORDER, &[PATCH, OLD], "{}", 412, "version_mismatch"),
+    ("PATCH", ORDER, &[PATCH], "long", 413, "body_too_large"),
+    ("PATCH", ORDER, &[JSON], "{}", 415, "unsupported_media_type"),
+    ("PATCH", ORDER, &[PATCH], "[]", 422, "invalid_order"),
+    ("PATCH", ORDER, &[PATCH], "other", 422, "uid_mismatch"),
     ("DELETE", "/api/v1/orders/%00", &[], "", 400, "invalid_order_uid"),
     ("DELETE", "/api/v1/orders/a?x=1", &[], "", 400, "unknown_parameter"),
     ("DELETE", ORDER, &[("Host", "evil.example")], "", 403, "forbidden_origin"),

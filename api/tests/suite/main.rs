@@ -24,6 +24,7 @@ mod listing;
 mod named_orders;
 mod openapi;
 mod ops_port;
+mod patching;
 mod proxies;
 mod proxy_samples;
 mod rate_limit;

@@ -151,6 +151,14 @@ impl TestApi {
         self.send("POST", "/api/v1/orders", &headers, &body).await
     }
 
+    /// Sends a merge patch of an order.
+    pub async fn patch(&self, uid: &str, patch: &str, headers: &[(&str, &str)]) -> Answer {
+        let media_type = ("Content-Type", "application/merge-patch+json");
+        let headers = [&[media_type], headers].concat();
+        let path = format!("/api/v1/orders/{uid}");
+        self.send("PATCH", &path, &headers, patch.as_bytes()).await
+    }
+
     pub async fn send(
         &self,
         method: &str,

@@ -171,7 +171,9 @@ impl Page {
             methods.map(move |method| (method.to_uppercase(), path))
         });
         let operations = operations
-            .filter(|(method, _)| ["GET", "PUT", "POST", "DELETE"].contains(&method.as_str()))
+            .filter(|(method, _)| {
+                ["GET", "PUT", "POST", "PATCH", "DELETE"].contains(&method.as_str())
+            })
             .filter(|(method, path)| !steps.iter().any(|step| step.asks(method, path)))
             .map(|(method, path)| format!("{method} {path}"));
         codes.chain(operations).collect()

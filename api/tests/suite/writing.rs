@@ -137,7 +137,7 @@ async fn writes_of_an_order_that_is_not_there_are_404_even_with_a_precondition()
         &[("If-None-Match", "*")],
     ] {
         // PUT with `If-None-Match: *` creates the order.
-        if headers != &[("If-None-Match", "*")] {
+        if *headers != [("If-None-Match", "*")] {
             assert_eq!(
                 api.put(&model(), headers).await.problem(),
                 (404, "order_not_found".into())
