@@ -9,7 +9,6 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
 use super::{Answer, Call};
-use crate::app::App;
 use crate::cache::core::Demand;
 use crate::cache::loader::{Fetched, Share, Source};
 use crate::http::conditional;

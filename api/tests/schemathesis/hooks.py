@@ -13,12 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime
+from pathlib import Path
 
 import schemathesis
 from hypothesis import strategies
 
 READER = os.environ.get("READER_URL")
 HAS_TOKEN = "HAS_TOKEN" in os.environ
+STORED = {json.loads(line) for line in (Path(__file__).parent / "uids.txt").read_text().splitlines()}
 LEASE_SECONDS = 5
 ORDER = "/api/v1/orders/{order_uid}"
 PATHS = (ORDER, "/api/v1/orders")
@@ -54,6 +56,8 @@ def before_call(context, case, kwargs):
     global events_before, etag_before
     if is_write(case, "PUT", "PATCH") and isinstance(case.body, dict):
         name_one_order(case)
+    if is_write(case, "PUT") and isinstance(case.body, dict):
+        demand_absence(case)
     if READER is None:
         return
     if case.method.upper() in ("GET", "HEAD"):
@@ -85,6 +89,15 @@ def name_one_order(case):
     uid = (case.path_parameters or {}).get("order_uid")
     if all(isinstance(each, str) and ORDER_UID.fullmatch(each) for each in (uid, case.body.get("order_uid"))):
         case.body = {**case.body, "order_uid": uid}
+
+
+def demand_absence(case):
+    """A PUT creates an order only if it demands with `*` that there is none, and `*` is hardly ever generated alone."""
+    preconditions = ("If-Match", "If-None-Match")
+    uid = case.body.get("order_uid")
+    is_new = isinstance(uid, str) and uid not in STORED
+    if is_new and not any(name in case.headers for name in preconditions):
+        case.headers["If-None-Match"] = "*"
 
 
 def events_of_reader():
