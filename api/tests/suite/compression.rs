@@ -5,7 +5,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::support::copies::store_copies;
 use crate::support::download::{Cut, Download, NDJSON};
-use crate::support::{TestApi, model};
+use crate::support::{TOKEN, TestApi, model};
 
 const LIST: &str = "/api/v1/orders";
 
@@ -145,9 +145,11 @@ async fn a_compressed_export_that_fails_is_cut_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_http_1_0_get_lists_as_they_are() {
-    let api = TestApi::start().await;
+    let api = TestApi::start_with_token().await;
     store_copies(&api.database, 10, 2);
-    let request = format!("GET {LIST} HTTP/1.0\r\nAccept-Encoding: gzip\r\n\r\n");
+    let request = format!(
+        "GET {LIST} HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nAccept-Encoding: gzip\r\n\r\n"
+    );
     let answer = api.send_bytes(request.as_bytes()).await;
     assert_eq!(answer.header("content-encoding"), None);
     assert_eq!(answer.json()["orders"].as_array().unwrap().len(), 11);

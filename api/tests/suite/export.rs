@@ -7,7 +7,7 @@ use shared::testing::{TestDatabase, eventually};
 
 use crate::support::copies::{copy, store_copies};
 use crate::support::download::{Cut, Download};
-use crate::support::{PATIENCE, TestApi, generator, model};
+use crate::support::{PATIENCE, TOKEN, TestApi, generator, model};
 
 const PATH: &str = "/api/v1/orders";
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
@@ -263,12 +263,14 @@ async fn whole_list_takes_no_parameters_of_pages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_0_gets_only_pages_because_it_cannot_recognise_a_cut_answer() {
-    let api = TestApi::start().await;
+    let api = TestApi::start_with_token().await;
     for (accept, status) in [
         ("application/x-ndjson", 406),
         ("application/x-ndjson, */*;q=0.1", 200),
     ] {
-        let request = format!("GET {PATH} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+        let request = format!(
+            "GET {PATH} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nAccept: {accept}\r\n\r\n"
+        );
         let answer = api.send_bytes(request.as_bytes()).await;
         assert_eq!(answer.status, status, "{accept}: {}", answer.body);
         if status == 200 {

@@ -1,17 +1,12 @@
 //! Proxies that compress answers and change their `ETag`s. A client sends back the tag that the proxy gave it.
 
 use servers::proxy::{PrivateProxy, ProxyProgram};
-use shared::config::Secret;
 use shared::order::Order;
-use shared::testing::TestDatabase;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
-use crate::support::{PATIENCE, TestApi, model};
-
-/// A proxy requires tokens.
-const TOKEN: &str = "a-token-behind-a-proxy";
+use crate::support::{PATIENCE, TOKEN, TestApi, model};
 
 /// A client behind a proxy. It accepts one coding.
 struct Client<'a> {
@@ -79,10 +74,7 @@ impl Reply {
 /// Reads and writes an order through a proxy, for clients that accept these codings. Each comes with the tag that the proxy must
 /// give them, where `*` stands for the text of our tag.
 async fn check(program: ProxyProgram, cases: &[(&str, &str)]) {
-    let api = TestApi::start_with(TestDatabase::create(), |config| {
-        config.api_token = Some(Secret::new(TOKEN));
-    })
-    .await;
+    let api = TestApi::start_with_token().await;
     let mut order = model();
     api.store(&order).await;
     let path = format!("/api/v1/orders/{}", order.order_uid);

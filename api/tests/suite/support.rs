@@ -16,7 +16,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::Value;
 use servers::postgres::PrivatePostgres;
-use shared::config::DatabaseSettings;
+use shared::config::{DatabaseSettings, Secret};
 use shared::db::models::{NewOrder, Source};
 use shared::db::orders::UpsertOrders;
 use shared::events::{self, Operation};
@@ -29,6 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Longer than anything takes on a busy machine. A test that waits for so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The token of [`TestApi::start_with_token`]. It allows everything.
+pub const TOKEN: &str = "a-token-that-allows-everything";
 
 pub struct TestApi {
     pub database: std::sync::Arc<TestDatabase>,
@@ -49,6 +52,14 @@ impl TestApi {
         let api = Self::start_unready(database.into(), change).await;
         api.wait_until_live().await;
         api
+    }
+
+    /// Starts with [`TOKEN`], which whoever comes through a proxy or speaks HTTP/1.0 must send.
+    pub async fn start_with_token() -> Self {
+        Self::start_with(TestDatabase::create(), |config| {
+            config.api_token = Some(Secret::new(TOKEN));
+        })
+        .await
     }
 
     pub async fn start_unready(
