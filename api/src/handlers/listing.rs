@@ -1,12 +1,13 @@
 //! Lists orders: a page of them, all of them as a stream, or those that a client names.
 //!
 //! `request`: the parameters. `cursor`: the cursors, which lead from page to page. `body`: the JSON of a page.
-//! `named`: the orders that a client names.
+//! `named`: the orders that a client names. `search`: lists by personal data.
 
 mod body;
 mod cursor;
 mod named;
 mod request;
+mod search;
 
 use std::ops::ControlFlow;
 
@@ -30,6 +31,7 @@ pub use cursor::{decode_cursor, encode_cursor};
 use named::list_named;
 pub use request::parse_limit;
 use request::{ListFormat, ListRequest, Request};
+pub use search::{SEARCH_PATH, search};
 
 /// The path of the list.
 pub const PATH: &str = "/api/v1/orders";
@@ -42,17 +44,32 @@ pub async fn list(
 ) -> Result<Response, ApiError> {
     let request = Request::parse(&head)?;
     app.require_schema()?;
-    let mut response = match request {
+    let response = match request {
         Request::Named(request) => app.in_time(list_named(&app, &head, &request)).await?,
-        Request::Matching(request) if request.format == ListFormat::Json => {
-            app.in_time(list_page(&app, &head, &request)).await?
-        }
-        Request::Matching(request) => list_all(&app, grant, &head, request).await?,
+        Request::Matching(request) => answer(&app, grant, &head, request).await?,
     };
+    Ok(finish(&head, response))
+}
+
+/// Answers with the orders that match.
+async fn answer(
+    app: &App,
+    grant: Grant,
+    head: &Head,
+    request: ListRequest,
+) -> Result<Response, ApiError> {
+    match request.format {
+        ListFormat::Json => app.in_time(list_page(app, head, &request)).await,
+        ListFormat::Ndjson => list_all(app, grant, head, request).await,
+    }
+}
+
+/// Adds what all lists have in common.
+fn finish(head: &Head, mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(VARY, HeaderValue::from_static("Accept"));
-    Ok(compress(&head, response))
+    compress(head, response)
 }
 
 async fn list_all(
@@ -109,9 +126,9 @@ async fn list_page(app: &App, head: &Head, request: &ListRequest) -> Result<Resp
             total,
         },
     );
-    if response.status() == StatusCode::OK
-        && let Some(next_cursor) = next_cursor
-    {
+    // A search is not repeated by following a link, and its filters must not get into a URL.
+    let has_link = response.status() == StatusCode::OK && head.method != Method::POST;
+    if has_link && let Some(next_cursor) = next_cursor {
         let link = HeaderValue::try_from(request.next_link(&next_cursor))
             .expect("percent-encoded text is valid in a header");
         response.headers_mut().insert(LINK, link);
@@ -142,14 +159,14 @@ async fn total(
     orders: u64,
     has_more: bool,
 ) -> Result<Total, ApiError> {
-    if request.after.is_none() && !has_more {
-        // The page has all of them.
-        return Ok(Total {
-            value: orders,
-            kind: TotalKind::Exact,
-        });
-    }
+    let is_whole = request.after.is_none() && !has_more;
+    let kind = match kind {
+        // There are no statistics on what a phone and an e-mail are compared by. But they have few orders, by an index.
+        TotalKind::Estimated if !is_whole && !request.filter.is_of_person() => kind,
+        _ => TotalKind::Exact,
+    };
     let value = match kind {
+        TotalKind::Exact if is_whole => orders,
         TotalKind::Exact => app.repository.count(&request.filter).await?,
         TotalKind::Estimated => {
             let estimate = app.repository.estimate(&request.filter).await?;

@@ -24,6 +24,9 @@ pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 /// Seconds after which a refused client may try again. A burst or a restart is usually over by then.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
+/// An error repeats at most this many characters of a parameter's name.
+const MAX_NAME_CHARS: usize = 64;
+
 /// Why a request is refused or fails. The texts are the details that clients get.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[cfg_attr(test, derive(strum::EnumIter))]
@@ -174,6 +177,15 @@ struct Problem<'a> {
 }
 
 impl ApiError {
+    /// The refusal of a parameter that is not among those that are known.
+    pub fn unknown_parameter(name: &str, known: &'static [&'static str]) -> Self {
+        let shown = name.chars().filter(|char| !char.is_control());
+        Self::UnknownParameter {
+            name: shown.take(MAX_NAME_CHARS).collect(),
+            known,
+        }
+    }
+
     /// Returns the status, the code and the title.
     pub fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {

@@ -12,9 +12,6 @@ use warp::http::{HeaderMap, HeaderName, Method, Version};
 
 use super::problem::ApiError;
 
-/// An error repeats at most this many characters of a parameter's name.
-const MAX_NAME_CHARS: usize = 64;
-
 /// The body of a request, as it arrives.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send + Sync>>;
 
@@ -69,12 +66,7 @@ impl Head {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode_form(name).unwrap_or_else(|| name.to_owned());
             let Some(index) = known.iter().position(|each| *each == name) else {
-                let name = name
-                    .chars()
-                    .filter(|char| !char.is_control())
-                    .take(MAX_NAME_CHARS)
-                    .collect();
-                return Err(ApiError::UnknownParameter { name, known });
+                return Err(ApiError::unknown_parameter(&name, known));
             };
             let name = known[index];
             let value = decode_form(value).ok_or(ApiError::InvalidParameter {

@@ -1,9 +1,10 @@
 //! Which orders a list has, and the query that finds them.
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::IntoBoxed;
+use diesel::dsl::{IntoBoxed, sql};
 use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::sql_types::{Bool, Text};
 use shared::db::schema::orders;
 
 use super::{Position, older_than};
@@ -19,7 +20,28 @@ pub struct OrderFilter {
     pub from: Option<DateTime<Utc>>,
     /// Only orders that were created before this time.
     pub to: Option<DateTime<Utc>>,
+    /// Only orders whose phone has exactly these digits. Whatever else is in a phone does not count.
+    pub phone_digits: Option<String>,
+    /// Only orders with this e-mail, whose letters A to Z are in lower case.
+    pub email: Option<String>,
+    /// Only orders whose id begins with this text.
+    pub order_uid_prefix: Option<String>,
+    /// Only orders whose track number begins with this text.
+    pub track_number_prefix: Option<String>,
 }
+
+impl OrderFilter {
+    /// Returns whether the filter is on personal data.
+    pub fn is_of_person(&self) -> bool {
+        self.phone_digits.is_some() || self.email.is_some()
+    }
+}
+
+/// The digits of a phone, as `orders_phone_idx` has them. The condition says that there are some, or the index is not used.
+const HAS_PHONE_DIGITS: &str = "translate(delivery_phone COLLATE \"C\", translate(delivery_phone, '0123456789', ''), '') <> '' \
+     AND translate(delivery_phone COLLATE \"C\", translate(delivery_phone, '0123456789', ''), '') = ";
+/// The same for `orders_email_idx`.
+const HAS_EMAIL: &str = "delivery_email <> '' AND lower(delivery_email COLLATE \"C\") = ";
 
 pub(super) type OrderQuery<'a> = IntoBoxed<'a, orders::table, Pg>;
 
@@ -38,7 +60,40 @@ pub(super) fn filtered(filter: &OrderFilter) -> OrderQuery<'_> {
     if let Some(to) = filter.to {
         query = query.filter(orders::date_created.lt(to));
     }
+    // diesel prepares the following ones anew each time, because it does not know their text. They need that: the right plan
+    // depends on how many orders have a prefix.
+    for (condition, value) in [
+        (HAS_PHONE_DIGITS, &filter.phone_digits),
+        (HAS_EMAIL, &filter.email),
+        ("order_uid >= ", &filter.order_uid_prefix),
+        ("track_number >= ", &filter.track_number_prefix),
+    ] {
+        if let Some(value) = value {
+            query = query.filter(sql::<Bool>(condition).bind::<Text, _>(value));
+        }
+    }
+    for (condition, prefix) in [
+        ("order_uid < ", &filter.order_uid_prefix),
+        ("track_number < ", &filter.track_number_prefix),
+    ] {
+        if let Some(end) = prefix.as_deref().and_then(prefix_end) {
+            query = query.filter(sql::<Bool>(condition).bind::<Text, _>(end));
+        }
+    }
     query
+}
+
+/// Returns the first text behind all texts that begin with `prefix`, by the order of their bytes, which is that of their code
+/// points. `None` if there is no such text.
+fn prefix_end(prefix: &str) -> Option<String> {
+    let mut chars = prefix.chars();
+    while let Some(last) = chars.next_back() {
+        // The range leaves out what is no character.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            return Some([chars.as_str(), next.encode_utf8(&mut [0; 4])].concat());
+        }
+    }
+    None
 }
 
 /// The orders that match the filter, newest first: those behind `after`, or the newest of all.
@@ -54,6 +109,7 @@ pub(super) fn matching<'a>(filter: &'a OrderFilter, after: Option<&Position>) ->
 
 #[cfg(test)]
 mod tests {
+    use diesel::query_builder::{QueryFragment, QueryId};
     use shared::db::models::NewOrder;
     use shared::order::Order;
     use shared::testing::{TestDatabase, model_json};
@@ -80,6 +136,13 @@ mod tests {
         }
     }
 
+    fn plan_of(query: impl QueryFragment<Pg> + QueryId, connection: &mut PgConnection) -> String {
+        let options = "COSTS OFF";
+        let explain = Explain { options, query };
+        let plan: Vec<String> = diesel::RunQueryDsl::load(explain, connection).unwrap();
+        plan.join("\n")
+    }
+
     #[test]
     fn every_combination_of_filters_walks_an_index_in_the_order_of_the_list() {
         let database = TestDatabase::create();
@@ -94,14 +157,11 @@ mod tests {
                 track_number: has(1).then(|| "track-7".into()),
                 from: time("2021-11-28T12:00:00Z").filter(|_| has(2)),
                 to: time("2021-11-28T20:00:00Z").filter(|_| has(3)),
+                ..OrderFilter::default()
             };
             let query = matching(&filter, has(4).then_some(&position)).limit(51);
-            let explain = Explain {
-                options: "COSTS OFF",
-                query,
-            };
-            let plan: Vec<String> = diesel::RunQueryDsl::load(explain, connection).unwrap();
-            let lines: Vec<_> = plan.iter().map(|line| line.trim_start()).collect();
+            let plan = plan_of(query, connection);
+            let lines: Vec<_> = plan.lines().map(str::trim_start).collect();
             let indexes = match (has(0), has(1)) {
                 (false, false) => &["orders_newest_idx"][..],
                 (true, false) => &["orders_customer_idx"],
@@ -109,7 +169,100 @@ mod tests {
                 (true, true) => &["orders_customer_idx", "orders_track_number_idx"],
             };
             let is_right = indexes.iter().any(|index| walks(&lines, index));
-            assert!(is_right, "{filter:?}:\n{}", plan.join("\n"));
+            assert!(is_right, "{filter:?}:\n{plan}");
+        }
+    }
+
+    #[test]
+    fn searches_use_an_index_and_sort_few_orders() {
+        let database = TestDatabase::create();
+        let connection = &mut database.connect();
+        fill(connection);
+        let reset = diesel::sql_query("RESET ALL");
+        diesel::RunQueryDsl::execute(reset, connection).unwrap();
+        let none = OrderFilter::default;
+        let text = |value: &str| Some(value.to_owned());
+        let position = ("2021-11-28T18:00:00Z".parse().unwrap(), "copy-1".to_owned());
+        for (filter, index) in [
+            (
+                OrderFilter {
+                    phone_digits: text("9720000000"),
+                    ..none()
+                },
+                "orders_phone_idx",
+            ),
+            (
+                OrderFilter {
+                    phone_digits: text("123456"),
+                    ..none()
+                },
+                "orders_phone_idx",
+            ),
+            (
+                OrderFilter {
+                    email: text("test@gmail.com"),
+                    ..none()
+                },
+                "orders_email_idx",
+            ),
+            (
+                OrderFilter {
+                    email: text("absent"),
+                    ..none()
+                },
+                "orders_email_idx",
+            ),
+            (
+                OrderFilter {
+                    order_uid_prefix: text("copy-1234"),
+                    ..none()
+                },
+                "orders_pkey",
+            ),
+            (
+                OrderFilter {
+                    order_uid_prefix: text("cop"),
+                    ..none()
+                },
+                "orders_newest_idx",
+            ),
+            (
+                OrderFilter {
+                    track_number_prefix: text("WBILM"),
+                    ..none()
+                },
+                "orders_track_number_idx",
+            ),
+            (
+                OrderFilter {
+                    track_number_prefix: text("tra"),
+                    ..none()
+                },
+                "orders_newest_idx",
+            ),
+        ] {
+            for after in [None, Some(&position)] {
+                let plan = plan_of(matching(&filter, after).limit(51), connection);
+                assert!(plan.contains(index), "{filter:?}:\n{plan}");
+                // Nearly all orders have this phone and this e-mail, or begin so.
+                let is_common = index != "orders_pkey" && !plan.contains("WBILM");
+                let sorts_all = plan.contains("->  Sort") && is_common;
+                assert!(!sorts_all, "{filter:?}:\n{plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn end_of_a_prefix_is_behind_all_that_begin_with_it() {
+        for (prefix, end) in [
+            ("abc", Some("abd")),
+            ("az", Some("a{")),
+            ("a\u{d7ff}", Some("a\u{e000}")),
+            ("a\u{10ffff}", Some("b")),
+            ("\u{10ffff}", None),
+            ("", None),
+        ] {
+            assert_eq!(prefix_end(prefix).as_deref(), end, "{prefix:?}");
         }
     }
 

@@ -30,6 +30,7 @@ mod proxy_samples;
 mod rate_limit;
 mod reading;
 mod revalidation;
+mod search;
 mod server_limits;
 mod sessions;
 mod shared_statements;

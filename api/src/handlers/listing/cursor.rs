@@ -65,6 +65,10 @@ pub(super) fn filter_texts(
         ("track_number", filter.track_number.clone()),
         ("from", filter.from.as_ref().map(format_utc)),
         ("to", filter.to.as_ref().map(format_utc)),
+        ("phone", filter.phone_digits.clone()),
+        ("email", filter.email.clone()),
+        ("order_uid_prefix", filter.order_uid_prefix.clone()),
+        ("track_number_prefix", filter.track_number_prefix.clone()),
         ("view", (view == View::Summary).then(|| SUMMARY.to_owned())),
     ];
     let given = texts.into_iter();

@@ -4,6 +4,7 @@ use std::iter::zip;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::order::OrderUid;
 
 use super::super::orders::demand;
 use super::PATH;
@@ -28,7 +29,10 @@ const PARAMETERS: [&str; 9] = [
 ];
 const MATCHING_PARAMETERS: usize = 7;
 const DEFAULT_LIMIT: u32 = 50;
-const MAX_LIMIT: u32 = 1000;
+pub(super) const MAX_LIMIT: u32 = 1000;
+/// The shortest prefix that orders are searched by. Many orders may begin with fewer characters, and the newest of them may be
+/// far down the list.
+const MIN_PREFIX_CHARS: usize = 3;
 /// The longest text that an order may have.
 const MAX_TEXT_CHARS: usize = 256;
 
@@ -107,6 +111,7 @@ impl Request {
             to,
             count,
             view,
+            ..Values::default()
         };
         ListRequest::new(values, head).map(Self::Matching)
     }
@@ -123,6 +128,10 @@ pub(super) struct Values {
     pub to: Option<String>,
     pub count: Option<String>,
     pub view: Option<String>,
+    pub phone: Option<String>,
+    pub email: Option<String>,
+    pub order_uid_prefix: Option<String>,
+    pub track_number_prefix: Option<String>,
 }
 
 /// A request for the orders that match a filter.
@@ -159,6 +168,10 @@ impl ListRequest {
             track_number: text("track_number", values.track_number)?,
             from: time("from", values.from)?,
             to: time("to", values.to)?,
+            phone_digits: phone_digits(values.phone)?,
+            email: text("email", values.email)?.map(|email| email.to_ascii_lowercase()),
+            order_uid_prefix: uid_prefix(values.order_uid_prefix)?,
+            track_number_prefix: track_number_prefix(values.track_number_prefix)?,
         };
         let view = parse_view(values.view)?;
         let count = parse_count(values.count)?;
@@ -253,6 +266,45 @@ fn text(name: &'static str, value: Option<String>) -> Result<Option<String>, Api
     });
     let detail = "must have 1 to 256 characters and no control characters";
     is_text
+        .then_some(value)
+        .ok_or(ApiError::InvalidParameter { name, detail })
+}
+
+/// Keeps the digits of a phone.
+fn phone_digits(value: Option<String>) -> Result<Option<String>, ApiError> {
+    let Some(phone) = text("phone", value)? else {
+        return Ok(None);
+    };
+    let digits: String = phone.chars().filter(char::is_ascii_digit).collect();
+    if digits.is_empty() {
+        let (name, detail) = (
+            "phone",
+            "must contain a digit; only its digits are compared",
+        );
+        return Err(ApiError::InvalidParameter { name, detail });
+    }
+    Ok(Some(digits))
+}
+
+fn uid_prefix(value: Option<String>) -> Result<Option<String>, ApiError> {
+    let is_prefix =
+        |prefix: &String| prefix.len() >= MIN_PREFIX_CHARS && OrderUid::is_valid(prefix);
+    if value.as_ref().is_none_or(is_prefix) {
+        return Ok(value);
+    }
+    Err(ApiError::InvalidParameter {
+        name: "order_uid_prefix",
+        detail: "must be the first 3 to 64 characters of an order id",
+    })
+}
+
+fn track_number_prefix(value: Option<String>) -> Result<Option<String>, ApiError> {
+    let name = "track_number_prefix";
+    let value = text(name, value)?;
+    let is_long = |prefix: &String| prefix.chars().count() >= MIN_PREFIX_CHARS;
+    let detail = "must have at least 3 characters";
+    let is_prefix = value.as_ref().is_none_or(is_long);
+    is_prefix
         .then_some(value)
         .ok_or(ApiError::InvalidParameter { name, detail })
 }

@@ -41,11 +41,20 @@ impl Download {
         Self::start_on(TcpSocket::new_v4().unwrap(), port, path, headers).await
     }
 
+    /// Sends a body, and reads the head of the answer.
+    pub async fn post(port: u16, path: &str, headers: &str, body: &str) -> Self {
+        let headers = format!("{headers}Content-Length: {}\r\n", body.len());
+        let head = request_head("POST", path, &headers);
+        Self::send_on(TcpSocket::new_v4().unwrap(), port, &(head + body)).await
+    }
+
     async fn start_on(socket: TcpSocket, port: u16, path: &str, headers: &str) -> Self {
+        Self::send_on(socket, port, &request_head("GET", path, headers)).await
+    }
+
+    async fn send_on(socket: TcpSocket, port: u16, request: &str) -> Self {
         let address = ([127, 0, 0, 1], port).into();
         let mut stream = socket.connect(address).await.unwrap();
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut stream = BufReader::new(stream);
         let mut head = String::new();
@@ -90,4 +99,8 @@ impl Download {
         assert!(body.is_empty() || body.ends_with('\n'));
         Ok(body.lines().map(str::to_owned).collect())
     }
+}
+
+fn request_head(method: &str, path: &str, headers: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n")
 }
