@@ -67,10 +67,13 @@ function announce(text) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Values
 
-/** Shows the integer that the producer sent and the currency's code. Amounts have no unit, so nothing is divided. */
+/**
+ * Shows an amount as the producer sent it: the integer and the currency's code. Amounts have no unit, so nothing is divided.
+ * The digits are not grouped, because many readers take "1,817" for less than two.
+ */
 function money(amount, currency) {
   if (!Number.isSafeInteger(amount)) return shown(amount);
-  return `${integer(amount)} ${currency ?? ""}`.trimEnd();
+  return `${amount} ${currency ?? ""}`.trimEnd();
 }
 
 function integer(value) {
