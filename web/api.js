@@ -1,16 +1,12 @@
 /**
  * Shows /openapi.json in readable form: every operation with its parameters and answers, and every schema.
  *
- * It knows only those parts of OpenAPI 3.1 that this service's document uses. All text enters the page as text nodes.
+ * It knows only those parts of OpenAPI 3.1 that this service's document uses. It needs no token, because the document is open.
  */
 
-const METHODS = ["get", "head", "post", "put", "patch", "delete", "options"];
+import { element } from "./scripts/dom.js";
 
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return node;
-}
+const METHODS = ["get", "head", "post", "put", "patch", "delete", "options"];
 
 /** Makes nodes of a text in which back-ticks mark code. */
 function prose(text = "") {
@@ -116,7 +112,7 @@ class Reference {
       operationId,
       title,
       description ? element("p", {}, ...prose(description)) : null,
-      security ? element("p", { className: "muted" }, "This operation changes something and may need a bearer token.") : null,
+      authority(security),
       this.parameters([...shared, ...parameters]),
       body ? element("section", { className: "answer" }, element("h4", {}, "Body"), ...this.content(body.content)) : null,
       ...Object.entries(responses).map((each) => this.answer(each)),
@@ -141,6 +137,14 @@ class Reference {
     const tags = this.spec.tags.map(({ name }) => ({ name, nodes: operations.filter(({ tag }) => tag === name).map(({ node }) => node) }));
     return [...tags, { name: "schemas", nodes: Object.entries(this.spec.components.schemas).map((each) => this.schema(each)) }];
   }
+}
+
+/** Says which scope a token must have. An empty requirement means that a server may work without tokens. */
+function authority(security = []) {
+  const scopes = security.flatMap((each) => Object.values(each).flat());
+  if (scopes.length === 0) return null;
+  const mayBeOpen = security.some((each) => Object.keys(each).length === 0);
+  return element("p", { className: "muted" }, "Needs a bearer token with the scope ", element("code", {}, scopes.join(", ")), mayBeOpen ? " where the server has tokens." : ".");
 }
 
 function bounds(least, most, unit = "") {

@@ -31,6 +31,8 @@ pub struct Call {
     pub app: Arc<App>,
     /// The order id in the path, if the route has one.
     pub order_uid: Option<OrderUid>,
+    /// The name of a file of the page in the path, if the route has one.
+    pub file: Option<String>,
     /// Why the request is allowed.
     pub grant: Grant,
     /// The request's head.

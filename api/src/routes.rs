@@ -33,6 +33,9 @@ use crate::http::{MERGE_PATCH, OPS_PATHS, empty};
 /// The last segment of the paths that name an order.
 const ORDER_UID: &str = "{order_uid}";
 
+/// The last segment of the path that names a file of the page.
+const FILE: &str = "{file}";
+
 /// All routes. The most frequent one comes first, because the table is searched from the top.
 #[rustfmt::skip] // One line per route.
 pub static ROUTES: [Route; 19] = [
@@ -61,6 +64,7 @@ pub static ROUTES: [Route; 19] = [
     Route { path: "/", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::INDEX, call)))] },
     Route { path: "/style.css", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::STYLE, call)))] },
     Route { path: "/app.js", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::SCRIPT, call)))] },
+    Route { path: "/scripts/{file}", name: "page", endpoints: &[get(OPEN, |call| later(web::script(call)))] },
     Route { path: "/api.html", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::REFERENCE, call)))] },
     Route { path: "/api.js", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::REFERENCE_SCRIPT, call)))] },
     Route { path: "/favicon.svg", name: "page", endpoints: &[get(OPEN, |call| later(web::asset(&web::ICON, call)))] },
@@ -133,10 +137,11 @@ fn later(answer: impl Future<Output = Result<Response, ApiError>> + Send + 'stat
 }
 
 impl Route {
-    /// Finds the route of a path, and the segment that should be an order id; a plain path has none.
+    /// Finds the route of a path, and the segment that should be an order id or a file; a plain path has none.
     fn find(path: &str) -> Option<(&'static Self, &str)> {
         ROUTES.iter().find_map(|route| {
-            let segment = match route.path.strip_suffix(ORDER_UID) {
+            let prefix = route.path.strip_suffix(ORDER_UID);
+            let segment = match prefix.or_else(|| route.path.strip_suffix(FILE)) {
                 Some(prefix) => path
                     .strip_prefix(prefix)
                     .filter(|segment| !segment.contains('/')),
@@ -171,6 +176,7 @@ impl Route {
         let call = Call {
             app: Arc::clone(app),
             order_uid: None,
+            file: None,
             grant: Grant::Open,
             head,
             body,
@@ -199,6 +205,8 @@ impl Route {
     ) -> Result<Answer, ApiError> {
         if self.is_of_order() {
             call.order_uid = Some(order_uid(segment)?);
+        } else if !segment.is_empty() {
+            call.file = Some(segment.to_owned());
         }
         let method = match call.head.method.as_str() {
             "OPTIONS" => return Ok(at_once(Ok(self.options()))),

@@ -162,8 +162,8 @@ class Page {
     await this.send("Input.dispatchKeyEvent", { type: "keyUp", ...event });
   }
 
-  async screenshot(file) {
-    const height = await this.value("Math.ceil(document.documentElement.scrollHeight)");
+  async screenshot(file, most = Infinity) {
+    const height = Math.min(await this.value("Math.ceil(document.documentElement.scrollHeight)"), most);
     const width = await this.value("innerWidth");
     const { data } = await this.send("Page.captureScreenshot", { captureBeyondViewport: true, clip: { x: 0, y: 0, width, height, scale: 1 } });
     await writeFile(file, Buffer.from(data, "base64"));

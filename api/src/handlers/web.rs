@@ -79,6 +79,53 @@ assets! {
     OPENAPI = "openapi.json", "application/json";
 }
 
+macro_rules! scripts {
+    ($($file:literal)*) => {
+        /// The modules that `/app.js` imports, by the last segment of their paths.
+        pub static SCRIPTS: [(&str, LazyLock<Asset>); 16] = [$((
+            $file,
+            LazyLock::new(|| {
+                let content = include_bytes!(concat!(
+                    env!("CARGO_MANIFEST_DIR"),
+                    "/../web/scripts/",
+                    $file
+                ));
+                Asset::new(content, "text/javascript; charset=utf-8")
+            }),
+        )),*];
+    };
+}
+
+scripts! {
+    "access.js"
+    "address.js"
+    "client.js"
+    "dom.js"
+    "event_stream.js"
+    "feed.js"
+    "follower.js"
+    "format.js"
+    "kinds.js"
+    "order.js"
+    "orders.js"
+    "search.js"
+    "status.js"
+    "summary_table.js"
+    "token_form.js"
+    "view.js"
+}
+
+/// Answers with a module of the page's script.
+///
+/// # Errors
+/// Returns `NoSuchEndpoint` if there is none of this name.
+pub async fn script(call: Call) -> Result<Response, ApiError> {
+    let asked = call.file.as_deref().unwrap_or_default();
+    let found = SCRIPTS.iter().find(|(name, _)| *name == asked);
+    let (_, script) = found.ok_or(ApiError::NoSuchEndpoint)?;
+    asset(script, call).await
+}
+
 /// Answers with a file. Query parameters are not checked: they are the page's own.
 pub async fn asset(asset: &'static Asset, Call { head, .. }: Call) -> Result<Response, ApiError> {
     let is_known = tags(&head.headers, &IF_NONE_MATCH).any(|tag| tag == asset.etag || tag == "*");
@@ -89,4 +136,21 @@ pub async fn asset(asset: &'static Asset, Call { head, .. }: Call) -> Result<Res
     };
     response.headers_mut().extend(asset.headers.clone());
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::read_dir;
+
+    use super::*;
+
+    #[test]
+    fn every_module_of_the_page_is_served() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../web/scripts");
+        let entries = read_dir(folder).unwrap();
+        let mut files: Vec<_> = entries.map(|each| each.unwrap().file_name()).collect();
+        files.sort();
+        let served: Vec<_> = SCRIPTS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(files, served);
+    }
 }

@@ -8,6 +8,7 @@ use shared::testing::model_json;
 use strum::IntoEnumIterator;
 
 use super::{ROUTES, Route};
+use crate::handlers::web::SCRIPTS;
 use crate::http::problem::ApiError;
 
 const DOCUMENT: &str = include_str!("../../openapi.json");
@@ -136,6 +137,14 @@ fn the_document_describes_what_there_is() {
     let document = document();
     assert_eq!(differences(&document), [""; 0]);
     assert_eq!(document["openapi"], "3.1.0");
+}
+
+#[test]
+fn the_document_names_the_modules_of_the_page() {
+    let document = document();
+    let names = &document["components"]["parameters"]["ScriptFile"]["schema"]["enum"];
+    let served = SCRIPTS.iter().map(|(name, _)| (*name).to_owned());
+    assert_eq!(texts(names), served.collect());
 }
 
 #[test]

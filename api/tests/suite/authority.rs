@@ -154,7 +154,7 @@ async fn everything_else_is_open() {
             let needs_token = guarded
                 .iter()
                 .any(|(each, of, _)| *each == looked_up && of == path);
-            let target = path.replace("{order_uid}", "a");
+            let target = path.replace("{order_uid}", "a").replace("{file}", "a");
             let status = api.status_of(&method, &target, &[]).await;
             assert_eq!(status == 401, needs_token, "{method} {path}: {status}");
         }

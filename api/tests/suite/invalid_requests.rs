@@ -60,6 +60,9 @@ async fn unknown_paths_are_404_for_every_method() {
         "/order%2Fa",
         "/%6frder/a",
         "/index.html",
+        "/scripts",
+        "/scripts/../app.js",
+        "/scripts/a/b",
         "/../etc/passwd",
     ] {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
@@ -79,7 +82,8 @@ async fn every_path_answers_every_method() {
         "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW",
     ];
     for route in &ROUTES {
-        let path = &route.path.replace("{order_uid}", "a");
+        let path = route.path.replace("{order_uid}", "a");
+        let path = &path.replace("{file}", "a");
         let allow = &*route.allow();
         let options = api.send("OPTIONS", path, &[], b"").await;
         assert_eq!(

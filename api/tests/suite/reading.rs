@@ -197,6 +197,7 @@ async fn page_comes_with_a_strict_policy() {
         ("/?uid=x", "text/html; charset=utf-8"),
         ("/style.css", "text/css; charset=utf-8"),
         ("/app.js", "text/javascript; charset=utf-8"),
+        ("/scripts/client.js", "text/javascript; charset=utf-8"),
         ("/favicon.svg", "image/svg+xml"),
     ] {
         let answer = api.get(path).await;

@@ -222,6 +222,7 @@ impl Step {
 
     fn asks(&self, method: &str, path: &str) -> bool {
         let pattern = path.replace("{order_uid}", "[^/]+");
+        let pattern = pattern.replace("{file}", "[^/]+");
         let pattern = format!(r"{ADDRESS}{pattern}(['?\s]|$)");
         let own_method = self.command.split_once("-X ").map_or("GET", |(_, rest)| {
             rest.split(' ').next().expect("split gives something")

@@ -88,10 +88,10 @@ fn response(method: &str, target: &str, status: u16) -> Option<&'static Value> {
 
 fn path_item(path: &str) -> Option<&'static Value> {
     let paths = DOCUMENT["paths"].as_object().unwrap();
-    let fits = |template: &str| match template.strip_suffix("{order_uid}") {
-        Some(prefix) => path
+    let fits = |template: &str| match template.split_once('{') {
+        Some((prefix, _)) => path
             .strip_prefix(prefix)
-            .is_some_and(|uid| !uid.contains('/')),
+            .is_some_and(|segment| !segment.contains('/')),
         None => path == template,
     };
     let found = paths.iter().find(|(template, _)| fits(template));
