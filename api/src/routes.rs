@@ -38,7 +38,7 @@ const FILE: &str = "{file}";
 
 /// All routes. The most frequent one comes first, because the table is searched from the top.
 #[rustfmt::skip] // One line per route.
-pub static ROUTES: [Route; 19] = [
+pub static ROUTES: [Route; 20] = [
     Route { path: "/order/{order_uid}", name: "order", endpoints: &[get(READ, orders::get)] },
     // Before the path of one order, which would take "search" for an order's id.
     Route { path: listing::SEARCH_PATH, name: "search", endpoints: &[post(READ, |call| later(listing::search(call)))] },
