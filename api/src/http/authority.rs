@@ -12,7 +12,6 @@ use std::sync::Arc;
 use tracing::field::DisplayValue;
 use tracing::warn;
 use warp::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
-use warp::http::uri::Authority as HostAndPort;
 use warp::http::{HeaderMap, Version};
 
 use super::cors::Cors;
@@ -164,11 +163,7 @@ impl OpenAccess {
             return Err(disabled);
         }
         let host = single(&head.headers, HOST.as_str()).ok_or(ApiError::ForbiddenOrigin)?;
-        let name = host.parse::<HostAndPort>();
-        let name = name
-            .as_ref()
-            .map_or("", HostAndPort::host)
-            .trim_end_matches('.');
+        let name = host_name(host);
         let is_known_host =
             is_at_the_machine && is_loopback_name(name) || is_allowed && self.is_allowed_host(name);
         if !is_known_host || is_write && !self.is_own_or_listed_origin(&head.headers, host) {
@@ -228,12 +223,61 @@ fn is_origin_of(origin: &str, host: &str) -> bool {
     })
 }
 
+/// Returns the name in a `Host` without its port. Every read of an order gets here, so nothing is parsed or copied that need
+/// not be: whatever is no plain name equals no known one.
+fn host_name(host: &str) -> &str {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.trim_end_matches('.')
+}
+
 fn is_loopback_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name.ends_with(".localhost")
-        || address
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.to_canonical().is_loopback())
+    const LOCALHOST: &str = "localhost";
+    let is_localhost = |name: &str| name.eq_ignore_ascii_case(LOCALHOST);
+    let is_below_localhost = || {
+        name.rsplit_once('.')
+            .is_some_and(|(_, last)| is_localhost(last))
+    };
+    let is_address = || {
+        let bare = name
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let address = bare.unwrap_or(name).parse::<IpAddr>();
+        address.is_ok_and(|address| address.to_canonical().is_loopback())
+    };
+    is_localhost(name) || is_below_localhost() || is_address()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_loopback_are_known_with_and_without_a_port() {
+        for (host, is_loopback) in [
+            ("localhost", true),
+            ("LocalHost:8081", true),
+            ("localhost.", true),
+            ("shop.localhost:1", true),
+            ("127.0.0.1:8081", true),
+            ("127.9.9.9", true),
+            ("[::1]:8081", true),
+            ("[::1]", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("", false),
+            (".localhost.evil.example", false),
+            ("localhost.evil.example", false),
+            ("127.0.0.1.evil.example:8081", false),
+            ("localhost@evil.example", false),
+            ("evil@localhost", false),
+            ("localhost:80:80", false),
+            ("notlocalhost", false),
+            ("192.168.0.5:8081", false),
+            ("[::2]", false),
+        ] {
+            assert_eq!(is_loopback_name(host_name(host)), is_loopback, "{host}");
+        }
+    }
 }
