@@ -10,10 +10,11 @@ use crate::support::{TestApi, model};
 
 /// What needs a token where there are tokens, with the scope that it needs. [`everything_else_is_open`] checks that the list
 /// is complete.
-const GUARDED: [(&str, &str, &str); 11] = [
+const GUARDED: [(&str, &str, &str); 12] = [
     ("GET", "/order/{order_uid}", "read"),
     ("GET", "/api/v1/orders/{order_uid}", "read"),
     ("GET", "/api/v1/orders", "read"),
+    ("POST", "/api/v1/orders/search", "read"),
     ("GET", "/api/v1/cache/stats", "read"),
     ("GET", "/api/v1/events", "read"),
     ("POST", "/api/v1/orders", "write"),
@@ -34,6 +35,11 @@ fn guarded() -> impl Iterator<Item = (&'static str, String, &'static str)> {
         let head = (method == "GET").then(|| ("HEAD", path.clone(), scope));
         [(method, path, scope)].into_iter().chain(head)
     })
+}
+
+/// Returns whether a server without tokens counts a request as a read.
+fn is_read(method: &str, scope: &str) -> bool {
+    scope == "read" || matches!(method, "GET" | "HEAD")
 }
 
 async fn start_with_tokens(file: &TokenFile) -> TestApi {
@@ -165,8 +171,8 @@ async fn everything_else_is_open() {
 async fn without_tokens_a_server_serves_only_programs_of_its_machine() {
     let api = TestApi::start().await;
     api.store(&model()).await;
-    for (method, path, _) in guarded().filter(|(method, ..)| *method != "HEAD") {
-        let disabled = if method == "GET" {
+    for (method, path, scope) in guarded().filter(|(method, ..)| *method != "HEAD") {
+        let disabled = if is_read(method, scope) {
             "reads_disabled"
         } else {
             "writes_disabled"
@@ -277,9 +283,12 @@ async fn off_loopback_everything_is_refused_unless_it_is_allowed_and_then_the_ho
         })
         .await;
         api.wait_until_ready().await;
-        for (method, path, _) in guarded() {
-            let is_read = matches!(method, "GET" | "HEAD");
-            let is_allowed = if is_read { reads } else { writes };
+        for (method, path, scope) in guarded() {
+            let is_allowed = if is_read(method, scope) {
+                reads
+            } else {
+                writes
+            };
             for (host, is_known) in [
                 ("Orders.Example:443", true),
                 ("localhost", false),

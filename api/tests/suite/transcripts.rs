@@ -224,7 +224,13 @@ impl Step {
         let pattern = path.replace("{order_uid}", "[^/]+");
         let pattern = pattern.replace("{file}", "[^/]+");
         let pattern = format!(r"{ADDRESS}{pattern}(['?\s]|$)");
-        let own_method = self.command.split_once("-X ").map_or("GET", |(_, rest)| {
+        // curl sends what `-d` gives by POST.
+        let usual = if self.command.contains(" -d ") {
+            "POST"
+        } else {
+            "GET"
+        };
+        let own_method = self.command.split_once("-X ").map_or(usual, |(_, rest)| {
             rest.split(' ').next().expect("split gives something")
         });
         own_method == method && Regex::new(&pattern).unwrap().is_match(&self.command)
