@@ -35,27 +35,22 @@ pub mod metrics;
 pub mod repository;
 pub mod routes;
 
-use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper::Request;
-use hyper::body::Incoming;
 use shared::backoff::Backoff;
 use shared::db;
-use shared::server::{self, Limits, Stop};
+use shared::server::{self, ConnectionMetrics, Limits, Stop};
 use shared::throttle::Throttle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use warp::reply::Response;
 
 use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
-use crate::http::envelope::{Answering, Envelope, Routes};
+use crate::http::envelope::{Envelope, Routes};
 use crate::repository::APPLICATION_NAME;
 
 /// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
@@ -135,9 +130,9 @@ async fn serve_clients(
         drain: MAX_DRAIN.min(timeout / 4),
         timeout,
     };
-    let connections = app.metrics.connections.clone();
-    let answer = answer_by(config, app, routes::router(app));
-    server::serve(listener, config.server.limits(), connections, stop, answer).await;
+    let (routes, limits) = (routes::router(app), config.server.limits());
+    let connections = &app.metrics.connections;
+    serve(routes, (config, app), listener, (limits, stop), connections).await;
 }
 
 /// Serves the operators' port until the work is finished.
@@ -148,20 +143,24 @@ async fn serve_operators(
     finished: CancellationToken,
 ) {
     let (limits, stop) = (Limits::for_operators(), Stop::when_finished(finished));
-    let connections = app.metrics.ops_connections.clone();
-    let answer = answer_by(config, app, routes::ops_router(app));
-    server::serve(listener, limits, connections, stop, answer).await;
+    let (routes, connections) = (routes::ops_router(app), &app.metrics.ops_connections);
+    serve(routes, (config, app), listener, (limits, stop), connections).await;
 }
 
-/// Encloses routes in what all answers have in common.
-fn answer_by(
-    config: &Config,
-    app: &App,
+/// Encloses routes in what all answers have in common, and serves them.
+async fn serve(
     routes: Routes,
-) -> impl Fn(IpAddr, Request<Incoming>) -> Answering<Result<Response, Infallible>> + Clone + Send + use<>
-{
+    (config, app): (&Config, &App),
+    listener: TcpListener,
+    (limits, stop): (Limits, Stop),
+    connections: &ConnectionMetrics,
+) {
     let envelope = Arc::new(Envelope::new(config, Arc::clone(&app.metrics), routes));
-    move |peer, request| envelope.answer(peer, request)
+    let refusing = Arc::clone(&envelope);
+    let answer = move |peer, request| envelope.answer(peer, request);
+    let refuse = move |peer, unreadable| refusing.refuse(peer, unreadable);
+    let connections = connections.clone();
+    server::serve(listener, limits, connections, stop, answer, refuse).await;
 }
 
 async fn keep_cache_correct(

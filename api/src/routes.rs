@@ -30,6 +30,8 @@ use crate::http::problem::{ACCEPT_PATCH, ApiError};
 use crate::http::request::{Body, Head, Sender, order_uid};
 use crate::http::{MERGE_PATCH, OPS_PATHS, empty};
 
+/// The target that means the whole server.
+const SERVER: &str = "*";
 /// The last segment of the paths that name an order.
 const ORDER_UID: &str = "{order_uid}";
 
@@ -153,11 +155,7 @@ impl Route {
 
     /// Returns the value of `Allow`.
     pub fn allow(&self) -> String {
-        let methods = self.endpoints.iter().map(|endpoint| match endpoint.method {
-            "GET" => "GET, HEAD",
-            method => method,
-        });
-        methods.chain(["OPTIONS"]).collect::<Vec<_>>().join(", ")
+        allow(self.endpoints.iter())
     }
 
     fn is_of_order(&self) -> bool {
@@ -225,9 +223,7 @@ impl Route {
     }
 
     fn options(&self) -> Response {
-        let mut response = empty(StatusCode::NO_CONTENT);
-        let allow = HeaderValue::try_from(self.allow()).expect("methods are valid in a header");
-        response.headers_mut().insert(ALLOW, allow);
+        let mut response = options(self.allow());
         if self.endpoints.iter().any(|each| each.method == "PATCH") {
             let media_type = HeaderValue::from_static(MERGE_PATCH);
             response.headers_mut().insert(ACCEPT_PATCH, media_type);
@@ -243,6 +239,37 @@ enum Door {
     Clients,
     /// The port for operators. Whoever reaches it may see the process's health and metrics.
     Operators,
+}
+
+/// Returns the methods of endpoints, each once, as `Allow` lists them.
+fn allow(endpoints: impl Iterator<Item = &'static Endpoint>) -> String {
+    let mut methods = Vec::new();
+    for endpoint in endpoints {
+        let method = match endpoint.method {
+            "GET" => "GET, HEAD",
+            method => method,
+        };
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    methods.push("OPTIONS");
+    methods.join(", ")
+}
+
+fn options(allow: String) -> Response {
+    let mut response = empty(StatusCode::NO_CONTENT);
+    let allow = HeaderValue::try_from(allow).expect("methods are valid in a header");
+    response.headers_mut().insert(ALLOW, allow);
+    response
+}
+
+/// Answers `OPTIONS *`, which asks what a server as a whole can do (RFC 9110, section 9.3.7). No other request has this
+/// target.
+fn options_of_server(is_served: impl Fn(&Route) -> bool) -> Answering<Outcome> {
+    let served = ROUTES.iter().filter(|route| is_served(route));
+    let allow = allow(served.flat_map(|route| route.endpoints));
+    at_once(Outcome::new("none", Ok(options(allow))))
 }
 
 /// Answers a request by the table.
@@ -270,6 +297,9 @@ pub fn router(app: &Arc<App>) -> Routes {
             let head = head_of(method, headers, &parts.uri, version, sender);
             return route.dispatch(&app, Door::Clients, segment, head, no_body());
         }
+        if parts.uri.path() == SERVER {
+            return options_of_server(|_| true);
+        }
         parts.extensions.insert(Arrival {
             version: parts.version,
             sender,
@@ -290,6 +320,9 @@ pub fn ops_router(app: &Arc<App>) -> Routes {
                 let (method, headers, version) = (parts.method, parts.headers, parts.version);
                 let head = head_of(method, headers, &parts.uri, version, sender);
                 route.dispatch(&app, Door::Operators, segment, head, no_body())
+            }
+            _ if parts.uri.path() == SERVER => {
+                options_of_server(|route| OPS_PATHS.contains(&route.path))
             }
             _ => at_once(Outcome::new("none", Err(ApiError::NoSuchEndpoint))),
         }

@@ -1,13 +1,13 @@
 //! The operators' port: `/livez`, `/readyz`, `/health`, `/metrics`.
 
 use std::future::ready;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
-use shared::server::{self, Limits, Stop};
+use shared::server::{self, Limits, RequestBody, Stop, Unreadable};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -31,7 +31,17 @@ pub async fn serve(
     let connections = metrics.connections.clone();
     let operators = Arc::new(Operators { board, metrics });
     let answer = move |_, request| ready(Ok(operators.answer(&request)));
-    server::serve(listener, Limits::for_operators(), connections, stop, answer).await;
+    let limits = Limits::for_operators();
+    server::serve(listener, limits, connections, stop, answer, refuse).await;
+}
+
+/// Answers a request that nobody can read.
+fn refuse(_peer: IpAddr, unreadable: Unreadable) -> Response<String> {
+    let text = match unreadable {
+        Unreadable::Malformed(detail) => format!("{detail}\n"),
+        _ => format!("{}\n", unreadable.status()),
+    };
+    response(unreadable.status(), TEXT, text)
 }
 
 /// What operators may ask for.
@@ -41,7 +51,7 @@ struct Operators {
 }
 
 impl Operators {
-    fn answer(&self, request: &Request<Incoming>) -> Response<String> {
+    fn answer(&self, request: &Request<RequestBody>) -> Response<String> {
         let answer = match request.uri().path() {
             "/livez" => Self::livez,
             "/readyz" | "/health" => Self::health,

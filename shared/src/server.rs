@@ -2,16 +2,19 @@
 //!
 //! No client may deny the service to others by sending its header slowly, by not reading its answer, or by opening too many
 //! connections (`deadlines`, `peers`, `places`), and the server survives when the process runs out of file
-//! descriptors. It speaks only HTTP/1.1; a client that begins with HTTP/2 is disconnected. hyper itself answers 400, 414 or 431 without a body if a
-//! request is not HTTP or its header is too large (16 KiB, 100 fields). When the server stops, requests get a bounded time
-//! to end; then their connections are dropped.
+//! descriptors. It speaks only HTTP/1.1; a client that begins with HTTP/2 is disconnected. What hyper cannot read is refused
+//! in the words of the process (`refusals`). An answer before the end of a body says so if it ends the connection
+//! (`bodies`). When the server stops, requests get a bounded time to end; then their connections are dropped.
 //!
 //! The server knows neither routes nor warp. What answers the requests is a function.
 
+mod bodies;
+mod connection;
 mod deadlines;
 mod metrics;
 mod peers;
 mod places;
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -21,27 +24,25 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::body::Body;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::files;
 use crate::throttle::Throttle;
+pub use bodies::RequestBody;
+use connection::Answers;
 pub use deadlines::Deadlines;
 pub use metrics::ConnectionMetrics;
 use peers::Peers;
 pub use peers::subscriber;
 use places::Places;
+pub use refusals::Unreadable;
 
-/// The limit of a request's header, and of what is read ahead of a body.
-const MAX_BUFFER_BYTES: usize = 16 * 1024;
 /// The pause after a failed accept. The process has run out of file descriptors, and trying again at once would only burn
 /// CPU time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -112,34 +113,36 @@ impl Stop {
 
 /// Serves until `stop`. Requests that are then in progress get a bounded time to end.
 ///
-/// `answer` gets the address of the client and the request.
-pub async fn serve<A, F, B>(
+/// `answer` gets the address of the client and the request. `refuse` answers a request that hyper cannot read.
+pub async fn serve<A, R, F, B>(
     listener: TcpListener,
     limits: Limits,
     metrics: ConnectionMetrics,
     stop: Stop,
     answer: A,
+    refuse: R,
 ) where
-    A: Fn(IpAddr, Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    A: Fn(IpAddr, Request<RequestBody>) -> F + Clone + Send + Unpin + 'static,
+    R: Fn(IpAddr, Unreadable) -> Response<B> + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + Unpin + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    let started_connections = GracefulShutdown::new();
+    let closing_tx = watch::Sender::new(false);
     let mut tasks = JoinSet::new();
     let stop_accepting = async {
         stop.signal.cancelled().await;
         tokio::time::sleep(stop.drain).await;
     };
+    let answers = Answers { answer, refuse };
     tokio::select! {
-        () = accept(&answer, &listener, limits, &metrics, &started_connections, &mut tasks) => {}
+        () = accept(&answers, &listener, limits, &metrics, &closing_tx, &mut tasks) => {}
         () = stop_accepting => {}
     }
     drop(listener);
+    closing_tx.send_replace(true);
     let remaining = stop.timeout.saturating_sub(stop.drain);
-    if tokio::time::timeout(remaining, started_connections.shutdown())
-        .await
-        .is_err()
-    {
+    let ending = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(remaining, ending).await.is_err() {
         let timeout = stop.timeout;
         warn!("requests are still in progress after {timeout:?}, dropping them");
     }
@@ -147,16 +150,17 @@ pub async fn serve<A, F, B>(
 }
 
 /// Accepts connections. It never ends by itself.
-async fn accept<A, F, B>(
-    answer: &A,
+async fn accept<A, R, F, B>(
+    answers: &Answers<A, R>,
     listener: &TcpListener,
     limits: Limits,
     metrics: &ConnectionMetrics,
-    connections: &GracefulShutdown,
+    closing_tx: &watch::Sender<bool>,
     tasks: &mut JoinSet<()>,
 ) where
-    A: Fn(IpAddr, Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    A: Fn(IpAddr, Request<RequestBody>) -> F + Clone + Send + Unpin + 'static,
+    R: Fn(IpAddr, Unreadable) -> Response<B> + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + Unpin + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let places = Places::new(limits.max_connections);
@@ -173,25 +177,14 @@ async fn accept<A, F, B>(
         // Meanwhile, further connections wait in the kernel's queue.
         let permit = places.wait_for_one().await;
         let open = metrics.opened();
-        let answer = answer.clone();
-        let service = service_fn(move |request| answer(peer, request));
         let (stream, timer) = deadlines::guard(with_options(stream), limits.deadlines);
         let place = places.take(permit, timer.clone());
-        let connection = http1::Builder::new()
-            .timer(timer.clone())
-            .header_read_timeout(limits.deadlines.idle)
-            .max_buf_size(MAX_BUFFER_BYTES)
-            // Head and body are sent as one buffer: copying a kilobyte is cheaper than passing the kernel two buffers.
-            .writev(false)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
+        let serving = answers
+            .clone()
+            .serve(peer, (stream, timer), closing_tx.subscribe());
         let metrics = metrics.clone();
         tasks.spawn(async move {
-            let outcome = connection.await;
-            if let Err(error) = &outcome {
-                debug!("connection ended: {error}");
-            }
-            if let Some(reason) = timer.reason(&outcome) {
+            if let Some(reason) = serving.await {
                 metrics.dropped(reason);
             }
             drop((open, admitted, place));

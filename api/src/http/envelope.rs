@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, Ready, ready};
-use hyper::body::Incoming;
+use shared::server::{RequestBody, Unreadable};
 use tracing::{Instrument, Span, debug, error, info_span};
 use uuid::Uuid;
 use uuid::fmt::Simple;
@@ -20,6 +20,7 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use warp::reply::Response;
 
 use super::access_log::{Access, AccessLogger};
+use super::checks;
 use super::cors::Cors;
 use super::empty;
 use super::forwarded::TrustedProxies;
@@ -107,7 +108,7 @@ impl Outcome {
 }
 
 /// Answers all requests that the envelope passes on.
-pub type Routes = Box<dyn Fn(Sender, Request<Incoming>) -> Answering<Outcome> + Send + Sync>;
+pub type Routes = Box<dyn Fn(Sender, Request<RequestBody>) -> Answering<Outcome> + Send + Sync>;
 
 /// Encloses the routes in what all answers have in common.
 pub struct Envelope {
@@ -137,10 +138,11 @@ impl Envelope {
     pub fn answer(
         self: &Arc<Self>,
         peer: IpAddr,
-        request: Request<Incoming>,
+        mut request: Request<RequestBody>,
     ) -> Answering<Result<Response, Infallible>> {
+        let checked = checks::check(&mut request);
         let exchange = self.open(peer, &request);
-        let answering = match self.own_answer(&exchange, &request) {
+        let answering = match self.own_answer(&exchange, &request, checked) {
             Some(outcome) => at_once(outcome),
             // A panic may leave state half changed, but only behind locks, and no lock guards an invariant across calls.
             None => catch_unwind(AssertUnwindSafe(|| (self.routes)(exchange.sender, request)))
@@ -163,7 +165,21 @@ impl Envelope {
         }))
     }
 
-    fn open(&self, peer: IpAddr, request: &Request<Incoming>) -> Exchange {
+    /// Answers a request that nobody can read. The log and the metrics do not know its method.
+    pub fn refuse(&self, peer: IpAddr, unreadable: Unreadable) -> Response {
+        let exchange = Exchange {
+            started: Instant::now(),
+            sender: self.proxies.sender(peer, &HeaderMap::new()),
+            own_id: generated_id(),
+            given_id: None,
+            method: Method::from_bytes(b"-").expect("a dash is a valid token"),
+            origin: None,
+            quota: None,
+        };
+        self.close(exchange, Outcome::new("none", Err(unreadable.into())))
+    }
+
+    fn open(&self, peer: IpAddr, request: &Request<RequestBody>) -> Exchange {
         let limiter = self.rate_limiter.as_ref();
         let sender = self.proxies.sender(peer, request.headers());
         Exchange {
@@ -178,9 +194,17 @@ impl Envelope {
     }
 
     /// Answers what needs no route.
-    fn own_answer(&self, exchange: &Exchange, request: &Request<Incoming>) -> Option<Outcome> {
+    fn own_answer(
+        &self,
+        exchange: &Exchange,
+        request: &Request<RequestBody>,
+        checked: Result<(), ApiError>,
+    ) -> Option<Outcome> {
         if let Some(Err(refused)) = exchange.quota.as_ref().map(Quota::check) {
             return Some(Outcome::new("rate_limit", Err(refused)));
+        }
+        if let Err(refused) = checked {
+            return Some(Outcome::new("none", Err(refused)));
         }
         let preflight = self.cors.preflight(request)?;
         Some(Outcome::new("preflight", Ok(preflight)))

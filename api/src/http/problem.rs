@@ -5,8 +5,9 @@
 
 use serde::Serialize;
 use shared::order::{Fault, MAX_ORDER_BYTES, OrderError, OrderUid};
+use shared::server::Unreadable;
 use warp::http::header::{
-    ACCEPT, ALLOW, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
@@ -21,6 +22,9 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The header that lists the media types of patches (RFC 5789, section 3.1).
 pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
+/// Which transfer codings there are.
+pub const ONLY_CHUNKED: &str = "Transfer-Encoding must be exactly chunked";
+
 /// Seconds after which a refused client may try again. A burst or a restart is usually over by then.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
@@ -31,6 +35,9 @@ const MAX_NAME_CHARS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[cfg_attr(test, derive(strum::EnumIter))]
 pub enum ApiError {
+    /// The request is not as HTTP wants it, so no handler sees it. Holds what is wrong.
+    #[error("{0}")]
+    BadRequest(&'static str),
     /// The order id in the path is invalid.
     #[error("an order id {}", OrderUid::RULE)]
     InvalidOrderUid,
@@ -115,6 +122,15 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     RequestTimeout,
+    /// The target of the request is longer than a whole header may be.
+    #[error("the target of a request and its header may have 16 KiB together")]
+    UriTooLong,
+    /// The header of the request is too large.
+    #[error("the header of a request may have 16 KiB and 100 fields")]
+    HeaderTooLarge,
+    /// The server knows nothing of a method or a coding. Holds what is wrong.
+    #[error("{0}")]
+    NotImplemented(&'static str),
     /// There is an order with the id of the one to create.
     #[error("there is an order with this id, see Location and ETag; PUT replaces it")]
     OrderExists {
@@ -189,6 +205,7 @@ impl ApiError {
     /// Returns the status, the code and the title.
     pub fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
+            Self::BadRequest(_) => (400, "bad_request", "Bad request"),
             Self::InvalidOrderUid => (400, "invalid_order_uid", "Invalid order id"),
             Self::InvalidLimit { .. } => (400, "invalid_limit", "Invalid limit"),
             Self::InvalidCursor => (400, "invalid_cursor", "Invalid cursor"),
@@ -206,6 +223,9 @@ impl ApiError {
             Self::NotAcceptable { .. } => (406, "not_acceptable", "Not acceptable"),
             Self::RequestTimeout => (408, "request_timeout", "Request timeout"),
             Self::OrderExists { .. } => (409, "order_exists", "Order exists"),
+            Self::UriTooLong => (414, "uri_too_long", "URI too long"),
+            Self::HeaderTooLarge => (431, "header_too_large", "Header too large"),
+            Self::NotImplemented(_) => (501, "not_implemented", "Not implemented"),
             Self::VersionMismatch { .. } => (412, "version_mismatch", "Version mismatch"),
             Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
             Self::UnsupportedMediaType { .. } => {
@@ -265,7 +285,19 @@ impl ApiError {
         if let Self::OrderExists { order_uid, .. } = self {
             headers.insert(LOCATION, order_location(order_uid));
         }
+        if self.is_about_form() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
+    }
+
+    /// Returns whether the request is not as HTTP wants it. Then it may end where the client did not mean it to, and the
+    /// next one may begin there.
+    fn is_about_form(&self) -> bool {
+        matches!(
+            self,
+            Self::BadRequest(_) | Self::UriTooLong | Self::HeaderTooLarge | Self::NotImplemented(_)
+        )
     }
 
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
@@ -343,6 +375,17 @@ fn list(known: &[&str]) -> String {
         return "none".to_owned();
     }
     known.join(", ")
+}
+
+impl From<Unreadable> for ApiError {
+    fn from(unreadable: Unreadable) -> Self {
+        match unreadable {
+            Unreadable::Malformed(detail) => Self::BadRequest(detail),
+            Unreadable::TargetTooLong => Self::UriTooLong,
+            Unreadable::HeaderTooLarge => Self::HeaderTooLarge,
+            Unreadable::TransferCoding => Self::NotImplemented(ONLY_CHUNKED),
+        }
+    }
 }
 
 impl From<StoreError> for ApiError {

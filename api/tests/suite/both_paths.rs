@@ -38,7 +38,7 @@ const QUESTIONS: &[Question<'_>] = &[
     ("GET", MODEL, &[("Accept-Encoding", "gzip, br")], 200),
     ("OPTIONS", MODEL, &[], 204),
     ("POST", MODEL, &[], 405),
-    ("BREW", MODEL, &[], 405),
+    ("TRACE", MODEL, &[], 405),
     ("GET", MODEL, &[("If-None-Match", "\"0\"")], 200),
     ("HEAD", MODEL, &[("If-None-Match", "*")], 304),
     ("GET", MODEL, &[("If-Match", "none")], 412),

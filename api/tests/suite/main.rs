@@ -21,6 +21,7 @@ mod invalid_requests;
 mod list_tags;
 mod listener;
 mod listing;
+mod malformed_requests;
 mod named_orders;
 mod openapi;
 mod ops_port;

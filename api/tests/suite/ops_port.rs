@@ -68,7 +68,10 @@ async fn the_program_serves_health_and_metrics_there_and_nothing_else() {
     }
     for (request, status) in [
         ("PUT /livez", 405),
-        ("CONNECT a:443", 404),
+        ("CONNECT a:443", 400),
+        ("GET a:443", 400),
+        ("BREW /livez", 501),
+        ("OPTIONS *", 204),
         ("OPTIONS /livez", 204),
     ] {
         let head = format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

@@ -9,17 +9,19 @@
 //! are taken. A connection whose request is being answered never waits, unless the client does not read the answer.
 
 use std::error::Error;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+use std::{io, mem};
 
 use hyper::rt::Timer;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+use super::refusals::bare_answer;
 
 /// How long a connection may wait for the client.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,8 @@ struct Wait {
     began: Instant,
     /// Whether hyper has read all that has arrived, and waits for the rest of the header.
     is_waiting: bool,
+    /// Whether the next bytes that are read begin a header. Requests that arrive together are read together.
+    is_at_start: bool,
     stall: Option<Stall>,
     is_displaced: bool,
 }
@@ -92,6 +96,11 @@ pub(super) struct Spare {
 }
 
 impl ClientTimer {
+    /// Returns [`Deadlines::idle`].
+    pub(super) fn idle_deadline(&self) -> Duration {
+        self.0.lock().deadlines.idle
+    }
+
     /// Returns how well the connection can be spared; `None` if it does not wait for its client.
     pub(super) fn spare(&self) -> Option<Spare> {
         let wait = self.0.lock();
@@ -144,6 +153,7 @@ impl Timer for ClientTimer {
     /// A header must have begun by `idle_until`.
     fn sleep_until(&self, idle_until: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
         let mut wait = self.0.lock();
+        wait.is_at_start = true;
         if wait.header == Header::First {
             wait.header = Header::Timed;
         } else {
@@ -182,6 +192,8 @@ pub(super) struct ClientStream {
     timer: ClientTimer,
     /// Whether the timer has a stall. Only the connection's task makes and ends stalls, so it can know this without a lock.
     is_stalled: bool,
+    /// Whether a bare answer of hyper was withheld. It was the last one.
+    is_answer_withheld: bool,
 }
 
 /// Sets the deadlines of a new connection.
@@ -192,6 +204,7 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, C
         alarm: Box::pin(tokio::time::sleep(deadlines.header)),
         began: Instant::now(),
         is_waiting: false,
+        is_at_start: true,
         stall: None,
         is_displaced: false,
     })));
@@ -199,6 +212,7 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, C
         stream,
         timer: timer.clone(),
         is_stalled: false,
+        is_answer_withheld: false,
     };
     (stream, timer)
 }
@@ -216,6 +230,9 @@ impl AsyncRead for ClientStream {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         wait.is_waiting = false;
+        if mem::take(&mut wait.is_at_start) {
+            lower_minor_version(&mut buffer.filled_mut()[length..]);
+        }
         if wait.header == Header::NotBegun && buffer.filled().len() > length {
             wait.header = Header::Begun;
         }
@@ -224,7 +241,38 @@ impl AsyncRead for ClientStream {
     }
 }
 
+/// Makes HTTP/1.1 of HTTP/1.2 and later minor versions in a request line, as RFC 9110, section 2.5, asks: a server answers
+/// them in the version that it knows. hyper would refuse them. A request line that arrives in parts is left as it is.
+fn lower_minor_version(header: &mut [u8]) {
+    let mut lines = header.split_mut(|byte| *byte == b'\n');
+    // Empty lines before a request are ignored.
+    let line = lines.find(|line| !matches!(**line, [] | [b'\r']));
+    // The last line is not complete.
+    if let (Some(line), Some(_)) = (line, lines.next())
+        && let [
+            ..,
+            b' ',
+            b'H',
+            b'T',
+            b'T',
+            b'P',
+            b'/',
+            b'1',
+            b'.',
+            minor @ b'2'..=b'9',
+            b'\r',
+        ] = line
+    {
+        *minor = b'1';
+    }
+}
+
 impl ClientStream {
+    /// Returns the connection, and whether its last answer was withheld.
+    pub(super) fn into_parts(self) -> (TcpStream, bool) {
+        (self.stream, self.is_answer_withheld)
+    }
+
     /// Waits until the client reads, or until its time is up.
     fn poll_stall(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.is_stalled = true;
@@ -259,7 +307,12 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let own = &bytes[..bytes.len() - bare_answer(bytes)];
+        if own.is_empty() {
+            self.is_answer_withheld = true;
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(context, own);
         if written.is_pending() {
             return self.poll_stall(context);
         }
@@ -274,6 +327,9 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_answer_withheld {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -9,7 +9,8 @@ use prometheus_client::registry::Registry;
 type Reason = [(&'static str, &'static str); 1];
 
 /// All reasons. Every one is counted from the start, because an alert cannot see the step from no value to the first one.
-const REASONS: [&str; 5] = [
+const REASONS: [&str; 6] = [
+    "malformed",
     "peer_limit",
     "displaced",
     "header_timeout",

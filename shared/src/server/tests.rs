@@ -23,13 +23,18 @@ async fn start() -> SocketAddr {
         drain: Duration::ZERO,
         timeout: Duration::ZERO,
     };
-    let answer = |_, request: Request<Incoming>| {
+    let answer = |_, request: Request<RequestBody>| {
         let is_large = request.uri().path() == "/large";
         let length = if is_large { LARGE } else { 1 };
         std::future::ready(Ok(Response::new("x".repeat(length))))
     };
     let metrics = ConnectionMetrics::default();
-    tokio::spawn(serve(listener, limits, metrics, stop, answer));
+    let refuse = |_, unreadable: Unreadable| {
+        let mut response = Response::new(format!("{unreadable:?}"));
+        *response.status_mut() = unreadable.status();
+        response
+    };
+    tokio::spawn(serve(listener, limits, metrics, stop, answer, refuse));
     address
 }
 
@@ -94,6 +99,72 @@ async fn a_client_is_idle_only_since_it_has_read_its_answer() {
     let _new = ask(address, "/").await;
     assert!(is_hung_up_on(&mut quick).await);
     ask_on(&mut slow, "/").await;
+}
+
+/// Sends a request and reads what comes until the server hangs up.
+async fn send(address: SocketAddr, request: &[u8]) -> String {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(PATIENCE, client.read_to_string(&mut answer)).await;
+    read.expect("not hung up on").unwrap();
+    answer
+}
+
+/// hyper publishes its reasons only as texts, and its own answers only on the wire. This fails when it changes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_hyper_refuses_is_answered_in_our_words() {
+    let address = start().await;
+    let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let long = "a".repeat(20 * 1024);
+    for (request, reason) in [
+        (
+            "\u{16}\u{3}\u{1}\r\n\r\n".to_owned(),
+            "does not begin with a method",
+        ),
+        ("GET /<> HTTP/1.1\r\n\r\n".to_owned(), "not a valid URI"),
+        ("GET a/b HTTP/1.1\r\n\r\n".to_owned(), "not a valid URI"),
+        (
+            "GET / HTTP/2.0\r\n\r\n".to_owned(),
+            "does not end with HTTP/1.1",
+        ),
+        ("GET /\r\n\r\n".to_owned(), "not a valid URI, or"),
+        (head("A b: c\r\n"), "a field of the header"),
+        (head("A: b\0\r\n"), "a field of the header"),
+        (head(" A: b\r\n"), "a field of the header"),
+        (head("Content-Length: 1, 1\r\n"), "Content-Length must be"),
+        (
+            head("Content-Length: 1\r\nContent-Length: 2\r\n"),
+            "Content-Length must be",
+        ),
+        (head("Transfer-Encoding: gzip\r\n"), "TransferCoding"),
+        (
+            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            "needs HTTP/1.1",
+        ),
+        (format!("GET /{long} HTTP/1.1\r\n\r\n"), "TargetTooLong"),
+        (head(&format!("A: {long}\r\n")), "HeaderTooLarge"),
+        (head(&"A: b\r\n".repeat(100)), "HeaderTooLarge"),
+    ] {
+        let answer = send(address, request.as_bytes()).await;
+        let what = format!("{request:.99?}: {answer:?}");
+        assert!(
+            answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.1 501 "),
+            "{what}"
+        );
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{what}");
+        assert!(answer.contains(" GMT\r\n"), "{what}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(body.contains(reason), "{what}");
+        let length = format!("\r\ncontent-length: {}\r\n", body.len());
+        assert!(answer.contains(&length), "{what}");
+        // The same behind an answer that is in the buffer already.
+        let request = ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", &request].concat();
+        let answers = send(address, request.as_bytes()).await;
+        assert!(answers.starts_with("HTTP/1.1 200 OK\r\n"), "{what}");
+        assert_eq!(answers.matches("\r\ndate: ").count(), 2, "{answers}");
+        assert!(answers.ends_with(body), "{answers}");
+    }
 }
 
 #[cfg(target_os = "linux")]

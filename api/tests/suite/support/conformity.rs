@@ -38,6 +38,14 @@ const ON_ANY: [(&str, &str); 8] = [
     ("vary", "Vary"),
 ];
 
+/// Which response describes a refusal that any request may get. The document mentions them at its beginning.
+const REFUSALS: [(&str, &str); 4] = [
+    ("bad_request", "BadRequest"),
+    ("uri_too_long", "UriTooLong"),
+    ("header_too_large", "HeaderTooLarge"),
+    ("not_implemented", "NotImplemented"),
+];
+
 /// Which response describes the answer to a request that belongs to no operation.
 const OTHERWISE: [(u16, &str); 5] = [
     (204, "Preflight"),
@@ -62,7 +70,14 @@ pub fn check(method: &str, target: &str, answer: &Answer) {
 
 /// Lists everything about an answer that the document does not allow.
 pub fn faults(method: &str, target: &str, answer: &Answer) -> Vec<String> {
-    let Some(response) = response(method, target, answer.status) else {
+    let refusal = REFUSALS
+        .iter()
+        .find(|(code, _)| answer.body.contains(&format!("\"code\":\"{code}\"")));
+    let response = match refusal {
+        Some((_, name)) => Some(&DOCUMENT["components"]["responses"][name]),
+        None => response(method, target, answer.status),
+    };
+    let Some(response) = response else {
         return vec!["the status is not described".to_owned()];
     };
     let mut faults = header_faults(response, answer);
