@@ -18,6 +18,7 @@ mod export;
 mod foreign_writes;
 mod histories;
 mod invalid_requests;
+mod kept_connections;
 mod list_tags;
 mod listener;
 mod listing;

@@ -382,6 +382,7 @@ async fn a_body_that_dribbles_is_answered_408() {
             "{framing}: {answer} {read:?}"
         );
         assert!(answer.contains(r#""code":"request_timeout""#), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
     }
 }
 
