@@ -24,6 +24,9 @@ pub const NDJSON: &str = "application/x-ndjson";
 
 /// The size at which a page is handed over. At most three pages are in memory: one is read, one waits, one is sent.
 const PAGE_BYTES: usize = 256 * 1024;
+/// A page is handed over in parts of at most this size, so that a client that reads slowly can be told from one that reads
+/// nothing.
+const PART_BYTES: usize = 16 * 1024;
 /// How long a client may read nothing. This is less than the 30 s after which PostgreSQL ends a session that is idle in its
 /// transaction.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -55,7 +58,7 @@ pub async fn stream_orders(
 ) -> Result<Response, StoreError> {
     let mut snapshot = repository.open_snapshot(filter, view).await?;
     let first = Page::read(&mut snapshot).await?;
-    let (parts_tx, mut parts_rx) = mpsc::channel(1);
+    let (parts_tx, mut parts_rx) = mpsc::channel(PAGE_BYTES / PART_BYTES);
     let export = Export {
         snapshot,
         parts_tx,
@@ -151,7 +154,10 @@ impl Export {
     async fn send_all(&mut self, mut page: Page) -> Result<(), ExportOutcome> {
         loop {
             self.metrics.count_orders(page.orders);
-            self.send(Part::Lines(page.lines)).await?;
+            while !page.lines.is_empty() {
+                let part = page.lines.split_to(page.lines.len().min(PART_BYTES));
+                self.send(Part::Lines(part)).await?;
+            }
             if !page.has_more {
                 return self.send(Part::End).await;
             }

@@ -17,11 +17,15 @@ use std::{io, mem};
 
 use hyper::rt::Timer;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::refusals::bare_answer;
+
+/// How often a client that does not read is tried before it is given up.
+const LOOKS_PER_STALL: u32 = 6;
 
 /// How long a connection may wait for the client.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +36,7 @@ pub struct Deadlines {
     pub idle: Duration,
     /// From a header to the last byte of its body.
     pub body: Duration,
-    /// How long the client may read nothing of an answer.
+    /// How long the client may read nothing of an answer. Reading slowly is not reading nothing.
     pub write: Duration,
 }
 
@@ -192,6 +196,8 @@ pub(super) struct ClientStream {
     timer: ClientTimer,
     /// Whether the timer has a stall. Only the connection's task makes and ends stalls, so it can know this without a lock.
     is_stalled: bool,
+    /// Whether the kernel has taken the last bytes, although it has not called for any.
+    is_filling: bool,
     /// Whether a bare answer of hyper was withheld. It was the last one.
     is_answer_withheld: bool,
 }
@@ -212,6 +218,7 @@ pub(super) fn guard(stream: TcpStream, deadlines: Deadlines) -> (ClientStream, C
         stream,
         timer: timer.clone(),
         is_stalled: false,
+        is_filling: false,
         is_answer_withheld: false,
     };
     (stream, timer)
@@ -238,6 +245,15 @@ impl AsyncRead for ClientStream {
         }
         drop(wait);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Asks the kernel itself to take some bytes. tokio would not, before the kernel calls for them. Returns `None` if it takes
+/// none now.
+fn write_at_once(stream: &TcpStream, bytes: &[u8]) -> Option<io::Result<usize>> {
+    match rustix::io::write(stream, bytes) {
+        Err(Errno::AGAIN | Errno::INTR) => None,
+        outcome => Some(outcome.map_err(io::Error::from)),
     }
 }
 
@@ -274,17 +290,43 @@ impl ClientStream {
     }
 
     /// Waits until the client reads, or until its time is up.
-    fn poll_stall(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    ///
+    /// The kernel wakes a writer only when a third of its buffer is free, which can be more than a megabyte. A client that
+    /// reads slowly needs minutes for so much. But the kernel takes bytes as soon as there is any room, so it is tried now and
+    /// then. Then the room is filled. Otherwise it would last for many tries, and a client that reads nothing would seem to
+    /// read.
+    fn poll_stall(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if mem::take(&mut self.is_filling)
+            && let Some(outcome) = write_at_once(&self.stream, bytes)
+        {
+            self.is_filling = true;
+            return Poll::Ready(outcome);
+        }
         self.is_stalled = true;
         let mut guard = self.timer.0.lock();
         let wait = &mut *guard;
         let deadline = wait.deadlines.write;
         let stall = wait.stall.get_or_insert_with(|| Stall {
             began: Instant::now(),
-            alarm: Box::pin(tokio::time::sleep(deadline)),
+            alarm: Box::pin(tokio::time::sleep(deadline / LOOKS_PER_STALL)),
         });
-        ready!(stall.alarm.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        loop {
+            ready!(stall.alarm.as_mut().poll(context));
+            if wait.is_displaced {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            if let Some(outcome) = write_at_once(&self.stream, bytes) {
+                self.is_filling = true;
+                return Poll::Ready(outcome);
+            }
+            let now = Instant::now();
+            let end = stall.began + deadline;
+            if now >= end {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let next = end.min(now + deadline / LOOKS_PER_STALL);
+            stall.alarm.as_mut().reset(next.into());
+        }
     }
 
     fn end_stall(&mut self) -> io::Result<()> {
@@ -312,14 +354,14 @@ impl AsyncWrite for ClientStream {
             self.is_answer_withheld = true;
             return Poll::Ready(Ok(bytes.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(context, own);
-        if written.is_pending() {
-            return self.poll_stall(context);
-        }
+        let written = match Pin::new(&mut self.stream).poll_write(context, own) {
+            Poll::Pending => ready!(self.poll_stall(context, own)),
+            Poll::Ready(written) => written,
+        };
         if self.is_stalled {
             self.end_stall()?;
         }
-        written
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,4 +1,13 @@
-//! A server of the tests' own, whose answers are small or too large for the buffers of a connection.
+//! A server of the tests' own, whose answers are small, too large for the buffers of a connection, or endless.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Frame};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
@@ -9,28 +18,59 @@ use super::*;
 const LARGE: usize = 32 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+type TestBody = UnsyncBoxBody<Bytes, Infallible>;
+
+fn text(text: String) -> TestBody {
+    Full::from(text).boxed_unsync()
+}
+
+/// A body without end, which counts the bytes that hyper takes.
+struct Endless(Arc<AtomicUsize>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let bytes = Bytes::from_static(&[b'x'; 16 * 1024]);
+        self.0.fetch_add(bytes.len(), Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}
+
 /// Starts a server with two places. `/large` is answered by a large text.
 async fn start() -> SocketAddr {
+    start_with(Deadlines::default(), Arc::default()).await
+}
+
+/// The same with other deadlines. `/endless` is answered without end, and `taken` counts what the server takes of it.
+async fn start_with(deadlines: Deadlines, taken: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let limits = Limits {
         max_connections: 2,
         max_connections_per_peer: usize::MAX,
-        deadlines: Deadlines::default(),
+        deadlines,
     };
     let stop = Stop {
         signal: CancellationToken::new(),
         drain: Duration::ZERO,
         timeout: Duration::ZERO,
     };
-    let answer = |_, request: Request<RequestBody>| {
-        let is_large = request.uri().path() == "/large";
-        let length = if is_large { LARGE } else { 1 };
-        std::future::ready(Ok(Response::new("x".repeat(length))))
+    let answer = move |_, request: Request<RequestBody>| {
+        let body = match request.uri().path() {
+            "/endless" => Endless(Arc::clone(&taken)).boxed_unsync(),
+            "/large" => text("x".repeat(LARGE)),
+            _ => text("x".to_owned()),
+        };
+        std::future::ready(Ok(Response::new(body)))
     };
     let metrics = ConnectionMetrics::default();
     let refuse = |_, unreadable: Unreadable| {
-        let mut response = Response::new(format!("{unreadable:?}"));
+        let mut response = Response::new(text(format!("{unreadable:?}")));
         *response.status_mut() = unreadable.status();
         response
     };
@@ -99,6 +139,43 @@ async fn a_client_is_idle_only_since_it_has_read_its_answer() {
     let _new = ask(address, "/").await;
     assert!(is_hung_up_on(&mut quick).await);
     ask_on(&mut slow, "/").await;
+}
+
+/// A third of the kernel's buffer is never free here.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_slowly_is_not_taken_for_one_that_does_not_read() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let deadlines = Deadlines {
+        write: Duration::from_secs(3),
+        ..Deadlines::default()
+    };
+    let address = start_with(deadlines, Arc::clone(&taken)).await;
+    let mut client = ask(address, "/endless").await;
+    let mut before = 0;
+    for _ in 0..4 {
+        // All buffers fill up.
+        while before != taken.load(Ordering::Relaxed) {
+            before = taken.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        client.read_exact(&mut vec![0; 200_000]).await.unwrap();
+        let progress = async {
+            while taken.load(Ordering::Relaxed) == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let progress = tokio::time::timeout(PATIENCE, progress).await;
+        progress.expect("the server has not noticed that its client reads");
+    }
+    // Whoever then reads nothing is given up.
+    let holders = Arc::strong_count(&taken);
+    let end = async {
+        while Arc::strong_count(&taken) == holders {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let end = tokio::time::timeout(PATIENCE, end).await;
+    end.expect("the answer to a client that reads nothing has not ended");
 }
 
 /// Sends a request and reads what comes until the server hangs up.
