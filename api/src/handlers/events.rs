@@ -39,7 +39,9 @@ pub async fn follow(
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // A proxy that compresses would hold events back, too.
+    let no_store = HeaderValue::from_static("no-store, no-transform");
+    headers.insert(CACHE_CONTROL, no_store);
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(response)
 }

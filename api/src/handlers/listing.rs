@@ -48,7 +48,7 @@ pub async fn list(
         Request::Named(request) => app.in_time(list_named(&app, &head, &request)).await?,
         Request::Matching(request) => answer(&app, grant, &head, request).await?,
     };
-    Ok(finish(&head, response))
+    finish(&head, response)
 }
 
 /// Answers with the orders that match.
@@ -65,7 +65,7 @@ async fn answer(
 }
 
 /// Adds what all lists have in common.
-fn finish(head: &Head, mut response: Response) -> Response {
+fn finish(head: &Head, mut response: Response) -> Result<Response, ApiError> {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(VARY, HeaderValue::from_static("Accept"));

@@ -73,7 +73,7 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
     })?;
     let revision = order.revision;
     let (etag, body) = order.into_parts();
-    let mut response = match conditional::reading(&head.headers, revision) {
+    let mut response = match conditional::reading(&head.headers, revision)? {
         Reading::Send => Response::new(body.into()),
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
         Reading::Mismatch => {

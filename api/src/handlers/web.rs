@@ -4,20 +4,33 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::LazyLock;
 
 use warp::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, REFERRER_POLICY,
 };
-use warp::http::{HeaderMap, HeaderValue, StatusCode};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
 use super::Call;
 use crate::http::compression::{Precompressed, vary};
-use crate::http::conditional::tags;
+use crate::http::conditional;
 use crate::http::empty;
 use crate::http::problem::ApiError;
 
-/// Allows only content from this server, and nothing inline, so that no text of an order can become a script.
+/// Allows only content from this server, and nothing inline, so that no text of an order can become a script. Trusted Types
+/// make a browser refuse every text that a script of ours would turn into markup or code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'; \
+                      require-trusted-types-for 'script'; trusted-types 'none'";
+/// No window of another site keeps a hold on the page's window, and none of its files is loaded into another site.
+const CROSS_ORIGIN_OPENER_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-opener-policy");
+const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-resource-policy");
+const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
+/// The page needs none of these, so no script that gets in can ask for them.
+const PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
+const NO_PERMISSIONS: HeaderValue = HeaderValue::from_static(
+    "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), serial=(), usb=()",
+);
 
 /// A file of the page.
 #[derive(Debug)]
@@ -39,6 +52,9 @@ impl Asset {
             (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
             (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+            (CROSS_ORIGIN_OPENER_POLICY, SAME_ORIGIN),
+            (CROSS_ORIGIN_RESOURCE_POLICY, SAME_ORIGIN),
+            (PERMISSIONS_POLICY, NO_PERMISSIONS),
             (ETAG, etag_value),
         ]);
         vary(&mut headers);
@@ -128,11 +144,10 @@ pub async fn script(call: Call) -> Result<Response, ApiError> {
 
 /// Answers with a file. Query parameters are not checked: they are the page's own.
 pub async fn asset(asset: &'static Asset, Call { head, .. }: Call) -> Result<Response, ApiError> {
-    let is_known = tags(&head.headers, &IF_NONE_MATCH).any(|tag| tag == asset.etag || tag == "*");
-    let mut response = if is_known {
+    let mut response = if conditional::is_known(&head.headers, &asset.etag) {
         empty(StatusCode::NOT_MODIFIED)
     } else {
-        asset.content.response(&head)
+        asset.content.response(&head)?
     };
     response.headers_mut().extend(asset.headers.clone());
     Ok(response)

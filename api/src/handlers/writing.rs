@@ -55,7 +55,7 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     if order.order_uid != uid {
         return Err(ApiError::UidMismatch);
     }
-    let precondition = conditional::precondition(&head.headers);
+    let precondition = conditional::precondition(&head.headers)?;
     let author = Author {
         operation: "put",
         grant,
@@ -103,7 +103,7 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
     head.require_accepts_json()?;
     let body = body::read(&head, body, MERGE_PATCH, app.body_deadline).await?;
     let patch = MergePatch::parse(&body, &uid, &app.decoder)?;
-    let precondition = conditional::precondition(&head.headers);
+    let precondition = conditional::precondition(&head.headers)?;
     let (repository, decoder, patched) = (app.repository.clone(), app.decoder, uid.clone());
     let author = Author {
         operation: "patch",
@@ -137,7 +137,7 @@ pub async fn delete(call: Call) -> Result<Response, ApiError> {
         app, grant, head, ..
     } = call;
     head.parameters(&[])?;
-    let precondition = conditional::precondition(&head.headers);
+    let precondition = conditional::precondition(&head.headers)?;
     let (repository, deleted) = (app.repository.clone(), uid.clone());
     let author = Author {
         operation: "delete",

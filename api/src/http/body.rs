@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use shared::order::MAX_ORDER_BYTES;
 use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 
-use super::problem::ApiError;
+use super::problem::{ApiError, Unsupported};
 use super::request::{Body, Head};
 
 /// How much of an oversized body is read and discarded, so that the client gets to read the answer.
@@ -38,12 +38,13 @@ fn require_media_type(head: &Head, wanted: &'static str) -> Result<(), ApiError>
     let charset = parameters.strip_prefix("charset=");
     let is_utf8 = charset.is_none_or(|charset| charset.trim_matches('"') == "utf-8");
     let is_wanted = essence.trim().eq_ignore_ascii_case(wanted);
-    let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
-    let is_plain = encodings.all(|each| each.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if is_wanted && is_utf8 && is_plain {
-        Ok(())
-    } else {
-        Err(ApiError::UnsupportedMediaType { wanted })
+    if !(is_wanted && is_utf8) {
+        return Err(ApiError::UnsupportedMediaType(Unsupported::Type { wanted }));
+    }
+    let mut codings = head.headers.get_all(CONTENT_ENCODING).iter();
+    match codings.find(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        Some(coding) => Err(ApiError::UnsupportedMediaType(Unsupported::coding(coding))),
+        None => Ok(()),
     }
 }
 

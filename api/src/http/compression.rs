@@ -15,11 +15,12 @@ use hyper::body::Body;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::io::{ReaderStream, StreamReader};
 use warp::Reply;
-use warp::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
+use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::Response;
 
-use super::request::{Head, permille};
+use super::problem::{ApiError, Unacceptable};
+use super::request::Head;
 
 /// For shorter bodies the additional header outweighs what is saved.
 const MIN_BYTES: u64 = 1024;
@@ -49,10 +50,13 @@ impl Encoding {
 }
 
 /// Compresses the body of an answer if the client accepts it.
-pub fn compress(head: &Head, mut response: Response) -> Response {
+///
+/// # Errors
+/// Returns `NotAcceptable` if the client accepts neither a compressed answer nor a plain one.
+pub fn compress(head: &Head, mut response: Response) -> Result<Response, ApiError> {
     vary(response.headers_mut());
-    let Some(encoding) = encoding(head, response.body().size_hint().exact()) else {
-        return response;
+    let Some(encoding) = encoding(head, response.body().size_hint().exact())? else {
+        return Ok(response);
     };
     let (mut parts, body) = response.into_parts();
     let plain = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
@@ -67,7 +71,7 @@ pub fn compress(head: &Head, mut response: Response) -> Response {
     };
     parts.headers.insert(CONTENT_ENCODING, encoding.name());
     parts.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(parts, compressed.into_body())
+    Ok(Response::from_parts(parts, compressed.into_body()))
 }
 
 /// Content that never changes, with its compressed forms.
@@ -89,8 +93,11 @@ impl Precompressed {
     }
 
     /// Answers in the form that the client prefers.
-    pub fn response(&self, head: &Head) -> Response {
-        let encoding = encoding(head, Some(self.plain.len() as u64));
+    ///
+    /// # Errors
+    /// Returns `NotAcceptable` if the client accepts neither a compressed answer nor a plain one.
+    pub fn response(&self, head: &Head) -> Result<Response, ApiError> {
+        let encoding = encoding(head, Some(self.plain.len() as u64))?;
         let body = match encoding {
             None => &self.plain,
             Some(Encoding::Gzip) => &self.gzip,
@@ -101,7 +108,7 @@ impl Precompressed {
             let headers = response.headers_mut();
             headers.insert(CONTENT_ENCODING, encoding.name());
         }
-        response
+        Ok(response)
     }
 }
 
@@ -119,13 +126,17 @@ pub fn vary(headers: &mut HeaderMap) {
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
-/// Chooses the encoding of an answer; a body of unknown length counts as long.
-fn encoding(head: &Head, body_bytes: Option<u64>) -> Option<Encoding> {
+/// Chooses the encoding of an answer; a body of unknown length counts as long. A client that refuses plain answers gets
+/// short ones encoded, too.
+fn encoding(head: &Head, body_bytes: Option<u64>) -> Result<Option<Encoding>, ApiError> {
     let is_short = body_bytes.is_some_and(|bytes| bytes < MIN_BYTES);
+    let must_encode = head.coding_quality("identity") == Some(0);
     // Without chunks, only the end of the connection would mark the end of a compressed stream.
-    (!is_short && head.can_stream())
-        .then(|| preferred(&head.headers))
-        .flatten()
+    let may_encode = head.can_stream() && (must_encode || !is_short);
+    match may_encode.then(|| preferred(head)).flatten() {
+        None if must_encode => Err(ApiError::NotAcceptable(Unacceptable::Coding)),
+        chosen => Ok(chosen),
+    }
 }
 
 fn stream(encoder: impl AsyncRead + Send + Sync + 'static) -> Response {
@@ -134,40 +145,45 @@ fn stream(encoder: impl AsyncRead + Send + Sync + 'static) -> Response {
 
 /// Returns the encoding that the client prefers, `None` for none. Of two that it likes alike, the one that compresses
 /// better is chosen.
-fn preferred(headers: &HeaderMap) -> Option<Encoding> {
+fn preferred(head: &Head) -> Option<Encoding> {
+    let quality = |coding| head.coding_quality(coding).unwrap_or(0);
     let codings = [
         // Accepted even if it is not named, but then with the lowest quality.
-        (quality(headers, "identity"), None),
-        (quality(headers, "gzip"), Some(Encoding::Gzip)),
-        (quality(headers, "br"), Some(Encoding::Brotli)),
+        (quality("identity"), None),
+        (quality("gzip"), Some(Encoding::Gzip)),
+        (quality("br"), Some(Encoding::Brotli)),
     ];
     let liked = codings.into_iter().filter(|(quality, _)| *quality > 0);
     liked.max_by_key(|(quality, _)| *quality)?.1
 }
 
-/// Returns how much the client likes an encoding, in thousandths; 0 if it does not say (RFC 9110, section 12.5.3).
-fn quality(headers: &HeaderMap, coding: &str) -> u16 {
-    let mut any = 0;
-    let values = headers.get_all(ACCEPT_ENCODING).iter();
-    for each in values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-    {
-        let mut parts = each.split(';').map(str::trim);
-        let name = parts.next().unwrap_or_default();
-        if name.eq_ignore_ascii_case(coding) {
-            return permille(parts);
-        }
-        if name == "*" {
-            any = permille(parts);
-        }
-    }
-    any
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use warp::http::header::ACCEPT_ENCODING;
+    use warp::http::{HeaderMap, Method, Version};
+
     use super::*;
+    use crate::http::request::Sender;
+
+    fn head(accepted: &[&'static str]) -> Head {
+        let values = accepted.iter().copied().map(HeaderValue::from_static);
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(ACCEPT_ENCODING, value);
+        }
+        Head {
+            method: Method::GET,
+            headers,
+            query: String::new(),
+            version: Version::HTTP_11,
+            sender: Sender {
+                peer: Ipv4Addr::LOCALHOST.into(),
+                client: Ipv4Addr::LOCALHOST.into(),
+            },
+        }
+    }
 
     #[test]
     fn the_best_liked_coding_is_taken() {
@@ -188,17 +204,27 @@ mod tests {
             (&["gzip;q=0.5, identity;q=0.1"], Some(Encoding::Gzip)),
             (&["identity;q=0, gzip;q=0.1"], Some(Encoding::Gzip)),
             (&["*"], Some(Encoding::Brotli)),
-            (&["*;q=0"], None),
+            (&["*;q=0, identity"], None),
             (&["br;q=0, *"], Some(Encoding::Gzip)),
             (&["gzip, *;q=0"], Some(Encoding::Gzip)),
             (&["gzip;q=nonsense"], None),
             (&["gzipped"], None),
         ] {
-            let mut headers = HeaderMap::new();
-            for value in accepted {
-                headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
-            }
-            assert_eq!(preferred(&headers), wanted, "{accepted:?}");
+            assert_eq!(encoding(&head(accepted), None), Ok(wanted), "{accepted:?}");
         }
+    }
+
+    #[test]
+    fn a_plain_answer_is_not_sent_to_whoever_refuses_it() {
+        for accepted in ["identity;q=0, gzip", "*;q=0, gzip"] {
+            let head = head(&[accepted]);
+            assert_eq!(encoding(&head, Some(1)), Ok(Some(Encoding::Gzip)));
+            assert!(head.require_accepts_json().is_err(), "{accepted}");
+        }
+        for accepted in ["identity;q=0", "*;q=0", "identity;q=0, deflate"] {
+            let refused = Err(ApiError::NotAcceptable(Unacceptable::Coding));
+            assert_eq!(encoding(&head(&[accepted]), None), refused, "{accepted}");
+        }
+        assert_eq!(encoding(&head(&["gzip"]), Some(1)), Ok(None));
     }
 }

@@ -8,6 +8,7 @@
 use warp::http::header::{IF_MATCH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderName};
 
+use super::problem::ApiError;
 use crate::repository::{Precondition, Revision, Revisions};
 
 /// How to answer a read with preconditions.
@@ -22,37 +23,50 @@ pub enum Reading {
 }
 
 /// Evaluates the preconditions of a read, in the order of RFC 9110, section 13.2.2.
-pub fn reading(headers: &HeaderMap, revision: Revision) -> Reading {
-    let precondition = precondition(headers);
+///
+/// # Errors
+/// Returns `BadRequest` if a header is malformed.
+pub fn reading(headers: &HeaderMap, revision: Revision) -> Result<Reading, ApiError> {
+    let precondition = precondition(headers)?;
     let contains = |revisions: &Revisions| revisions.contains(revision);
-    if !precondition.accepted.as_ref().is_none_or(contains) {
+    Ok(if !precondition.accepted.as_ref().is_none_or(contains) {
         Reading::Mismatch
     } else if precondition.refused.as_ref().is_some_and(contains) {
         Reading::NotModified
     } else {
         Reading::Send
-    }
+    })
 }
 
 /// Returns what a request demands of the order.
-pub fn precondition(headers: &HeaderMap) -> Precondition {
-    Precondition {
-        accepted: revisions(headers, &IF_MATCH),
-        refused: revisions(headers, &IF_NONE_MATCH),
-    }
+///
+/// # Errors
+/// Returns `BadRequest` if a header is malformed.
+pub fn precondition(headers: &HeaderMap) -> Result<Precondition, ApiError> {
+    Ok(Precondition {
+        accepted: revisions(headers, &IF_MATCH)?,
+        refused: revisions(headers, &IF_NONE_MATCH)?,
+    })
 }
 
-/// Returns the revisions in a header, `None` without the header. Tags that are not ours are left out.
-fn revisions(headers: &HeaderMap, name: &HeaderName) -> Option<Revisions> {
+/// Returns the revisions in a header, `None` without the header. Tags that are not ours are left out. A star stands alone
+/// (RFC 9110, section 13.1.1): in a list it would make a write unconditional that was meant to be conditional.
+fn revisions(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Revisions>, ApiError> {
     if !headers.contains_key(name) {
-        return None;
+        return Ok(None);
     }
-    let revisions = if tags(headers, name).any(|tag| tag == "*") {
-        Revisions::Any
-    } else {
-        Revisions::These(tags(headers, name).filter_map(revision_of).collect())
-    };
-    Some(revisions)
+    let given: Vec<_> = tags(headers, name).filter(|tag| !tag.is_empty()).collect();
+    match *given {
+        ["*"] => Ok(Some(Revisions::Any)),
+        _ if given.contains(&"*") => {
+            let detail = "If-Match and If-None-Match are either * or a list of tags";
+            Err(ApiError::BadRequest(detail))
+        }
+        _ => {
+            let revisions = given.into_iter().filter_map(revision_of).collect();
+            Ok(Some(Revisions::These(revisions)))
+        }
+    }
 }
 
 /// Returns whether `If-None-Match` has a tag, by weak comparison (RFC 9110, section 8.8.3.2): for answers that stand for no
@@ -122,7 +136,6 @@ mod tests {
             (&["\"6-00000000000000ab\",,\"7-00000000000000ab\" , "], true),
             (&["\"6-00000000000000ab\"", "\"7-00000000000000ab\""], true),
             (&["*"], true),
-            (&["\"6-00000000000000ab\"", "*"], true),
             (&["\"8-00000000000000ab\""], false),
             (&["7-00000000000000ab"], false),
             (&["\"7\""], false),
@@ -168,7 +181,7 @@ mod tests {
             };
             assert_eq!(
                 reading(&headers("if-match", values), SEVEN),
-                expected,
+                Ok(expected),
                 "{values:?}"
             );
             let expected = if is_match {
@@ -178,11 +191,29 @@ mod tests {
             };
             assert_eq!(
                 reading(&headers("if-none-match", values), SEVEN),
-                expected,
+                Ok(expected),
                 "{values:?}"
             );
         }
-        assert_eq!(reading(&HeaderMap::new(), SEVEN), Reading::Send);
+        assert_eq!(reading(&HeaderMap::new(), SEVEN), Ok(Reading::Send));
+    }
+
+    #[test]
+    fn a_star_stands_alone() {
+        for name in ["if-match", "if-none-match"] {
+            for values in [
+                &["*, \"7-00000000000000ab\""][..],
+                &["\"6-00000000000000ab\"", "*"],
+                &["*, *"],
+                &["*", "*"],
+            ] {
+                let outcome = reading(&headers(name, values), SEVEN);
+                let is_refused = matches!(outcome, Err(ApiError::BadRequest(_)));
+                assert!(is_refused, "{values:?}: {outcome:?}");
+            }
+            // A list may have empty elements (RFC 9110, section 5.6.1).
+            assert!(reading(&headers(name, &["*,"]), SEVEN).is_ok());
+        }
     }
 
     #[test]
@@ -243,7 +274,7 @@ mod tests {
             both.extend(headers("if-none-match", &[if_none_match]));
             assert_eq!(
                 reading(&both, SEVEN),
-                expected,
+                Ok(expected),
                 "{if_match} {if_none_match}"
             );
         }

@@ -3,24 +3,24 @@
 //! There is one variant per `code`, and one function writes the answer. Internal texts never get here: if the fault is
 //! ours, the client learns only the request's id.
 
+mod negotiation;
+
 use serde::Serialize;
 use shared::order::{Fault, MAX_ORDER_BYTES, OrderError, OrderUid};
 use shared::server::Unreadable;
 use warp::http::header::{
-    ACCEPT, ALLOW, CONNECTION, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CONNECTION, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use super::{MERGE_PATCH, json_response};
+use super::json_response;
 use crate::cache::revision_etag;
 use crate::repository::{Revision, StoreError, WriteError};
+pub use negotiation::{ACCEPT_PATCH, Unacceptable, Unsupported};
 
 /// The header that says where an answer came from (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-
-/// The header that lists the media types of patches (RFC 5789, section 3.1).
-pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// Which transfer codings there are.
 pub const ONLY_CHUNKED: &str = "Transfer-Encoding must be exactly chunked";
@@ -113,12 +113,9 @@ pub enum ApiError {
         /// The methods that the path allows, for the header `Allow`.
         allow: String,
     },
-    /// The client does not accept the media type of the answer.
-    #[error("the response is {media_type}, which the header Accept does not allow")]
-    NotAcceptable {
-        /// The media type.
-        media_type: &'static str,
-    },
+    /// The client does not accept the answer in any form that it can have.
+    #[error("{0}")]
+    NotAcceptable(Unacceptable),
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     RequestTimeout,
@@ -148,12 +145,9 @@ pub enum ApiError {
     /// The body is larger than an order may be.
     #[error("the body may have at most {MAX_ORDER_BYTES} bytes")]
     BodyTooLarge,
-    /// The body is not declared as what the method needs.
-    #[error("send the {} as Content-Type: {wanted}", content_of(wanted))]
-    UnsupportedMediaType {
-        /// The media type that the method needs.
-        wanted: &'static str,
-    },
+    /// The body is not declared as what the method needs, or is encoded.
+    #[error("{0}")]
+    UnsupportedMediaType(Unsupported),
     /// The peer has sent too many requests.
     #[error("this address has used up its requests for this minute")]
     RateLimited {
@@ -220,7 +214,7 @@ impl ApiError {
             Self::OrderNotFound { .. } => (404, "order_not_found", "No such order"),
             Self::NoSuchEndpoint => (404, "no_such_endpoint", "No such endpoint"),
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed", "Method not allowed"),
-            Self::NotAcceptable { .. } => (406, "not_acceptable", "Not acceptable"),
+            Self::NotAcceptable(_) => (406, "not_acceptable", "Not acceptable"),
             Self::RequestTimeout => (408, "request_timeout", "Request timeout"),
             Self::OrderExists { .. } => (409, "order_exists", "Order exists"),
             Self::UriTooLong => (414, "uri_too_long", "URI too long"),
@@ -228,7 +222,7 @@ impl ApiError {
             Self::NotImplemented(_) => (501, "not_implemented", "Not implemented"),
             Self::VersionMismatch { .. } => (412, "version_mismatch", "Version mismatch"),
             Self::BodyTooLarge => (413, "body_too_large", "Body too large"),
-            Self::UnsupportedMediaType { .. } => {
+            Self::UnsupportedMediaType(_) => {
                 (415, "unsupported_media_type", "Unsupported media type")
             }
             Self::InvalidOrder(_) => (422, "invalid_order", "Invalid order"),
@@ -321,11 +315,7 @@ impl ApiError {
                 ALLOW,
                 HeaderValue::from_str(allow).expect("methods are valid in a header"),
             ),
-            // RFC 5789, section 2.2.
-            Self::UnsupportedMediaType {
-                wanted: MERGE_PATCH,
-            } => (ACCEPT_PATCH, HeaderValue::from_static(MERGE_PATCH)),
-            Self::UnsupportedMediaType { wanted } => (ACCEPT, HeaderValue::from_static(wanted)),
+            Self::UnsupportedMediaType(unsupported) => unsupported.header(),
             Self::OrderNotFound {
                 cache_status: Some(cache_status),
             } => (CACHE_STATUS, HeaderValue::from_static(cache_status)),
@@ -345,14 +335,6 @@ fn unauthorized_detail(is_wrong: bool) -> &'static str {
         "this token is not valid here: it is misspelt, or it was withdrawn"
     } else {
         "send a token in the header Authorization: Bearer ..."
-    }
-}
-
-fn content_of(media_type: &str) -> &'static str {
-    if media_type == MERGE_PATCH {
-        "patch"
-    } else {
-        "order"
     }
 }
 

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use futures_util::Stream;
 use percent_encoding::percent_decode_str;
 use shared::order::OrderUid;
-use warp::http::header::ACCEPT;
+use warp::http::header::{ACCEPT, ACCEPT_ENCODING};
 use warp::http::{HeaderMap, HeaderName, Method, Version};
 
-use super::problem::ApiError;
+use super::problem::{ApiError, Unacceptable};
 
 /// The body of a request, as it arrives.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send + Sync>>;
@@ -91,16 +91,40 @@ impl Head {
         self.require_accepts("application/json")
     }
 
-    /// Checks that the client accepts a media type.
+    /// Checks that the client accepts a media type, and an answer that is not compressed.
     ///
     /// # Errors
     /// Returns `NotAcceptable` if it does not.
     pub fn require_accepts(&self, media_type: &'static str) -> Result<(), ApiError> {
-        if self.preference(media_type).is_some() {
-            Ok(())
-        } else {
-            Err(ApiError::NotAcceptable { media_type })
+        if self.preference(media_type).is_none() {
+            let refused = Unacceptable::MediaType(media_type);
+            return Err(ApiError::NotAcceptable(refused));
         }
+        if self.coding_quality("identity") == Some(0) {
+            return Err(ApiError::NotAcceptable(Unacceptable::Coding));
+        }
+        Ok(())
+    }
+
+    /// Returns how much the client likes a coding according to `Accept-Encoding`, in thousandths; `None` if it does not say
+    /// (RFC 9110, section 12.5.3).
+    pub fn coding_quality(&self, coding: &str) -> Option<u16> {
+        let mut any = None;
+        let values = self.headers.get_all(ACCEPT_ENCODING).iter();
+        for each in values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+        {
+            let mut parts = each.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            if name.eq_ignore_ascii_case(coding) {
+                return Some(permille(parts));
+            }
+            if name == "*" {
+                any = Some(permille(parts));
+            }
+        }
+        any
     }
 
     /// Returns how much the client prefers a media type, according to `Accept`; `None` if it does not accept it.
@@ -109,9 +133,15 @@ impl Head {
             return Some((1000, 0));
         }
         let values = self.headers.get_all(ACCEPT).iter();
-        let ranges = values
+        let mut ranges = values
             .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
+            .flat_map(|value| value.split(','))
+            .filter(|range| !range.trim().is_empty())
+            .peekable();
+        // A list of nothing prefers nothing.
+        if ranges.peek().is_none() {
+            return Some((1000, 0));
+        }
         // The most specific range decides (RFC 9110, section 12.5.1).
         let preference = ranges
             .filter_map(|range| parse_range(range, media_type))

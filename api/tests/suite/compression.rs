@@ -154,3 +154,32 @@ async fn clients_of_http_1_0_get_lists_as_they_are() {
     assert_eq!(answer.header("content-encoding"), None);
     assert_eq!(answer.json()["orders"].as_array().unwrap().len(), 11);
 }
+
+/// RFC 9110, section 12.5.3: only then does a client not get a plain answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_refuses_plain_answers_gets_none() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let order = "/order/b563feb7b2b84b6test";
+    for (path, accepted, status) in [
+        (LIST, "identity;q=0, gzip", 200),
+        (LIST, "gzip, *;q=0", 200),
+        (LIST, "identity;q=0", 406),
+        ("/app.js", "*;q=0", 406),
+        ("/", "identity;q=0, br", 200),
+        // An order is never compressed.
+        (order, "identity;q=0, gzip", 406),
+        (order, "*;q=0, identity", 200),
+        ("/api/v1/cache/stats", "*;q=0", 406),
+    ] {
+        let headers = format!("Accept-Encoding: {accepted}\r\n");
+        let download = Download::start_with(api.port, path, &headers).await;
+        assert_eq!(download.status(), status, "{path} {accepted}");
+        let is_encoded = !headers_of(&download.head, "content-encoding").is_empty();
+        assert_eq!(
+            is_encoded,
+            status == 200 && path != order,
+            "{path} {accepted}"
+        );
+    }
+}

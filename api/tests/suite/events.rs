@@ -363,7 +363,7 @@ async fn stream_is_neither_stored_nor_held_back_nor_compressed() {
     let download = Download::start_with(api.port, PATH, accepts).await;
     for header in [
         "content-type: text/event-stream\r\n",
-        "cache-control: no-store\r\n",
+        "cache-control: no-store, no-transform\r\n",
         "x-accel-buffering: no\r\n",
     ] {
         assert!(download.head.contains(header), "{}", download.head);

@@ -212,13 +212,23 @@ async fn page_comes_with_a_strict_policy() {
                 .unwrap()
                 .starts_with("default-src 'none';")
         );
-        assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
-        let etag = answer.header("etag").unwrap().to_owned();
-        assert_eq!(
-            api.send("GET", path, &[("If-None-Match", &etag)], b"")
-                .await
-                .status,
-            304
-        );
+        for (name, value) in [
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{path}");
+        }
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(policy.contains("require-trusted-types-for 'script'"));
+        let permissions = answer.header("permissions-policy").unwrap();
+        assert!(permissions.contains("geolocation=()"), "{permissions}");
+        let etag = answer.header("etag").unwrap();
+        let strong = etag.strip_prefix("W/").unwrap();
+        for known in [etag, strong, &format!("\"other\", {strong}"), "*"] {
+            let headers = [("If-None-Match", known)];
+            let again = api.send("GET", path, &headers, b"").await;
+            assert_eq!(again.status, 304, "{path} {known}");
+        }
     }
 }

@@ -187,6 +187,20 @@ async fn refusal_by_a_precondition_names_the_present_version() {
     );
 }
 
+/// A star in a list would make the write unconditional.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_precondition_that_is_malformed_is_refused() {
+    let api = TestApi::start().await;
+    api.store(&model()).await;
+    let headers = [("If-Match", "\"0\", *")];
+    let put = api.put(&model(), &headers).await;
+    let deleted = api.send("DELETE", MODEL, &headers, b"").await;
+    let read = api.send("GET", MODEL, &headers, b"").await;
+    for answer in [put, deleted, read] {
+        assert_eq!(answer.problem(), (400, "bad_request".into()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_that_a_precondition_excludes_are_not_written() {
     let api = TestApi::start().await;

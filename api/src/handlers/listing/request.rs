@@ -11,7 +11,7 @@ use super::PATH;
 use super::cursor::{SUMMARY, decode_cursor, encode_cursor, filter_texts};
 use super::named::NamedRequest;
 use crate::export::NDJSON;
-use crate::http::problem::ApiError;
+use crate::http::problem::{ApiError, Unacceptable};
 use crate::http::request::Head;
 use crate::repository::{OrderFilter, Position, TotalKind, View};
 
@@ -49,18 +49,20 @@ impl ListFormat {
     /// Returns the format that the client prefers; a page if it has no preference.
     ///
     /// # Errors
-    /// Returns `NotAcceptable` if the client accepts neither.
+    /// Returns `NotAcceptable` if the client accepts neither, or prefers a stream that its version of HTTP cannot carry.
     fn of(head: &Head) -> Result<Self, ApiError> {
         let json = head.preference("application/json");
-        let ndjson = head.preference(NDJSON).filter(|_| head.can_stream());
-        if ndjson > json {
+        let ndjson = head.preference(NDJSON);
+        if ndjson > json && !head.can_stream() {
+            let refused = Unacceptable::Version("a stream of all orders");
+            Err(ApiError::NotAcceptable(refused))
+        } else if ndjson > json {
             Ok(Self::Ndjson)
         } else if json.is_some() {
             Ok(Self::Json)
         } else {
-            Err(ApiError::NotAcceptable {
-                media_type: "application/json",
-            })
+            let refused = Unacceptable::MediaType("application/json");
+            Err(ApiError::NotAcceptable(refused))
         }
     }
 }

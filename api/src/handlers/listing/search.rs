@@ -46,7 +46,7 @@ pub async fn search(
     let request = ListRequest::new(values(&body)?, &head)?;
     app.require_schema()?;
     let response = answer(&app, grant, &head, request).await?;
-    Ok(finish(&head, response))
+    finish(&head, response)
 }
 
 /// Reads the members of the body. A member that is `null` counts as absent.
