@@ -8,6 +8,7 @@ mod listed;
 mod outage;
 mod page;
 mod revision;
+mod rights;
 mod session;
 mod snapshot;
 mod total;
@@ -74,6 +75,9 @@ pub enum StoreError {
     /// The server, or this role, may not write.
     #[error("the database accepts no writes")]
     ReadOnly,
+    /// The role lacks a right that a write needs.
+    #[error("the database role may not write")]
+    Forbidden,
     /// The statement ran for as long as it may.
     #[error("the database took too long")]
     Timeout,

@@ -154,7 +154,10 @@ impl OpenAccess {
 
     fn check(&self, is_write: bool, head: &Head) -> Result<(), ApiError> {
         let (is_allowed, disabled) = if is_write {
-            (self.allows_writes, ApiError::WritesDisabled)
+            (
+                self.allows_writes,
+                ApiError::WritesDisabled { by_database: false },
+            )
         } else {
             (self.allows_reads, ApiError::ReadsDisabled)
         };

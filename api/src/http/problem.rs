@@ -87,12 +87,12 @@ pub enum ApiError {
          API_TOKENS_FILE"
     )]
     ReadsDisabled,
-    /// The same for what changes something.
-    #[error(
-        "this server has no tokens, so it accepts writes only from programs on its machine, and from none behind a proxy: set \
-         API_TOKENS_FILE"
-    )]
-    WritesDisabled,
+    /// The same for what changes something. Or the database role may not write.
+    #[error("{}", writes_disabled_detail(*by_database))]
+    WritesDisabled {
+        /// Whether the reason is the database role.
+        by_database: bool,
+    },
     /// The request needs no token, but it names another host, or it is a write from a page of another site.
     #[error(
         "without a token, the header Host must name this machine, and a write must not come from a page of another site"
@@ -209,7 +209,7 @@ impl ApiError {
             Self::Unauthorized { .. } => (401, "unauthorized", "Token required"),
             Self::InsufficientScope { .. } => (403, "insufficient_scope", "Insufficient scope"),
             Self::ReadsDisabled => (403, "reads_disabled", "Reads are disabled"),
-            Self::WritesDisabled => (403, "writes_disabled", "Writes are disabled"),
+            Self::WritesDisabled { .. } => (403, "writes_disabled", "Writes are disabled"),
             Self::ForbiddenOrigin => (403, "forbidden_origin", "Forbidden origin"),
             Self::OrderNotFound { .. } => (404, "order_not_found", "No such order"),
             Self::NoSuchEndpoint => (404, "no_such_endpoint", "No such endpoint"),
@@ -338,6 +338,15 @@ fn unauthorized_detail(is_wrong: bool) -> &'static str {
     }
 }
 
+fn writes_disabled_detail(by_database: bool) -> &'static str {
+    if by_database {
+        "the database role of this server may not do this, its log says which right is missing"
+    } else {
+        "this server has no tokens, so it accepts writes only from programs on its machine, and from none behind a proxy: set \
+         API_TOKENS_FILE"
+    }
+}
+
 fn version_mismatch(exists: bool) -> &'static str {
     if exists {
         "the order's current version is in the header ETag"
@@ -382,6 +391,7 @@ impl From<StoreError> for ApiError {
             StoreError::ReadOnly => {
                 Self::DatabaseUnavailable("the database accepts no writes at present, try again")
             }
+            StoreError::Forbidden => Self::WritesDisabled { by_database: true },
             StoreError::Timeout => Self::DatabaseTimeout,
             StoreError::Internal => Self::Internal,
         }

@@ -2,7 +2,7 @@
 //!
 //! diesel hides SQLSTATEs, and the server's texts are in the server's language. Failures are therefore told apart by what
 //! depends on neither: the kinds of diesel, whether the connection is broken, and whether a statement ran for as long as it
-//! may. The last one stands for the statement time-out (57014).
+//! may. The last one stands for the statement time-out (57014). Whether the role lacks a right (42501) is asked afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::StoreError;
+use super::rights::Rights;
 
 /// How much longer than the server's own limit an answer is waited for. A server that has not answered by then hangs.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
@@ -53,6 +54,16 @@ impl Session {
         slow_statements: u32,
         work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
+        self.run_needing(&Rights::NONE, slow_statements, work).await
+    }
+
+    /// Does the same with work that needs rights which the role may lack.
+    pub(super) async fn run_needing<T>(
+        &mut self,
+        rights: &Rights,
+        slow_statements: u32,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
         let limit = slow_statements * self.statement_timeout + ANSWER_GRACE;
         let connection = self
             .connection
@@ -61,7 +72,7 @@ impl Session {
         let started = Instant::now();
         match timeout(limit, work(connection)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.meaning(error, started.elapsed()).await),
+            Ok(Err(error)) => Err(self.meaning(error, started.elapsed(), rights).await),
             Err(_) => {
                 let duration_ms = started.elapsed().as_millis();
                 warn!(duration_ms, "no answer from the database");
@@ -79,7 +90,12 @@ impl Session {
     }
 
     /// Says what a failure means, and logs it.
-    async fn meaning(&mut self, error: DieselError, elapsed: Duration) -> StoreError {
+    async fn meaning(
+        &mut self,
+        error: DieselError,
+        elapsed: Duration,
+        rights: &Rights,
+    ) -> StoreError {
         let connection = self.connection.as_deref_mut();
         let is_broken = connection.is_none_or(|session| session.is_broken());
         let meaning = match &error {
@@ -95,6 +111,7 @@ impl Session {
                 }
                 // 57P01 and similar codes come as an ordinary error, just before the connection closes.
                 DatabaseErrorKind::Unknown if !self.is_alive().await => StoreError::Unavailable,
+                DatabaseErrorKind::Unknown if self.lacks(rights).await => StoreError::Forbidden,
                 _ => StoreError::Internal,
             },
             _ => StoreError::Internal,
@@ -122,5 +139,20 @@ impl Session {
             query.execute(connection),
         );
         matches!(answer.await, Ok(Ok(_)))
+    }
+    /// Returns whether the role lacks one of the rights, and logs which.
+    async fn lacks(&mut self, rights: &Rights) -> bool {
+        let Some(connection) = self.connection.as_deref_mut() else {
+            return false;
+        };
+        let limit = self.statement_timeout + ANSWER_GRACE;
+        match timeout(limit, rights.find_lacking(connection)).await {
+            Ok(Ok(lacking)) if !lacking.is_empty() => {
+                warn!("the database role lacks {lacking}: see Roles in docs/OPERATIONS.md");
+                true
+            }
+            // Without an answer nothing is known of the rights. The failure itself is logged.
+            _ => false,
+        }
     }
 }

@@ -16,6 +16,7 @@ use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::{Order, OrderError};
 
+use super::rights::Rights;
 use super::{Repository, Revision, StoreError, unreadable};
 
 /// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
@@ -252,7 +253,7 @@ impl Repository {
         for _ in 0..2 {
             let mut session = self.session(&self.pool).await?;
             let history = session.history();
-            let written = session.run(WAITING_STATEMENTS, async |connection| {
+            let written = session.run_needing(&C::RIGHTS, WAITING_STATEMENTS, async |connection| {
                 let attempt = async |connection: &mut AsyncPgConnection| {
                     change.make(connection, history).await
                 };
@@ -273,6 +274,8 @@ impl Repository {
 
 /// A change of one order.
 trait Change: Sync {
+    /// The rights that it needs.
+    const RIGHTS: Rights;
     /// What the client learns of it.
     type Outcome: Send;
 
@@ -290,6 +293,7 @@ struct Put<'a> {
 }
 
 impl Change for Put<'_> {
+    const RIGHTS: Rights = Rights::STORE;
     type Outcome = Written;
 
     async fn make(
@@ -327,6 +331,7 @@ struct Rewrite<'a> {
 }
 
 impl Change for Rewrite<'_> {
+    const RIGHTS: Rights = Rights::STORE;
     type Outcome = Edited;
 
     async fn make(
@@ -360,6 +365,7 @@ struct Delete<'a> {
 }
 
 impl Change for Delete<'_> {
+    const RIGHTS: Rights = Rights::DELETE;
     type Outcome = Written;
 
     async fn make(

@@ -32,6 +32,7 @@ mod proxy_samples;
 mod rate_limit;
 mod reading;
 mod revalidation;
+mod rights;
 mod search;
 mod server_limits;
 mod sessions;
