@@ -57,7 +57,7 @@ pub(crate) enum Purpose {
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
 struct Need(Purpose, &'static str, &'static str, fn() -> bool);
 
-const NEEDS: [Need; 17] = [
+const NEEDS: [Need; 19] = [
     Need(
         Purpose::Build,
         "a C compiler, a C++ compiler and make (librdkafka is built from source)",
@@ -130,6 +130,18 @@ const NEEDS: [Need; 17] = [
         "Python 3.11 or later with venv and pip (schemathesis tests the api)",
         "python3-venv",
         python_makes_environments,
+    ),
+    Need(
+        Purpose::ApiTests,
+        "Node.js 18 or later (runs a client that is generated from openapi.json)",
+        "nodejs",
+        node_is_new_enough,
+    ),
+    Need(
+        Purpose::ApiTests,
+        "npm (fetches what generates that client)",
+        "npm",
+        || is_on_path("npm"),
     ),
     Need(
         Purpose::ApiTests,
@@ -247,6 +259,11 @@ fn is_on_path(program: &str) -> bool {
 fn python_makes_environments() -> bool {
     let test = "import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))";
     succeeds("python3", &["-c", test])
+}
+
+fn node_is_new_enough() -> bool {
+    let test = "process.exit(Number.parseInt(process.versions.node) < 18 ? 1 : 0)";
+    succeeds("node", &["-e", test])
 }
 
 fn has_library(name: &str) -> bool {
