@@ -19,7 +19,7 @@
 //! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
 //! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
 //! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
-//! | [`routes`] | the table of routes, which dispatches | [`http`], [`app`], [`handlers`] |
+//! | [`routes`] | the table of routes, which dispatches | [`config`], [`http`], [`app`], [`handlers`] |
 //!
 //! `openapi.json`, beside `src`, is the contract for machines. Tests compare it with the routes and the codes.
 
