@@ -80,6 +80,18 @@ async function fetchNamedOrders() {
   equal(data.missing.join(), "absent", "missing orders");
 }
 
+async function searchByPhone() {
+  const path = { order_uid: "uid-3" };
+  const { data: order } = await client.GET("/api/v1/orders/{order_uid}", { params: { path } });
+  must(order !== undefined, "an order");
+  const body: Schemas["Search"] = { phone: order.delivery.phone, view: "summary" };
+  const { data } = await client.POST("/api/v1/orders/search", { body });
+  must(data !== undefined && isSummaryPage(data), "summaries");
+  must(data.orders.some((found) => found.order_uid === "uid-3"), "the order with this phone number");
+  const { error } = await client.POST("/api/v1/orders/search", { body: { order_uid_prefix: "" } });
+  must(error !== undefined && error.status === 400, "a refusal");
+}
+
 async function editOneOrder() {
   const path = { order_uid: "uid-1" };
   const read = await client.GET("/order/{order_uid}", { params: { path } });
@@ -163,6 +175,7 @@ export async function whatDoesNotCompile() {
 await walkTheList();
 await showSummaries();
 await fetchNamedOrders();
+await searchByPhone();
 await editOneOrder();
 await createPatchAndDelete();
 await readWithoutAToken();
