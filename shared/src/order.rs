@@ -1,4 +1,4 @@
-//! The order as JSON: in a Kafka message, in a PUT and in every answer.
+//! The order as JSON: in a Kafka message, in a request and in every answer.
 //!
 //! [`Order::decode`] is the only way from bytes to an [`Order`]. Whatever it accepts can be stored and comes back equal.
 //! Rows of the database are other types ([`crate::db::models`]), so that a renamed column does not change the API.
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use fault::Fault;
 
-/// The largest JSON document that is accepted as an order, in bytes. It applies to Kafka messages and to PUT.
+/// The largest JSON document that is accepted as an order, in bytes. It applies to Kafka messages and to the bodies of requests.
 pub const MAX_ORDER_BYTES: usize = 256 * 1024;
 
 /// The most items that an order may have.

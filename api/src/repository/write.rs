@@ -3,79 +3,29 @@
 //! Each write is one transaction about one row. It locks the row first, as every writer does. Then it checks the version,
 //! writes, and tells the caches in the same transaction. A row that does not exist is inserted instead.
 
+mod precondition;
+mod statements;
+
 use diesel::dsl::{now, sql};
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use diesel::sql_types::{BigInt, Text};
+use diesel::sql_types::BigInt;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use shared::db::HistoryId;
-use shared::db::models::{NewOrder, OrderRow, VersionedOrder};
-use shared::db::orders::UpsertOrders;
+use shared::db::models::VersionedOrder;
 use shared::db::removed::{self, How, Kind};
 use shared::db::schema::orders;
-use shared::events::{self, Operation};
+use shared::events::Operation;
 use shared::order::{Order, OrderError};
 
 use super::rights::Rights;
 use super::{Repository, Revision, StoreError, unreadable};
+pub use precondition::{Precondition, Revisions};
+use statements::{insert, lock_order, lock_whole_order, notify, replace};
 
 /// Two statements of a write wait for others, each for no longer than the statement time-out: the first one for the row, and
 /// COMMIT for the server's lock on the queue of notifications.
 const WAITING_STATEMENTS: u32 = 2;
-
-/// A set of revisions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Revisions {
-    /// Every revision.
-    Any,
-    /// These revisions.
-    These(Vec<Revision>),
-}
-
-impl Revisions {
-    /// Returns whether the revision belongs to the set.
-    pub fn contains(&self, revision: Revision) -> bool {
-        match self {
-            Self::Any => true,
-            Self::These(revisions) => revisions.contains(&revision),
-        }
-    }
-}
-
-/// What a client demands of the order that it wants to write (RFC 9110, section 13.1). `None` demands nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Precondition {
-    /// `If-Match`: the order exists, and its revision is one of these.
-    pub accepted: Option<Revisions>,
-    /// `If-None-Match`: the order does not exist, or its revision is none of these.
-    pub refused: Option<Revisions>,
-}
-
-impl Precondition {
-    /// The order does not exist.
-    const ABSENT: Self = Self {
-        accepted: None,
-        refused: Some(Revisions::Any),
-    };
-
-    /// Returns whether the order must not exist, so that writing it creates it.
-    fn demands_absence(&self) -> bool {
-        self.refused == Some(Revisions::Any)
-    }
-
-    /// Checks both for the revision that the order has; `None` if there is no order.
-    fn check(&self, current: Option<Revision>) -> Result<(), WriteError> {
-        let is_one_of =
-            |revisions: &Revisions| current.is_some_and(|current| revisions.contains(current));
-        let is_accepted = self.accepted.as_ref().is_none_or(is_one_of);
-        let is_refused = self.refused.as_ref().is_some_and(is_one_of);
-        if is_accepted && !is_refused {
-            Ok(())
-        } else {
-            Err(WriteError::VersionMismatch { current })
-        }
-    }
-}
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,6 +237,14 @@ trait Change: Sync {
     ) -> impl Future<Output = Result<Self::Outcome, Rollback>> + Send;
 }
 
+fn check(precondition: &Precondition, current: Option<Revision>) -> Result<(), WriteError> {
+    if precondition.holds(current) {
+        Ok(())
+    } else {
+        Err(WriteError::VersionMismatch { current })
+    }
+}
+
 struct Put<'a> {
     order: &'a Order,
     precondition: &'a Precondition,
@@ -308,7 +266,7 @@ impl Change for Put<'_> {
             if current.is_none() && !self.precondition.demands_absence() {
                 return Err(WriteError::NotFound.into());
             }
-            self.precondition.check(current)?;
+            check(self.precondition, current)?;
             if current.is_some() {
                 break (replace(connection, self.order).await?, Effect::Replaced);
             }
@@ -341,9 +299,11 @@ impl Change for Rewrite<'_> {
     ) -> Result<Edited, Rollback> {
         let stored = lock_whole_order(connection, self.uid).await?;
         let stored = stored.ok_or(WriteError::NotFound)?;
+        let stored = VersionedOrder::try_from(stored).map_err(unreadable);
+        let stored = stored.map_err(WriteError::Store)?;
         let version = stored.version;
         let revision = Revision { version, history };
-        self.precondition.check(Some(revision))?;
+        check(self.precondition, Some(revision))?;
         let order = (self.edit)(&stored.order).map_err(WriteError::Invalid)?;
         if order == stored.order {
             let effect = Effect::Unchanged;
@@ -376,7 +336,7 @@ impl Change for Delete<'_> {
         let version = lock_order(connection, self.uid).await?;
         let version = version.ok_or(WriteError::NotFound)?;
         let revision = Revision { version, history };
-        self.precondition.check(Some(revision))?;
+        check(self.precondition, Some(revision))?;
         let delete = diesel::delete(orders::table.find(self.uid));
         delete.execute(connection).await?;
         let uids = vec![self.uid.to_owned()];
@@ -386,35 +346,6 @@ impl Change for Delete<'_> {
         let effect = Effect::Deleted;
         Ok(Written { revision, effect })
     }
-}
-
-/// Tells the caches, when the transaction commits.
-async fn notify(
-    connection: &mut AsyncPgConnection,
-    operation: Operation,
-    uid: &str,
-) -> QueryResult<()> {
-    let notify = events::notify(operation, [uid]);
-    notify.execute(connection).await.map(|_| ())
-}
-
-/// Replaces an order that is locked. Returns its new version.
-async fn replace(connection: &mut AsyncPgConnection, order: &Order) -> QueryResult<i64> {
-    let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
-    upsert.get_result(connection).await
-}
-
-/// Inserts an order. Returns its version, or `None` if there is such an order already.
-async fn insert(connection: &mut AsyncPgConnection, order: &Order) -> QueryResult<Option<i64>> {
-    // `lock_order` found no row, so it has not said this.
-    let emits = diesel::select(sql::<Text>(EMITS));
-    emits.execute(connection).await?;
-    let insert = diesel::insert_into(orders::table)
-        .values(NewOrder::new(order, None))
-        .on_conflict(orders::order_uid)
-        .do_nothing()
-        .returning(orders::version);
-    insert.get_result(connection).await.optional()
 }
 
 impl Repository {
@@ -439,32 +370,4 @@ impl Repository {
         });
         redrawn.await
     }
-}
-
-/// Says once more that this transaction emits its own events: a pooler may have given it a session without our settings. Then
-/// a trigger would draw another version than the one that the client is told.
-const EMITS: &str = "set_config('orders.emits', 'on', true)";
-
-/// Locks the row, and returns the version that it has; `None` if there is no such order. Says [`EMITS`] if there is one.
-async fn lock_order(connection: &mut AsyncPgConnection, uid: &str) -> QueryResult<Option<i64>> {
-    let query = orders::table
-        .find(uid)
-        .select((orders::version, sql::<Text>(EMITS)));
-    let locked = query.for_update().first::<(i64, String)>(connection).await;
-    Ok(locked.optional()?.map(|(version, _)| version))
-}
-
-/// Does the same, and returns the whole order.
-async fn lock_whole_order(
-    connection: &mut AsyncPgConnection,
-    uid: &str,
-) -> Result<Option<VersionedOrder>, Rollback> {
-    let query = orders::table.find(uid);
-    let query = query.select((OrderRow::as_select(), sql::<Text>(EMITS)));
-    let locked = query.for_update().first::<(OrderRow, String)>(connection);
-    let Some((row, _)) = locked.await.optional()? else {
-        return Ok(None);
-    };
-    let order = VersionedOrder::try_from(row).map_err(unreadable);
-    Ok(Some(order.map_err(WriteError::Store)?))
 }
