@@ -2,7 +2,7 @@
 
 use std::iter::zip;
 
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::order::OrderUid;
 
@@ -322,15 +322,20 @@ fn time(name: &'static str, value: Option<String>) -> Result<Option<DateTime<Utc
         Some(at) if value.as_bytes()[at] == b' ' => [&value[..at], "+", &value[at + 1..]].concat(),
         _ => value,
     };
-    // Orders are dated to the microsecond, so both bounds keep their meaning when they are rounded up.
     let time = DateTime::parse_from_rfc3339(&value).ok();
-    time.and_then(|time| {
-        time.to_utc()
-            .duration_round_up(TimeDelta::microseconds(1))
-            .ok()
-    })
-    .map(Some)
-    .ok_or(ApiError::InvalidParameter { name, detail })
+    time.and_then(|time| rounded_up(time.to_utc()))
+        .map(Some)
+        .ok_or(ApiError::InvalidParameter { name, detail })
+}
+
+/// Rounds up to the microsecond. Orders are dated to it, so both bounds keep their meaning. chrono's own `DurationRound` knows
+/// only the years 1677 to 2262. Returns `None` after the last time that chrono knows.
+fn rounded_up(time: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let whole = time.trunc_subsecs(6);
+    if whole == time {
+        return Some(whole);
+    }
+    whole.checked_add_signed(TimeDelta::microseconds(1))
 }
 
 #[cfg(test)]
@@ -349,6 +354,12 @@ mod tests {
                 "2026-01-01T00:00:00.0000001Z",
                 "2026-01-01T00:00:00.000001Z",
             ),
+            (
+                "0797-06-21T23:03:31.1250948+09:10",
+                "0797-06-21T13:53:31.125095Z",
+            ),
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59Z"),
         ] {
             assert_eq!(
                 time("from", Some(given.to_owned())).map(|time| format_utc(&time.unwrap())),
