@@ -5,6 +5,8 @@ const TEXT_MAX = 256; // The longest text that an order can hold in any of these
 /** The signs of a phone number, as the service accepts them. */
 const PHONE = /^[0-9 +()\-./x#]{5,32}$/;
 const DIGITS_MIN = 5;
+/** The service refuses shorter prefixes, because they match too much. */
+const PREFIX_MIN = 3;
 
 /** The kinds, in the order in which their results are shown: the name in the body of the search, the field in words, and how it is compared. */
 const WORDS = {
@@ -12,6 +14,7 @@ const WORDS = {
   phone: ["Phone number", "is"],
   customer_id: ["Customer id", "is"],
   order_uid_prefix: ["Order id", "begins with"],
+  track_number: ["Track number", "is"],
   track_number_prefix: ["Track number", "begins with"],
 };
 
@@ -36,12 +39,14 @@ export function uidOf(text) {
 /** Returns what a text may be: a list of `{ kind, value, field, relation }`. It is empty if no order can hold the text. */
 export function kindsOf(text) {
   if (text === "" || text.length > TEXT_MAX) return [];
+  const isPrefix = text.length >= PREFIX_MIN;
   const fits = {
     email: /^[^\s@]+@[^\s@]+$/.test(text),
     phone: isPhone(text),
     customer_id: true,
-    order_uid_prefix: ORDER_UID.test(text),
-    track_number_prefix: true,
+    order_uid_prefix: ORDER_UID.test(text) && isPrefix,
+    track_number: !isPrefix,
+    track_number_prefix: isPrefix,
   };
   return Object.entries(WORDS).filter(([kind]) => fits[kind]).map(([kind, [field, relation]]) => ({ kind, value: text, field, relation }));
 }

@@ -93,7 +93,7 @@ function nothing(found) {
     { className: "empty" },
     element("p", {}, "No order matches ", element("code", {}, found[0].value), "."),
     element("p", {}, `Searched by ${new Intl.ListFormat("en-GB").format(fields)}. Upper and lower case letters are different, except in e-mail addresses.`),
-    element("p", {}, "Of an order id and a track number the beginning is enough. Other values must be whole."),
+    element("p", {}, "Of an order id and a track number the first three characters are enough. Other values must be whole."),
   );
 }
 

@@ -51,6 +51,7 @@ function open(heading, reason, isError) {
 }
 
 function close() {
+  if (byId("access").contains(document.activeElement)) byId("main").focus(); // The focus must not disappear with the form.
   byId("access").hidden = true;
   byId("token").value = "";
   byId("token").setAttribute("aria-invalid", "false");
@@ -58,6 +59,7 @@ function close() {
 
 /** Tries a token and uses it if the service accepts it. The statistics need no more than the scope `read`. */
 async function submit() {
+  if (byId("token-submit").getAttribute("aria-disabled") === "true") return;
   const token = byId("token").value.trim();
   if (!TOKEN.test(token)) {
     open("This cannot be a token", "A token has only letters, digits and signs of ASCII, and no blanks.", true);

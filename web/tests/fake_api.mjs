@@ -203,6 +203,11 @@ function sendPage(response, { view, limit = 50, cursor = 0, ...filters }, orders
     problem(response, 400, "unknown_parameter", `there is no parameter ${unknown}`);
     return;
   }
+  const short = ["order_uid_prefix", "track_number_prefix"].find((name) => filters[name]?.length < 3);
+  if (short) {
+    problem(response, 400, "invalid_parameter", `${short} needs at least 3 characters`);
+    return;
+  }
   const found = orders.filter((order) => Object.entries(filters).every(([name, value]) => FILTERS[name](order, value)));
   const end = Number(cursor) + Number(limit);
   const page = found.slice(Number(cursor), end);

@@ -90,6 +90,8 @@ test("a text is searched for as everything that it may be", () => {
   assert.equal(kinds("+7 (912) 345-67-89"), "phone customer_id track_number_prefix");
   assert.equal(kinds("79123456789"), "phone customer_id order_uid_prefix track_number_prefix");
   assert.equal(kinds("a@b.example"), "email customer_id track_number_prefix");
+  assert.equal(kinds("b56"), "customer_id order_uid_prefix track_number_prefix");
+  assert.equal(kinds("b5"), "customer_id track_number");
   assert.equal(kinds(""), "");
   assert.equal(kinds("x".repeat(257)), "");
 });

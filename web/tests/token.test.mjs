@@ -36,6 +36,7 @@ test("the page asks for a token, says that one is refused, and reads everything 
   await page.until(shows("#access", "This cannot be a token"));
   await enter(page, "read-0123456789abcdef");
   await page.until(isHidden("access"));
+  assert.equal(await page.value(focused), "main");
   await page.until(shows("#order", "Test Testov"));
   await page.until(shows("#newest-body", "order000"));
   await page.until(shows("#feed", "Live updates"));
