@@ -14,7 +14,7 @@ function prose(text = "") {
 }
 
 function muted(text) {
-  return element("span", { className: "muted" }, text);
+  return element("span", { className: "muted" }, prose(text));
 }
 
 function table(heads, rows) {
@@ -58,6 +58,7 @@ class Reference {
       return [element("a", { href: `#schema-${name}` }, name)];
     }
     if (schema.allOf) return schema.allOf.flatMap((each, index) => (index ? [", ", this.type(each)] : this.type(each))).flat();
+    if (schema.anyOf && !schema.type) return schema.anyOf.flatMap((each, index) => [index ? " or " : "", ...this.type(each)]);
     if ("const" in schema) return [element("code", {}, JSON.stringify(schema.const))];
     if (schema.enum) return ["one of ", schema.enum.flatMap((each, index) => [index ? ", " : "", element("code", {}, String(each))])].flat();
     if (schema.type === "array") return ["array of ", ...this.type(schema.items), ...bounds(schema.minItems, schema.maxItems)];
