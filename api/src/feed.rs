@@ -3,8 +3,10 @@
 //! The listener publishes a change only after the cache has applied it. A client that reads an order after its event
 //! therefore never gets an older version from this process. All clients read one ring of ready-made events, each at its own
 //! pace. A client costs only its position in the ring, not a queue of its own. A client whose position the ring no longer
-//! holds is cut off, and told `resync` when it comes back.
+//! holds is cut off, and told `resync` when it comes back. A client may follow only some orders: it then passes over what
+//! names none of them.
 
+mod filter;
 mod ring;
 
 use std::sync::Arc;
@@ -17,7 +19,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
-use ring::{Next, Ring};
+pub use filter::OrderSet;
+use ring::{Event, Next, Ring};
 
 /// The largest number of clients. Each holds one connection of this process for as long as it likes.
 const MAX_CLIENTS: usize = 1000;
@@ -81,16 +84,22 @@ impl Feed {
         shutdown.run_until_cancelled(send_batches).await;
     }
 
-    /// Adds a client, which begins at the present moment or behind the event that it names. Returns `None` if there are too
-    /// many clients.
-    pub fn join(self: &Arc<Self>, last_event_id: Option<&str>) -> Option<Client> {
+    /// Adds a client, which begins at the present moment or behind the event that it names. It follows all orders, or only
+    /// some. Returns `None` if there are too many clients.
+    pub fn join(
+        self: &Arc<Self>,
+        last_event_id: Option<&str>,
+        orders: Option<OrderSet>,
+    ) -> Option<Client> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let newest_rx = self.newest_tx.subscribe();
         let (position, greeting) = self.ring.lock().greet(last_event_id);
         let start = Instant::now() + HEARTBEAT_INTERVAL;
         Some(Client {
             feed: Arc::clone(self),
+            orders,
             position,
+            has_passed_over: false,
             greeting: Some(greeting),
             newest_rx,
             heartbeat: interval_at(start, HEARTBEAT_INTERVAL),
@@ -118,8 +127,12 @@ impl Feed {
 #[derive(Debug)]
 pub struct Client {
     feed: Arc<Feed>,
-    /// The sequence number of the last event that the client was given.
+    /// The orders that the client follows; `None` for all of them.
+    orders: Option<OrderSet>,
+    /// The sequence number of the last event that the client was given, or that was passed over for it.
     position: u64,
+    /// Whether the client has not been told of its position, because events were passed over.
+    has_passed_over: bool,
     greeting: Option<Bytes>,
     newest_rx: watch::Receiver<u64>,
     heartbeat: Interval,
@@ -142,10 +155,14 @@ impl Client {
             }
             // This comes before the look at the ring, so that a later event ends the wait below.
             self.newest_rx.mark_unchanged();
-            match self.feed.ring.lock().next(self.position) {
+            let next = self.feed.ring.lock().next(self.position);
+            match next {
                 Next::Event(event) => {
                     self.position += 1;
-                    return Ok(event);
+                    match self.select(event) {
+                        Some(text) => return Ok(text),
+                        None => continue,
+                    }
                 }
                 Next::Gone => return Err(StreamEnd::Slow),
                 Next::UpToDate => {}
@@ -154,8 +171,29 @@ impl Client {
                 () = shutdown.cancelled() => return Err(StreamEnd::Shutdown),
                 // This cannot fail: the sender belongs to the feed.
                 _ = self.newest_rx.changed() => {}
-                _ = self.heartbeat.tick() => return Ok(HEARTBEAT),
+                _ = self.heartbeat.tick() => return Ok(self.heartbeat_text()),
             }
+        }
+    }
+
+    /// What the client gets of an event, if anything.
+    fn select(&mut self, event: Event) -> Option<Bytes> {
+        let selected = match (&self.orders, &event.orders) {
+            (Some(followed), Some(named)) => followed.select(&event.text, named),
+            _ => Some(event.text),
+        };
+        self.has_passed_over = selected.is_none();
+        selected
+    }
+
+    /// A client whose events were passed over learns the id of the last one, like in the greeting. Otherwise it would come back
+    /// with an id that is too old, although it has missed nothing.
+    fn heartbeat_text(&mut self) -> Bytes {
+        match std::mem::take(&mut self.has_passed_over) {
+            true => [&self.feed.ring.lock().id(self.position), "\n"]
+                .concat()
+                .into(),
+            false => HEARTBEAT,
         }
     }
 }
@@ -174,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn first_change_is_sent_at_once_and_later_changes_together() {
         let feed = Arc::new(Feed::default());
-        let mut client = feed.join(None).unwrap();
+        let mut client = feed.join(None, None).unwrap();
         next(&mut client).await;
         let stop = CancellationToken::new();
         let changes = async {
@@ -194,7 +232,7 @@ mod tests {
     #[tokio::test]
     async fn comments_are_sent_while_nothing_happens() {
         let feed = Arc::new(Feed::default());
-        let mut client = feed.join(None).unwrap();
+        let mut client = feed.join(None, None).unwrap();
         next(&mut client).await;
         assert_eq!(client.heartbeat.period().as_secs(), 15);
         client.heartbeat = interval(Duration::from_millis(1));
@@ -204,11 +242,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn client_of_some_orders_learns_its_position_although_nothing_is_sent() {
+        let feed = Arc::new(Feed::default());
+        let orders = OrderSet::new(["a".parse().unwrap()]);
+        let mut client = feed.join(None, Some(orders)).unwrap();
+        next(&mut client).await;
+        let publish = |uid: &str| {
+            feed.publish(Operation::Upsert, vec![uid.to_owned()]);
+            feed.change(Ring::seal);
+        };
+        publish("b");
+        publish("c");
+        client.heartbeat = interval(Duration::from_millis(1));
+        let told = next(&mut client).await;
+        assert!(
+            told.starts_with("id: ") && told.ends_with("-2\n\n"),
+            "{told}"
+        );
+        assert_eq!(next(&mut client).await, ":\n\n");
+        client.heartbeat = interval_at(Instant::now() + HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL);
+        publish("a");
+        assert!(next(&mut client).await.contains(r#""order_uids":["a"]"#));
+    }
+
+    #[tokio::test]
     async fn number_of_clients_is_limited() {
         let feed = Arc::new(Feed::default());
-        let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| feed.join(None).unwrap()).collect();
-        assert!(feed.join(None).is_none());
+        let mut clients: Vec<_> = (0..MAX_CLIENTS)
+            .map(|_| feed.join(None, None).unwrap())
+            .collect();
+        assert!(feed.join(None, None).is_none());
         clients.pop();
-        assert!(feed.join(None).is_some());
+        assert!(feed.join(None, None).is_some());
     }
 }

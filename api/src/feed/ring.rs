@@ -7,6 +7,8 @@ use bytes::Bytes;
 use serde_json::json;
 use shared::events::Operation;
 
+use super::filter::Marks;
+
 /// The largest number of events kept. A client that has missed more than these cannot go on where it was.
 const MAX_EVENTS: usize = 1000;
 /// The largest size of the events kept. While millions of orders are ingested, this is enough for some seconds.
@@ -19,10 +21,25 @@ const RETRY: &str = "retry: 3000\n";
 /// What follows a position.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    Event(Bytes),
+    Event(Event),
     UpToDate,
     /// The ring no longer holds what followed.
     Gone,
+}
+
+/// An event, ready to be sent to every client that follows all orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Event {
+    pub(super) text: Bytes,
+    /// The orders that the event names; `None` if it is for every client.
+    pub(super) orders: Option<Marks>,
+}
+
+impl Event {
+    fn bytes(&self) -> usize {
+        let marks = self.orders.as_ref().map_or(0, Marks::bytes);
+        self.text.len() + marks
+    }
 }
 
 #[derive(Debug)]
@@ -31,7 +48,7 @@ pub(super) struct Ring {
     process: String,
     pending: Vec<(Operation, String)>,
     pending_bytes: usize,
-    events: VecDeque<Bytes>,
+    events: VecDeque<Event>,
     bytes: usize,
     /// The sequence number of the last event. The first event has number 1.
     newest: u64,
@@ -74,8 +91,9 @@ impl Ring {
             let changed = last.iter().filter(|(operation, _)| *operation == op);
             let order_uids: Vec<&str> = changed.map(|(_, uid)| uid.as_str()).collect();
             if !order_uids.is_empty() {
+                let marks = Marks::of(&order_uids);
                 let data = json!({"op": op, "order_uids": order_uids});
-                self.push("order", &data.to_string());
+                self.push("order", &data.to_string(), Some(marks));
             }
         }
     }
@@ -83,7 +101,7 @@ impl Ring {
     /// Adds an event that says that any order may have changed. It stands for the gathered changes, too.
     pub(super) fn resync(&mut self) {
         self.take_pending();
-        self.push("resync", "{}");
+        self.push("resync", "{}", None);
     }
 
     fn take_pending(&mut self) -> Vec<(Operation, String)> {
@@ -91,22 +109,26 @@ impl Ring {
         mem::take(&mut self.pending)
     }
 
-    fn push(&mut self, event: &str, data: &str) {
+    fn push(&mut self, event: &str, data: &str, orders: Option<Marks>) {
         self.newest += 1;
-        let event = Bytes::from(self.event(self.newest, event, data));
-        self.bytes += event.len();
+        let text = Bytes::from(self.event(self.newest, event, data));
+        let event = Event { text, orders };
+        self.bytes += event.bytes();
         self.events.push_back(event);
         while self.events.len() > MAX_EVENTS || self.bytes > MAX_BYTES {
-            self.bytes -= self.events.pop_front().map_or(0, |event| event.len());
+            self.bytes -= self.events.pop_front().map_or(0, |event| event.bytes());
         }
     }
 
     /// The text of one event. The data is JSON, which has no line breaks.
     fn event(&self, sequence: u64, event: &str, data: &str) -> String {
-        format!(
-            "id: {}-{sequence}\nevent: {event}\ndata: {data}\n\n",
-            self.process
-        )
+        let id = self.id(sequence);
+        format!("{id}event: {event}\ndata: {data}\n\n")
+    }
+
+    /// The line that names an event, or the position behind it.
+    pub(super) fn id(&self, sequence: u64) -> String {
+        format!("id: {}-{sequence}\n", self.process)
     }
 
     /// Returns a client's first position, and what it is told first. A client that names no event begins now. It learns the
@@ -114,7 +136,7 @@ impl Ring {
     pub(super) fn greet(&self, last_event_id: Option<&str>) -> (u64, Bytes) {
         let known = last_event_id.map(|id| self.position(id));
         let greeting = match known {
-            None => format!("{RETRY}id: {}-{}\n\n", self.process, self.newest),
+            None => [RETRY, &self.id(self.newest), "\n"].concat(),
             Some(Some(_)) => format!("{RETRY}\n"),
             Some(None) => [RETRY, &self.event(self.newest, "resync", "{}")].concat(),
         };
@@ -156,7 +178,7 @@ mod tests {
 
     fn text(ring: &Ring, position: u64) -> String {
         match ring.next(position) {
-            Next::Event(event) => String::from_utf8(event.into()).unwrap(),
+            Next::Event(event) => String::from_utf8(event.text.into()).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -213,7 +235,7 @@ mod tests {
             publish(&mut ring, Operation::Upsert, &[&uid]);
             assert!(ring.pending.is_empty() && ring.bytes <= MAX_BYTES);
         }
-        let held: usize = ring.events.iter().map(Bytes::len).sum();
+        let held: usize = ring.events.iter().map(Event::bytes).sum();
         assert_eq!(held, ring.bytes);
     }
 

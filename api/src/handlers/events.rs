@@ -12,10 +12,10 @@ use warp::reply::Response;
 
 use super::Call;
 use crate::app::App;
-use crate::feed::StreamEnd;
+use crate::feed::{OrderSet, StreamEnd};
 use crate::http::authority::Grant;
 use crate::http::problem::ApiError;
-use crate::http::request::Head;
+use crate::http::request::{Head, ORDER_UIDS, named_orders};
 
 /// The media type of Server-Sent Events.
 const EVENT_STREAM: &str = "text/event-stream";
@@ -23,19 +23,21 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Without this header, nginx would hold events back until its buffer is full.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Streams the changes of orders. The stream is never compressed, because an encoder would hold events back, too.
+/// Streams the changes of all orders, or of those that `order_uids` names. The stream is never compressed, because an encoder
+/// would hold events back, too.
 pub async fn follow(
     Call {
         app, grant, head, ..
     }: Call,
 ) -> Result<Response, ApiError> {
-    head.parameters(&[])?;
+    let [uids] = head.parameters(&[ORDER_UIDS])?;
+    let uids = uids.map(|value| named_orders(&value)).transpose()?;
     head.require_accepts(EVENT_STREAM)?;
     let mut response = if head.method == Method::HEAD {
         // Its length is unknown, like that of GET.
         warp::reply::stream(stream::empty::<Result<Vec<u8>, Infallible>>()).into_response()
     } else {
-        feed(app, grant, &head)?
+        feed(app, grant, &head, uids.map(OrderSet::new))?
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
@@ -46,14 +48,19 @@ pub async fn follow(
     Ok(response)
 }
 
-fn feed(app: Arc<App>, grant: Grant, head: &Head) -> Result<Response, ApiError> {
+fn feed(
+    app: Arc<App>,
+    grant: Grant,
+    head: &Head,
+    orders: Option<OrderSet>,
+) -> Result<Response, ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(ApiError::Overloaded("the server is stopping, try again"));
     }
     // Our ids are text; anything else matches none of them.
     let last_event_id = head.headers.get(LAST_EVENT_ID);
     let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
-    let client = app.cache.feed.join(last_event_id);
+    let client = app.cache.feed.join(last_event_id, orders);
     let client = client.ok_or(ApiError::Overloaded(
         "the limit of clients that follow the events is reached, try again",
     ))?;

@@ -12,6 +12,11 @@ use warp::http::{HeaderMap, HeaderName, Method, Version};
 
 use super::problem::{ApiError, Unacceptable};
 
+/// The parameter that names orders.
+pub const ORDER_UIDS: &str = "order_uids";
+/// The largest number of orders that a parameter names.
+const MAX_NAMED_ORDERS: usize = 100;
+
 /// The body of a request, as it arrives.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send + Sync>>;
 
@@ -184,6 +189,31 @@ pub fn order_uid(segment: &str) -> Result<OrderUid, ApiError> {
         .decode_utf8()
         .map_err(|_| ApiError::InvalidOrderUid)?;
     text.parse().map_err(|_| ApiError::InvalidOrderUid)
+}
+
+/// Reads the value of [`ORDER_UIDS`]. An id that is given twice counts once, at its first place: clients put ids of several
+/// events together.
+///
+/// # Errors
+/// Returns `InvalidParameter` unless there are 1 to 100 valid ids.
+pub fn named_orders(value: &str) -> Result<Vec<OrderUid>, ApiError> {
+    let invalid = |detail| ApiError::InvalidParameter {
+        name: ORDER_UIDS,
+        detail,
+    };
+    let mut uids: Vec<OrderUid> = Vec::new();
+    for (index, text) in value.split(',').enumerate() {
+        if index == MAX_NAMED_ORDERS {
+            return Err(invalid("may name at most 100 orders"));
+        }
+        let uid = text.parse().map_err(|_| {
+            invalid("must be order ids, separated by commas, for example order_uids=a,b")
+        })?;
+        if !uids.contains(&uid) {
+            uids.push(uid);
+        }
+    }
+    Ok(uids)
 }
 
 /// Decodes `application/x-www-form-urlencoded`, as browsers write queries. Returns `None` if the text is not UTF-8; the

@@ -23,8 +23,17 @@ struct Follower {
 impl Follower {
     /// Begins to follow behind the event with this id, or at the present moment.
     async fn start(api: &TestApi, last_id: Option<&str>) -> Self {
+        Self::start_at(api, PATH, last_id).await
+    }
+
+    /// Follows only these orders.
+    async fn start_for(api: &TestApi, uids: &str, last_id: Option<&str>) -> Self {
+        Self::start_at(api, &format!("{PATH}?order_uids={uids}"), last_id).await
+    }
+
+    async fn start_at(api: &TestApi, path: &str, last_id: Option<&str>) -> Self {
         let header = last_id.map(|id| format!("Last-Event-ID: {id}\r\n"));
-        let download = Download::start_with(api.port, PATH, &header.unwrap_or_default()).await;
+        let download = Download::start_with(api.port, path, &header.unwrap_or_default()).await;
         assert_eq!(download.status(), 200, "{}", download.head);
         let mut follower = Self {
             download,
@@ -158,6 +167,80 @@ async fn client_that_comes_back_gets_what_it_has_missed() {
     let mut from_greeting = Follower::start(&api, Some(&greeting_id)).await;
     from_greeting.expect("order", upsert(&orders[0])).await;
     from_greeting.expect_upserts(uids[1..].to_vec()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_of_some_orders_gets_only_their_events_and_every_resync() {
+    let api = TestApi::start().await;
+    let mut all = Follower::start(&api, None).await;
+    let mut some = Follower::start_for(&api, "b,absent,d", None).await;
+    let mut one = Follower::start_for(&api, "d", None).await;
+    let notify = |payload: Value| notify(&mut api.database.connect(), &payload.to_string());
+    let changed = |op: &str, uids: &[&str]| json!({"v": 1, "op": op, "uids": uids});
+    let told = |op: &str, uids: &[&str]| json!({"op": op, "order_uids": uids});
+    // Together in one transaction and one event.
+    notify(changed("upsert", &["a", "b", "c", "d", "upsert"])).unwrap();
+    let everything = told("upsert", &["a", "b", "c", "d", "upsert"]);
+    all.expect("order", everything).await;
+    some.expect("order", told("upsert", &["b", "d"])).await;
+    one.expect("order", told("upsert", &["d"])).await;
+    assert_eq!(some.last_id, all.last_id, "the same event has the same id");
+    notify(changed("delete", &["a"])).unwrap();
+    all.expect("order", told("delete", &["a"])).await;
+    notify(changed("delete", &["b"])).unwrap();
+    all.expect("order", told("delete", &["b"])).await;
+    some.expect("order", told("delete", &["b"])).await;
+    notify(changed("flush", &[])).unwrap();
+    for client in [&mut all, &mut some, &mut one] {
+        client.expect("resync", json!({})).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_of_some_orders_that_comes_back_gets_what_it_has_missed_of_them() {
+    let api = TestApi::start().await;
+    let mut generator = generator();
+    let orders: Vec<_> = (0..3).map(|_| generator.next_order()).collect();
+    let mut follower = Follower::start(&api, None).await;
+    let id = follower.last_id.clone().unwrap();
+    for order in &orders {
+        api.store(order).await;
+        follower.expect("order", upsert(order)).await;
+    }
+    let uids = [&orders[0].order_uid, &orders[2].order_uid].map(|uid| uid.as_str());
+    let mut back = Follower::start_for(&api, &uids.join(","), Some(&id)).await;
+    back.expect("order", upsert(&orders[0])).await;
+    back.expect("order", upsert(&orders[2])).await;
+    assert_eq!(back.last_id, follower.last_id);
+    let mut lost = Follower::start_for(&api, uids[0], Some("unknown-1")).await;
+    lost.expect("resync", json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_orders_are_at_most_100_valid_ids() {
+    let api = TestApi::start().await;
+    let ids = |count: usize| (0..count).map(|number| format!("id-{number}"));
+    let listed = |count| ids(count).collect::<Vec<_>>().join(",");
+    for method in ["GET", "HEAD"] {
+        for wrong in [
+            "",
+            "a,,b",
+            "a,",
+            "a%20b",
+            "-a",
+            "a&order_uids=b",
+            &listed(101),
+        ] {
+            let path = format!("{PATH}?order_uids={wrong}");
+            let refused = api.send(method, &path, &[], b"").await;
+            assert_eq!(refused.status, 400, "{method} {wrong}");
+            if method == "GET" {
+                assert_eq!(refused.problem().1, "invalid_parameter", "{wrong}");
+            }
+        }
+    }
+    Follower::start_for(&api, &listed(100), None).await;
+    Follower::start_for(&api, "a,a%2Cb", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
