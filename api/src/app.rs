@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::cache::OrderCache;
+use crate::cache::core::Capacity;
 use crate::config::Config;
 use crate::http::authority::Authority;
 use crate::http::problem::ApiError;
@@ -74,8 +75,12 @@ impl App {
             db::pool(&config.database, EXPORT_APPLICATION_NAME, export_limits)?,
             config.pool.statement_timeout,
         );
+        let capacity = Capacity {
+            entries: config.cache.capacity,
+            weight_bytes: config.cache.capacity_bytes(),
+        };
         let cache = Arc::new(OrderCache::new(
-            config.cache.capacity,
+            capacity,
             config.cache.lease,
             repository.clone(),
         ));

@@ -26,7 +26,6 @@ pub mod warmup;
 #[path = "cache/core/tests.rs"]
 mod core_tests;
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ use crate::feed::Feed;
 use crate::repository::{Repository, Revision};
 use audit::AuditStatus;
 use batches::LoadQueue;
-use core::{Core, Versioned};
+use core::{Capacity, Core, Versioned};
 use loader::{LoadSender, LoadWaiter};
 use status::ListenerStatus;
 use warmup::Warmup;
@@ -130,9 +129,9 @@ pub struct OrderCache {
 }
 
 impl OrderCache {
-    /// Makes an empty cache of at most `capacity` orders. It serves nothing before its listener is live, and no hit while the
-    /// listener's proof is older than `lease`.
-    pub fn new(capacity: NonZeroUsize, lease: Duration, repository: Repository) -> Self {
+    /// Makes an empty cache. It serves nothing before its listener is live, and no hit while the listener's proof is older than
+    /// `lease`.
+    pub fn new(capacity: Capacity, lease: Duration, repository: Repository) -> Self {
         Self {
             core: Core::new(capacity),
             listener: ListenerStatus::new(lease),

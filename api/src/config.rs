@@ -26,6 +26,8 @@ use command::Command;
 use network::Network;
 use origin::AllowedOrigin;
 
+const MIB: usize = 1024 * 1024;
+
 /// Serves orders over HTTP from a cache that database events keep correct
 #[derive(Parser, Debug)]
 #[command(name = "api", version)]
@@ -227,6 +229,10 @@ pub struct CacheSettings {
     #[arg(long = "cache-capacity", env = "CACHE_CAPACITY", default_value = "10000", value_name = "CACHE_CAPACITY",
           value_parser = number(1..=10_000_000).try_map(NonZeroUsize::try_from))]
     pub capacity: NonZeroUsize,
+    /// Maximum size of all orders in the cache together, in MiB; 0 for no bound but their number
+    #[arg(long = "cache-capacity-mb", env = "CACHE_CAPACITY_MB", default_value_t = 256, value_name = "CACHE_CAPACITY_MB",
+          value_parser = number(0..=1_048_576))]
+    pub capacity_mb: usize,
     /// Number of the newest orders to load at start and after a reconnect, 0..=10000000
     #[arg(long = "cache-warmup", env = "CACHE_WARMUP", default_value_t = 10_000, value_name = "CACHE_WARMUP",
           value_parser = number(0..=10_000_000))]
@@ -235,6 +241,13 @@ pub struct CacheSettings {
     #[arg(long = "cache-lease-ms", env = "CACHE_LEASE_MS", default_value = "5000", value_name = "CACHE_LEASE_MS",
           value_parser = number(100..=60_000).map(|lease_ms| Duration::from_millis(lease_ms as u64)))]
     pub lease: Duration,
+}
+
+impl CacheSettings {
+    /// Returns the largest size of all orders in the cache together; `None` if only their number is bounded.
+    pub fn capacity_bytes(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(self.capacity_mb.saturating_mul(MIB))
+    }
 }
 
 impl Cli {
@@ -312,7 +325,7 @@ impl Config {
             ..
         } = &self.server;
         let mut shown = self.database.shown();
-        let settings: [(&'static str, &dyn Display); 20] = [
+        let settings: [(&'static str, &dyn Display); 21] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
@@ -336,6 +349,7 @@ impl Config {
             ("CORS_ALLOWED_ORIGINS", &origins.join(",")),
             ("RATE_LIMIT_PER_MINUTE", &rate_limit),
             ("CACHE_CAPACITY", &self.cache.capacity),
+            ("CACHE_CAPACITY_MB", &self.cache.capacity_mb),
             ("CACHE_WARMUP", &self.cache.warmup),
             ("CACHE_LEASE_MS", &self.cache.lease.as_millis()),
             ("ORDER_RULES", &name_of(self.order_rules)),
@@ -366,6 +380,7 @@ mod tests {
     fn numbers_have_bounds_and_names() {
         for arguments in [
             ["--cache-capacity", "0"],
+            ["--cache-capacity-mb", "1048577"],
             ["--db-pool-size", "0"],
             ["--server-port", "65536"],
             ["--cache-lease-ms", "abc"],

@@ -17,6 +17,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use diesel::expression::{SqlLiteral, UncheckedBind};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use futures_util::TryStreamExt;
 use shared::db::models::{OrderRow, UnreadableOrder, VersionedOrder};
 use shared::db::schema::orders;
 use shared::db::{AsyncPool, HistoryId, SessionError};
@@ -97,8 +99,13 @@ pub struct Answered<T> {
 
 impl<T> Answered<T> {
     fn map<U>(self, change: impl FnOnce(T) -> U) -> Answered<U> {
+        self.with_history(|_, content| change(content))
+    }
+
+    /// Changes what was asked for. The history stays the same.
+    pub fn with_history<U>(self, change: impl FnOnce(HistoryId, T) -> U) -> Answered<U> {
         Answered {
-            content: change(self.content),
+            content: change(self.history, self.content),
             history: self.history,
         }
     }
@@ -175,20 +182,51 @@ impl Repository {
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer.
     pub async fn find_orders(&self, uids: &[&str]) -> Result<Answered<OrdersByUid>, StoreError> {
+        let mut content = OrdersByUid::new();
+        let insert = |uid, found: Answered<_>| {
+            content.insert(uid, found.content);
+            ControlFlow::Continue(())
+        };
+        let history = self.each_order(uids, insert).await?;
+        Ok(Answered { content, history })
+    }
+
+    /// Reads those of the orders that exist, in one statement. Gives each to `take` when it arrives, until `take` breaks. So
+    /// only one order at a time has to be in memory. Returns the history that all of them belong to.
+    ///
+    /// # Errors
+    /// Returns a [`StoreError`] if the database gave no answer. `take` may have got some of the orders.
+    pub async fn each_order(
+        &self,
+        uids: &[&str],
+        mut take: impl FnMut(
+            CompactString,
+            Answered<Result<VersionedOrder, StoreError>>,
+        ) -> ControlFlow<()>,
+    ) -> Result<HistoryId, StoreError> {
         let padding = uids.first().copied().unwrap_or_default();
         let mut padded = uids.to_vec();
         padded.resize(uids.len().max(MIN_ARRAY), padding);
         let query = orders::table
             .filter(orders::order_uid.eq_any(padded))
             .select(OrderRow::as_select());
-        let rows: Answered<Vec<OrderRow>> = self
-            .ask(async |connection| query.load(connection).await)
-            .await?;
-        let by_uid = |row: OrderRow| match VersionedOrder::try_from(row) {
-            Ok(found) => (found.order.order_uid.as_str().into(), Ok(found)),
-            Err(error) => (error.order_uid.as_str().into(), Err(unreadable(error))),
+        let mut session = self.session(&self.pool).await?;
+        let history = session.history();
+        let read = async |connection: &mut _| {
+            let mut rows = query.load_stream::<OrderRow>(connection).await?;
+            while let Some(row) = rows.try_next().await? {
+                let (uid, content) = match VersionedOrder::try_from(row) {
+                    Ok(found) => (found.order.order_uid.as_str().into(), Ok(found)),
+                    Err(error) => (error.order_uid.as_str().into(), Err(unreadable(error))),
+                };
+                if take(uid, Answered { content, history }).is_break() {
+                    break;
+                }
+            }
+            Ok(())
         };
-        Ok(rows.map(|rows| rows.into_iter().map(by_uid).collect()))
+        session.run(1, read).await?;
+        Ok(history)
     }
 
     /// Reads the versions of those of the orders that exist.

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement, Versioned};
+use crate::cache::core::{Capacity, Core, Demand, Loaded, Lookup, Placement, Versioned};
 use crate::cache::proof::Heartbeats;
 
 const HISTORY: u64 = 1;
@@ -22,7 +22,7 @@ impl Versioned for Content {
 type StoryCore = Core<Content, (), ()>;
 
 fn open_core() -> StoryCore {
-    let core = StoryCore::new(NonZeroUsize::MIN);
+    let core = StoryCore::new(Capacity::of_entries(NonZeroUsize::MIN));
     open(&core);
     core
 }

@@ -15,7 +15,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 use shuttle::thread;
 
-use crate::cache::core::{Core, Demand, Loaded, Lookup, Placement, Ticket};
+use crate::cache::core::{Capacity, Core, Demand, Loaded, Lookup, Placement, Ticket};
 use ledger::{KEYS, LEASE, Ledger, Seen, Time};
 use listener::Listener;
 use servers::Servers;
@@ -246,12 +246,12 @@ impl World {
             let loaded = match seen {
                 None => Loaded::Failed,
                 Some(seen) if seen.content.is_none() => Loaded::NotFound,
-                Some(seen) => Loaded::Found(seen, 1),
+                Some(seen) => Loaded::Found(seen, thread_rng().gen_range(1..=MAX_WEIGHT)),
             };
             let history = seen.map_or(0, |seen| seen.label);
             let completed = self.core.complete(ticket, loaded, history, placement);
             assert!(
-                !completed.is_stored
+                !completed.is_stored()
                     || self
                         .outside()
                         .ledger
@@ -331,6 +331,13 @@ impl World {
             listener.settle(self);
             self.second_look(first_look);
         }
+        let capacity = self.core.capacity();
+        let (size, _, weight_bytes) = self.core.sizes();
+        assert!(size <= capacity.entries.get(), "{size} entries");
+        let is_bounded = capacity
+            .weight_bytes
+            .is_none_or(|max| weight_bytes <= max.get());
+        assert!(is_bounded, "{weight_bytes} bytes in {capacity:?}");
         for (key, uid) in KEYS.iter().enumerate() {
             let (outside, connection) = (self.outside(), listener.connection());
             let stored = outside.servers.read(&outside.ledger, connection, key);
@@ -342,6 +349,24 @@ impl World {
                 _ => {}
             }
         }
+    }
+}
+
+/// The largest weight of an entry. Both orders together may exceed the bound of the cache, and so may one alone.
+const MAX_WEIGHT: usize = 3;
+
+/// Draws a capacity for one or two entries. In few runs their weight is bounded: what is not stored shows no mistake.
+fn draw_capacity() -> Capacity {
+    let mut random = thread_rng();
+    let is_bounded = random.gen_ratio(1, 8);
+    let max_bytes = if is_bounded {
+        random.gen_range(1..2 * MAX_WEIGHT)
+    } else {
+        0
+    };
+    Capacity {
+        entries: NonZeroUsize::new(random.gen_range(1..=2)).unwrap(),
+        weight_bytes: NonZeroUsize::new(max_bytes),
     }
 }
 
@@ -363,7 +388,7 @@ pub fn run(scene: Scene) {
     }
     let world = Arc::new(World {
         climate: Climate::draw(),
-        core: Core::new(NonZeroUsize::new(thread_rng().gen_range(1..=2)).unwrap()),
+        core: Core::new(draw_capacity()),
         outside: Mutex::new(Outside {
             ledger,
             servers,

@@ -15,6 +15,7 @@
 
 mod contract;
 mod gate;
+mod room;
 mod sample;
 mod segments;
 
@@ -26,16 +27,13 @@ use compact_str::CompactString;
 use lru::LruCache;
 
 use super::counters::Counters;
-use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, sound};
-pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
+use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, sound};
+pub use contract::{Completed, Demand, Loaded, Lookup, Placement, Stored, Ticket, Versioned};
 use gate::{AtomicGate, Gate};
+pub use room::Capacity;
+use room::Room;
 pub use sample::{Sampled, differs};
 use segments::SegmentedLru;
-
-/// The largest number of shards. It exceeds the number of cores that could wait for one lock.
-const MAX_SHARDS: usize = 16;
-/// With fewer entries per shard, the order of eviction would visibly differ from that of an LRU.
-const MIN_ENTRIES_PER_SHARD: usize = 64;
 
 /// The entries and in-flight slots of all keys.
 ///
@@ -45,9 +43,7 @@ const MIN_ENTRIES_PER_SHARD: usize = 64;
 pub struct Core<V, W, S> {
     shards: Box<[Mutex<Shard<V, W, S>>]>,
     hasher: RandomState,
-    capacity: usize,
-    /// The number of entries in all shards.
-    size: AtomicUsize,
+    room: Room,
     gate: AtomicGate,
     /// The history that the listener hears of, or has heard of last. It is set before the gate opens.
     history: AtomicU64,
@@ -62,13 +58,11 @@ struct Shard<V, W, S> {
     /// The number of the newest absence.
     last_absence: u64,
     loading: HashMap<CompactString, Loading<W, S>>,
-    weight_bytes: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Entry<V> {
     value: V,
-    weight_bytes: usize,
     epoch: u64,
 }
 
@@ -96,27 +90,26 @@ impl<W, S> Loading<W, S> {
 }
 
 impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
-    /// Makes an empty, closed cache of at most `capacity` entries.
-    pub fn new(capacity: NonZeroUsize) -> Self {
-        let capacity = capacity.get();
-        let shard_count = (capacity / MIN_ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
+    /// Makes an empty, closed cache.
+    pub fn new(capacity: Capacity) -> Self {
+        let shard_count = capacity.shard_count();
+        let (share_entries, share_bytes) = capacity.share();
         // Few absences are kept, because they are cheap to learn again. A scan over random uids pushes out only them.
-        let missing_capacity = (capacity / 8).clamp(64, 8192).div_ceil(shard_count);
+        let missing_capacity = (capacity.entries.get() / 8).clamp(64, 8192);
+        let missing_capacity = missing_capacity.div_ceil(shard_count);
         let missing_capacity = NonZeroUsize::new(missing_capacity).unwrap_or(NonZeroUsize::MIN);
         let shard = || {
             Mutex::new(Shard {
-                entries: SegmentedLru::new(capacity / shard_count),
+                entries: SegmentedLru::new(share_entries, share_bytes),
                 missing: LruCache::new(missing_capacity),
                 last_absence: 0,
                 loading: HashMap::new(),
-                weight_bytes: 0,
             })
         };
         Self {
             shards: (0..shard_count).map(|_| shard()).collect(),
             hasher: RandomState::new(),
-            capacity,
-            size: AtomicUsize::new(0),
+            room: Room::new(capacity),
             gate: AtomicGate::default(),
             history: AtomicU64::new(0),
             counters: Counters::default(),
@@ -311,7 +304,8 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             Loaded::NotFound => self.counters.loads.not_found.add(1),
             Loaded::Failed => self.counters.loads.failed.add(1),
         }
-        let mut shard = self.shard(&uid);
+        let number = self.shard_number(&uid);
+        let mut shard = self.shards[number].lock();
         let gate = self.gate.read();
         let ended = shard.loading.remove(&uid);
         let is_heard = sound!(history == self.history(), StoreOfAnyHistory, true);
@@ -324,82 +318,31 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             let ticket = self.begin(&mut shard, uid.clone(), gate, waiter);
             (ticket, sender)
         });
-        let is_stored = match loaded {
-            Loaded::Failed => false,
+        let stored = match loaded {
+            Loaded::Failed => Stored::Discarded,
             Loaded::Found(..) | Loaded::NotFound if !may_store => {
                 self.counters.loads.discarded.add(1);
                 if sound!(true, OlderEntryAfterADiscardedLoad, false) {
                     self.drop_other(&mut shard, &uid, loaded.version());
                 }
-                false
+                Stored::Discarded
             }
             Loaded::NotFound => {
                 self.remove_entry(&mut shard, &uid);
                 shard.last_absence += 1;
-                let number = shard.last_absence;
-                shard.missing.put(uid, number);
-                true
+                let absence = shard.last_absence;
+                shard.missing.put(uid, absence);
+                Stored::Yes
             }
             Loaded::Found(value, weight_bytes) => {
                 let entry = Entry {
                     value,
-                    weight_bytes,
                     epoch: gate.epoch,
                 };
-                self.store(shard, uid, entry, placement)
+                self.store((number, shard), uid, (entry, weight_bytes), placement)
             }
         };
-        Completed { is_stored, next }
-    }
-
-    fn store(
-        &self,
-        mut shard: MutexGuard<'_, Shard<V, W, S>>,
-        uid: CompactString,
-        entry: Entry<V>,
-        placement: Placement,
-    ) -> bool {
-        sound!(shard.missing.pop(&uid), AbsenceLeftBehindByAStore, None);
-        self.remove_entry(&mut shard, &uid);
-        if placement == Placement::Cold && self.is_full() {
-            return false;
-        }
-        shard.weight_bytes += entry.weight_bytes;
-        match placement {
-            Placement::Hot => shard.entries.insert(uid, entry),
-            Placement::Cold => shard.entries.insert_oldest(uid, entry),
-        }
-        let size = self.size.fetch_add(1, Ordering::Relaxed) + 1;
-        if size > self.capacity {
-            let in_this_shard = shard.entries.len() > 1;
-            if in_this_shard {
-                self.evict_oldest(&mut shard);
-            }
-            drop(shard);
-            if !in_this_shard {
-                self.evict_oldest_anywhere();
-            }
-        }
-        true
-    }
-
-    /// Evicts an entry of another shard, because the shard of the new entry holds nothing else.
-    fn evict_oldest_anywhere(&self) {
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            if shard.entries.len() > 1 || self.shards.len() == 1 {
-                self.evict_oldest(&mut shard);
-                return;
-            }
-        }
-    }
-
-    fn evict_oldest(&self, shard: &mut Shard<V, W, S>) {
-        if let Some(entry) = shard.entries.remove_oldest() {
-            shard.weight_bytes -= entry.weight_bytes;
-            self.size.fetch_sub(1, Ordering::Relaxed);
-            self.counters.evictions.capacity.add(1);
-        }
+        Completed { stored, next }
     }
 
     /// Forgets an order that may have changed, and takes the slot away from a load that runs.
@@ -459,20 +402,19 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
                 loading.is_taken = true;
             }
             shard.missing.clear();
+            self.room
+                .give_back(entry_count, shard.entries.weight_bytes());
             shard.entries.clear();
-            shard.weight_bytes = 0;
-            self.size.fetch_sub(entry_count, Ordering::Relaxed);
             drop(shard);
             self.counters.evictions.resync.add(evicted as u64);
         }
     }
 
     fn remove_entry(&self, shard: &mut Shard<V, W, S>, uid: &str) -> bool {
-        let Some(entry) = shard.entries.remove(uid) else {
+        let Some(weight_bytes) = shard.entries.remove(uid) else {
             return false;
         };
-        shard.weight_bytes -= entry.weight_bytes;
-        self.size.fetch_sub(1, Ordering::Relaxed);
+        self.room.give_back(1, weight_bytes);
         true
     }
 
@@ -486,19 +428,9 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             .is_some_and(|entry| entry.epoch == epoch)
     }
 
-    /// Returns whether another entry would push one out.
-    pub fn is_full(&self) -> bool {
-        self.size.load(Ordering::Relaxed) >= self.capacity
-    }
-
     /// Returns what has happened since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    /// Returns the largest number of entries.
-    pub fn capacity(&self) -> usize {
-        self.capacity
     }
 
     /// Returns the number of entries, the number of known absences, and the weight of the entries in bytes.
@@ -508,13 +440,16 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
             let shard = shard.lock();
             size += shard.entries.len();
             missing += shard.missing.len();
-            weight_bytes += shard.weight_bytes;
+            weight_bytes += shard.entries.weight_bytes();
         }
         (size, missing, weight_bytes)
     }
 
     fn shard(&self, uid: &str) -> MutexGuard<'_, Shard<V, W, S>> {
-        let hash = self.hasher.hash_one(uid);
-        self.shards[hash as usize % self.shards.len()].lock()
+        self.shards[self.shard_number(uid)].lock()
+    }
+
+    fn shard_number(&self, uid: &str) -> usize {
+        self.hasher.hash_one(uid) as usize % self.shards.len()
     }
 }

@@ -11,7 +11,7 @@ use futures_util::future::Either;
 use shared::db::HistoryId;
 use tokio::sync::watch;
 
-use super::core::{Demand, Loaded, Lookup, Placement, Ticket};
+use super::core::{Demand, Loaded, Lookup, Placement, Stored, Ticket};
 use super::{OrderCache, ReadyOrder};
 use crate::repository::{Answered, StoreError};
 
@@ -51,7 +51,8 @@ pub enum Source {
 pub enum Share {
     /// The load began for this reader, and its result was stored.
     Stored,
-    /// The load began for this reader. An event or a loss of the listener came in between, so its result was not stored.
+    /// The load began for this reader. Its result was not stored, because an event or a loss of the listener came in between
+    /// or because the order is too large for the cache.
     Discarded,
     /// The load began for another reader.
     Collapsed,
@@ -161,20 +162,22 @@ impl OwnedLoad {
     }
 
     /// Ends the load with an answer of the database: stores it if that is still allowed, and answers every reader who waits.
+    /// Returns what became of the answer.
     pub(super) fn finish(
         mut self,
         answer: Answered<Result<Option<ReadyOrder>, StoreError>>,
         placement: Placement,
-    ) {
+    ) -> Stored {
         let Answered { content, history } = answer;
         let loaded = match &content {
             Ok(Some(order)) => Loaded::Found(order.clone(), order.weight_bytes()),
             Ok(None) => Loaded::NotFound,
             Err(_) => Loaded::Failed,
         };
-        let is_stored = self.complete(loaded, history, placement);
+        let stored = self.complete(loaded, history, placement);
         self.result_tx
-            .send_replace(Some(content.map(|order| (order, is_stored))));
+            .send_replace(Some(content.map(|order| (order, stored == Stored::Yes))));
+        stored
     }
 
     /// Ends the load without an answer.
@@ -188,9 +191,9 @@ impl OwnedLoad {
         loaded: Loaded<ReadyOrder>,
         HistoryId(history): HistoryId,
         placement: Placement,
-    ) -> bool {
+    ) -> Stored {
         let Some(ticket) = self.ticket.take() else {
-            return false;
+            return Stored::Discarded;
         };
         let core = &self.cache.core;
         let completed = core.complete(ticket, loaded, history, placement);
@@ -198,7 +201,7 @@ impl OwnedLoad {
             let next = Self::new(&self.cache, ticket, result_tx);
             self.cache.queue.push(next);
         }
-        completed.is_stored
+        completed.stored
     }
 }
 
@@ -216,6 +219,7 @@ mod tests {
     use shared::db::{PoolLimits, pool};
 
     use super::*;
+    use crate::cache::core::Capacity;
     use crate::repository::Repository;
 
     /// A cache that never asks its database.
@@ -237,7 +241,8 @@ mod tests {
         };
         let pool = pool(&database, "test", limits).unwrap();
         let repository = Repository::new(pool.clone(), pool, limit);
-        let cache = OrderCache::new(NonZeroUsize::new(10).unwrap(), limit, repository);
+        let capacity = Capacity::of_entries(NonZeroUsize::new(10).unwrap());
+        let cache = OrderCache::new(capacity, limit, repository);
         cache.core.open_fills(1);
         cache.core.set_serving(true);
         cache

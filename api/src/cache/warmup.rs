@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{Stream, TryStreamExt, stream};
@@ -18,8 +19,13 @@ use super::core::Placement;
 use super::loader::{OwnedLoad, load_channel};
 use crate::repository::{Position, StoreError};
 
-/// The number of orders per statement. They take one connection for some milliseconds, so that readers can come in between.
-const CHUNK_SIZE: usize = 500;
+/// The largest number of orders per statement. They take one connection for some milliseconds, so that readers can come in
+/// between.
+const MAX_CHUNK: usize = 500;
+/// The number of orders per statement before it is known how large they are.
+const FIRST_CHUNK: usize = 64;
+/// About how many bytes of orders a statement reads. Large ones would otherwise take it longer than a statement may.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// The number of chunks that are loaded at the same time: the database works on one while the api works on the other.
 const CHUNKS_UNDER_WAY: usize = 2;
 /// How often the log says how far a warm-up is.
@@ -92,7 +98,7 @@ impl OrderCache {
         {
             return run.state_rx.clone();
         }
-        let limit = limit.min(self.core.capacity());
+        let limit = limit.min(self.core.capacity().entries.get());
         let (state_tx, state_rx) = watch::channel(State {
             progress: WarmupProgress { seen: 0, limit },
             result: None,
@@ -135,9 +141,13 @@ impl OrderCache {
         // A short warm-up reports only its end.
         reports.is_due();
         let (mut loaded, mut seen) = (0, 0);
+        let has_room = Arc::new(AtomicBool::new(true));
         let chunks = self
             .newest_pages(limit, epoch)
-            .map_ok(|page| tokio::spawn(Arc::clone(self).warm_up_chunk(page)))
+            .map_ok(|page| {
+                let chunk = Arc::clone(self).warm_up_chunk(page, Arc::clone(&has_room));
+                tokio::spawn(chunk)
+            })
             .map_ok(|chunk| async move { chunk.await.unwrap_or(Err(StoreError::Internal)) });
         let mut chunks = pin!(chunks.try_buffered(CHUNKS_UNDER_WAY));
         while let Some((asked_for, cached)) = chunks.try_next().await? {
@@ -169,7 +179,7 @@ impl OrderCache {
                 if self.core.epoch() != epoch || !self.core.accepts_fills() {
                     return Err(StoreError::Unavailable);
                 }
-                let wanted = CHUNK_SIZE.min(left);
+                let wanted = self.chunk_size().min(left);
                 let page = self.repository.newest_uids(wanted, after.as_ref()).await?;
                 let left = if page.len() < wanted {
                     0
@@ -182,20 +192,30 @@ impl OrderCache {
         )
     }
 
-    /// Loads a chunk. Gives how many orders it has, and how many of them are cached afterwards.
+    /// How many orders the next statement should read, by the size of those that are cached.
+    fn chunk_size(&self) -> usize {
+        let (size, _, weight_bytes) = self.core.sizes();
+        let average_bytes = weight_bytes.checked_div(size);
+        average_bytes.map_or(FIRST_CHUNK, |bytes| {
+            (CHUNK_BYTES / bytes.max(1)).clamp(1, MAX_CHUNK)
+        })
+    }
+
+    /// Loads a chunk, while there is room for it. Gives how many orders it has, and how many of them are cached afterwards.
     async fn warm_up_chunk(
         self: Arc<Self>,
         page: Vec<Position>,
+        has_room: Arc<AtomicBool>,
     ) -> Result<(usize, usize), StoreError> {
         let loads: Vec<OwnedLoad> = page
             .iter()
             // A full cache would store none of them.
-            .filter(|_| !self.core.is_full())
+            .filter(|_| has_room.load(Ordering::Relaxed) && !self.core.is_full())
             .filter_map(|(_, uid)| self.core.begin_warmup(uid, load_channel))
             .map(|(ticket, result_tx)| OwnedLoad::new(&self, ticket, result_tx))
             .collect();
-        if !loads.is_empty() {
-            self.load_together(loads, Placement::Cold).await?;
+        if !loads.is_empty() && !self.load_together(loads, Placement::Cold).await? {
+            has_room.store(false, Ordering::Relaxed);
         }
         let cached = page.iter().filter(|(_, uid)| self.core.contains(uid));
         Ok((page.len(), cached.count()))

@@ -121,7 +121,7 @@ impl<'a> Stats<'a> {
         let all = hits + lookups.misses.get() + lookups.bypasses.get();
         Self {
             size,
-            capacity: core.capacity(),
+            capacity: core.capacity().entries.get(),
             negative_size,
             weight_bytes,
             lookups,

@@ -67,7 +67,12 @@ impl CacheCollector {
 
         let (size, missing, weight_bytes) = core.sizes();
         let help = "Largest number of orders in the cache";
-        writer.size("cache_capacity_entries", help, None, core.capacity())?;
+        let capacity = core.capacity();
+        writer.size("cache_capacity_entries", help, None, capacity.entries.get())?;
+        if let Some(max_bytes) = capacity.weight_bytes {
+            let help = "Largest size of the cached orders together";
+            writer.size("cache_capacity", help, Some(&Unit::Bytes), max_bytes.get())?;
+        }
         writer.size("cache_entries", "Orders cached", None, size)?;
         writer.size("cache_negative_entries", "Absences cached", None, missing)?;
         let help = "Size of the cached orders";

@@ -4,6 +4,7 @@ use diesel::prelude::*;
 use shared::db::connect_blocking;
 use shared::testing::{TcpProxy, TestDatabase, eventually};
 
+use crate::support::copies::store_copies;
 use crate::support::{
     PATIENCE, TableLock, TestApi, generator, model, notify, store, terminate_listener,
 };
@@ -163,6 +164,44 @@ async fn newest_orders_are_loaded_at_the_start_and_on_demand() {
         assert!(answer.json()["duration_ms"].is_u64());
     }
     assert_eq!(api.stats().await["size"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_orders_fill_the_cache_by_their_bytes() {
+    let api = TestApi::start_with(TestDatabase::create(), |config| {
+        config.cache.capacity_mb = 1;
+    })
+    .await;
+    // About 200 kB each: five of them fit, beside the model.
+    store_copies(&api.database, 20, 1000);
+    let warmed = api.send("POST", "/api/v1/cache/warmup", &[], b"").await;
+    assert_eq!(warmed.json()["loaded"], 0, "warm-up is off by default");
+    let warm_up = "/api/v1/cache/warmup?limit=1000";
+    let loaded = api.send("POST", warm_up, &[], b"").await.json()["loaded"].as_u64();
+    let stats = api.stats().await;
+    assert!((4..7).contains(&loaded.unwrap()), "{stats}");
+    assert_eq!(stats["size"].as_u64(), loaded);
+    assert_eq!(
+        stats["evictions"]["capacity"], 0,
+        "warm-up pushes out nothing"
+    );
+    let started = stats["loads"]["started"].as_u64().unwrap();
+    assert!(started <= 21);
+    for number in 1..=20 {
+        let path = format!("/order/copy-{number}");
+        api.get(&path).await;
+        let again = api.get(&path).await;
+        assert_eq!(again.header("cache-status"), Some("orders; hit"), "{path}");
+    }
+    let stats = api.stats().await;
+    assert!(
+        stats["weight_bytes"].as_u64().unwrap() <= 1024 * 1024,
+        "{stats}"
+    );
+    assert!(
+        stats["evictions"]["capacity"].as_u64().unwrap() >= 14,
+        "{stats}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

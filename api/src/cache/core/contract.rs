@@ -68,10 +68,28 @@ impl<V: Versioned> Loaded<V> {
 /// How a load ended.
 #[derive(Debug)]
 pub struct Completed<S> {
-    /// Whether the result of the load was stored.
-    pub is_stored: bool,
+    /// What became of the result of the load.
+    pub stored: Stored,
     /// The load that the caller must begin now.
     pub next: Option<(Ticket, S)>,
+}
+
+impl<S> Completed<S> {
+    /// Returns whether the result of the load was stored.
+    pub fn is_stored(&self) -> bool {
+        self.stored == Stored::Yes
+    }
+}
+
+/// What became of the result of a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It was stored.
+    Yes,
+    /// There is nothing to store, or it may be older than what the listener has heard of.
+    Discarded,
+    /// There was no room: a cold entry pushes nothing out, and no entry may be heavier than the whole cache.
+    NoRoom,
 }
 
 /// Where a new entry goes.

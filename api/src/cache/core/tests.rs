@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
-use super::core::{Core, Demand, Loaded, Lookup, Placement, Ticket, Versioned};
+use super::core::{Capacity, Core, Demand, Loaded, Lookup, Placement, Stored, Ticket, Versioned};
 
 impl Versioned for i64 {
     fn version(&self) -> i64 {
@@ -18,7 +18,15 @@ const HISTORY: u64 = 7;
 type TestCore = Core<i64, u64, ()>;
 
 fn open_core(capacity: usize) -> TestCore {
-    let core = TestCore::new(NonZeroUsize::new(capacity).unwrap());
+    open_core_of(capacity, 0)
+}
+
+/// A core that holds at most so many entries, and so many bytes of them unless this is 0.
+fn open_core_of(entries: usize, weight_bytes: usize) -> TestCore {
+    let core = TestCore::new(Capacity {
+        entries: NonZeroUsize::new(entries).unwrap(),
+        weight_bytes: NonZeroUsize::new(weight_bytes),
+    });
     core.open_fills(HISTORY);
     core.set_serving(true);
     core
@@ -32,15 +40,20 @@ fn begin(core: &TestCore, uid: &str) -> Ticket {
 }
 
 fn fill(core: &TestCore, uid: &str, value: i64) {
-    assert!(
-        core.complete(
-            begin(core, uid),
-            Loaded::Found(value, 10),
-            HISTORY,
-            Placement::Hot
-        )
-        .is_stored
-    );
+    assert_eq!(fill_heavy(core, uid, value, 10), Stored::Yes);
+}
+
+fn fill_heavy(core: &TestCore, uid: &str, value: i64, weight_bytes: usize) -> Stored {
+    let loaded = Loaded::Found(value, weight_bytes);
+    let ended = core.complete(begin(core, uid), loaded, HISTORY, Placement::Hot);
+    ended.stored
+}
+
+fn fill_cold(core: &TestCore, uid: &str, weight_bytes: usize) -> Stored {
+    let (ticket, ()) = core.begin_warmup(uid, || (0, ())).unwrap();
+    let loaded = Loaded::Found(1, weight_bytes);
+    core.complete(ticket, loaded, HISTORY, Placement::Cold)
+        .stored
 }
 
 fn hit(core: &TestCore, uid: &str) -> Option<i64> {
@@ -68,11 +81,11 @@ fn load_that_lost_its_slot_stores_nothing_and_gains_no_reader() {
         "a load that has not begun will see what the event tells of"
     );
     let ended = core.complete(old, Loaded::Found(1, 10), HISTORY, Placement::Hot);
-    assert!(!ended.is_stored);
+    assert!(!ended.is_stored());
     let (new, ()) = ended.next.unwrap();
     assert!(matches!(look_up(&core, 5), Lookup::Join(2)));
     let ended = core.complete(new, Loaded::Found(2, 10), HISTORY, Placement::Hot);
-    assert!(ended.is_stored && ended.next.is_none());
+    assert!(ended.is_stored() && ended.next.is_none());
     assert_eq!(hit(&core, "a"), Some(2));
     let counters = core.counters();
     assert_eq!(counters.loads.discarded.get(), 1);
@@ -90,11 +103,11 @@ fn load_across_a_loss_of_the_listener_stores_nothing() {
     core.set_serving(true);
     assert!(matches!(look_up(&core, 1), Lookup::Next(1)));
     let ended = core.complete(ticket, Loaded::Found(1, 10), HISTORY, Placement::Hot);
-    assert!(!ended.is_stored);
+    assert!(!ended.is_stored());
     assert_eq!(core.sizes(), (0, 0, 0));
     let (next, ()) = ended.next.unwrap();
     let ended = core.complete(next, Loaded::Found(1, 10), HISTORY, Placement::Hot);
-    assert!(ended.is_stored);
+    assert!(ended.is_stored());
 }
 
 #[test]
@@ -172,7 +185,7 @@ fn demand_for_the_database_joins_no_running_load_and_renews_the_entry() {
     assert!(matches!(demand(2), Lookup::Next(2)));
     assert!(matches!(demand(3), Lookup::Join(2)));
     let ended = core.complete(first, Loaded::Found(2, 20), HISTORY, Placement::Hot);
-    assert!(ended.is_stored);
+    assert!(ended.is_stored());
     assert_eq!(hit(&core, "a"), Some(2));
     assert_eq!(core.sizes(), (1, 0, 20));
     let (next, ()) = ended.next.unwrap();
@@ -202,7 +215,7 @@ fn nothing_older_is_served_than_what_was_shown_past_the_cache() {
     let load = begin(&core, "b");
     core.supersede("b", Some(8));
     let ended = core.complete(load, Loaded::Found(7, 10), HISTORY, Placement::Hot);
-    assert!(!ended.is_stored);
+    assert!(!ended.is_stored());
     fill(&core, "b", 8);
     core.supersede("b", None);
     assert_eq!(hit(&core, "b"), None);
@@ -254,17 +267,8 @@ fn least_recently_used_entry_is_evicted_first_and_cold_entries_only_fill_room() 
     let core = open_core(3);
     fill(&core, "a", 1);
     fill(&core, "b", 2);
-    let (cold, ()) = core.begin_warmup("c", || (0, ())).unwrap();
-    assert!(
-        core.complete(cold, Loaded::Found(3, 10), HISTORY, Placement::Cold)
-            .is_stored
-    );
-    let (refused, ()) = core.begin_warmup("d", || (0, ())).unwrap();
-    assert!(
-        !core
-            .complete(refused, Loaded::Found(4, 10), HISTORY, Placement::Cold)
-            .is_stored
-    );
+    assert_eq!(fill_cold(&core, "c", 10), Stored::Yes);
+    assert_eq!(fill_cold(&core, "d", 10), Stored::NoRoom);
     fill(&core, "e", 5);
     assert_eq!(
         ["a", "b", "c", "d", "e"].map(|uid| core.contains(uid)),
@@ -311,6 +315,88 @@ fn size_and_weight_stay_true_over_many_shards() {
 }
 
 #[test]
+fn entries_that_are_too_heavy_together_are_evicted_although_they_are_few() {
+    let core = open_core_of(10, 100);
+    for (uid, weight_bytes) in [("a", 40), ("b", 40), ("c", 20), ("d", 50)] {
+        assert_eq!(fill_heavy(&core, uid, 1, weight_bytes), Stored::Yes);
+    }
+    let kept = ["a", "b", "c", "d"].map(|uid| core.contains(uid));
+    assert_eq!(kept, [false, false, true, true]);
+    assert_eq!(core.sizes(), (2, 0, 70));
+    assert_eq!(core.counters().evictions.capacity.get(), 2);
+    // An entry that is loaded again counts with its new weight only.
+    core.invalidate("d");
+    assert_eq!(fill_heavy(&core, "d", 2, 80), Stored::Yes);
+    assert_eq!(core.sizes(), (2, 0, 100));
+    assert!(core.is_full());
+}
+
+#[test]
+fn cold_entry_that_is_too_heavy_for_the_rest_of_the_room_is_refused() {
+    let core = open_core_of(10, 100);
+    assert_eq!(fill_cold(&core, "a", 60), Stored::Yes);
+    assert_eq!(fill_cold(&core, "b", 41), Stored::NoRoom);
+    assert_eq!(fill_cold(&core, "c", 40), Stored::Yes);
+    assert_eq!(core.counters().evictions.capacity.get(), 0);
+}
+
+#[test]
+fn entry_that_is_heavier_than_the_whole_cache_is_answered_but_not_stored() {
+    let core = open_core_of(10, 100);
+    fill(&core, "a", 1);
+    fill(&core, "b", 1);
+    core.invalidate("b");
+    assert_eq!(fill_heavy(&core, "b", 2, 101), Stored::NoRoom);
+    assert_eq!(hit(&core, "a"), Some(1), "nothing was pushed out in vain");
+    assert!(!core.contains("b"));
+    assert_eq!(core.sizes(), (1, 0, 10));
+}
+
+/// An order may be larger than a shard's share. The bound is one of all shards.
+#[test]
+fn entries_as_heavy_as_several_shards_share_the_cache_with_light_ones() {
+    const MIB: usize = 1024 * 1024;
+    let core = open_core_of(10_000, 16 * MIB);
+    for number in 0..5 {
+        // Each takes more than a fifth of all, so the fifth one pushes out one that may be in another shard.
+        let heavy = format!("heavy-{number}");
+        assert_eq!(fill_heavy(&core, &heavy, 1, 16 * MIB / 5 + 1), Stored::Yes);
+        assert!(core.contains(&heavy));
+        let (size, _, weight_bytes) = core.sizes();
+        assert!(weight_bytes <= 16 * MIB);
+        assert_eq!(size, (number + 1).min(4));
+    }
+    for number in 0..1000 {
+        let light = format!("light-{number}");
+        assert_eq!(fill_heavy(&core, &light, 1, 2048), Stored::Yes);
+        assert!(core.contains(&light));
+    }
+    let (size, _, weight_bytes) = core.sizes();
+    assert!(weight_bytes <= 16 * MIB, "{weight_bytes}");
+    assert!(size >= 1000, "light entries push out heavy ones: {size}");
+}
+
+#[test]
+fn scan_over_heavy_orders_pushes_out_no_order_that_is_asked_for_again() {
+    const MIB: usize = 1024 * 1024;
+    let core = open_core_of(10_000, 64 * MIB);
+    for number in 0..60 {
+        fill_heavy(&core, &format!("hot-{number}"), number, MIB / 4);
+        assert!(hit(&core, &format!("hot-{number}")).is_some());
+    }
+    for number in 0..1000 {
+        fill_heavy(&core, &format!("scan-{number}"), number, MIB / 4);
+    }
+    let kept = (0..60).filter(|number| core.contains(&format!("hot-{number}")));
+    assert!(kept.count() > 50);
+    let (_, _, weight_bytes) = core.sizes();
+    assert!(
+        (60 * MIB..=64 * MIB).contains(&weight_bytes),
+        "{weight_bytes}"
+    );
+}
+
+#[test]
 fn sample_reaches_every_entry_and_only_a_wrong_one_is_evicted() {
     let core = open_core(1000);
     assert!(core.sample(3, 7).is_empty());
@@ -347,9 +433,9 @@ fn nothing_is_stored_or_verified_that_comes_from_another_history() {
         other,
         Placement::Hot,
     );
-    assert!(!ended.is_stored);
+    assert!(!ended.is_stored());
     let ended = core.complete(begin(&core, "a"), Loaded::NotFound, other, Placement::Hot);
-    assert!(!ended.is_stored);
+    assert!(!ended.is_stored());
     assert_eq!(core.counters().loads.discarded.get(), 2);
 
     fill(&core, "a", 1);

@@ -53,6 +53,7 @@ impl Api {
         let port = free_port()?;
         let mut service = services::api(program, database, port)
             .env("CACHE_CAPACITY", capacity.to_string())
+            .env("CACHE_CAPACITY_MB", "0")
             .env("CACHE_WARMUP", warmup.to_string())
             .spawn()?;
         let problem = "the api is not live, or has not cached its orders";
