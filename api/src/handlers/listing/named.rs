@@ -20,10 +20,9 @@ use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::cache::core::Demand;
 use crate::http::problem::ApiError;
-use crate::http::request::Head;
+use crate::http::request::{Head, named_orders};
 use crate::repository::{OrderSummary, View};
 
-const MAX_UIDS: usize = 100;
 /// How many orders of one request are fetched at the same time. Their loads share statements. While the cache is blind, each
 /// waits for a connection of its own, and should leave the pool to others. It also bounds what is fetched but does not fit.
 const AT_A_TIME: usize = 8;
@@ -38,27 +37,12 @@ pub(super) struct NamedRequest {
 }
 
 impl NamedRequest {
-    /// Reads the ids. An id that is given twice counts once, at its first place: clients put ids of several events together.
+    /// Reads the ids.
     ///
     /// # Errors
     /// Returns `InvalidParameter` unless there are 1 to 100 valid ids.
     pub(super) fn parse(value: &str, view: View, demand: Demand) -> Result<Self, ApiError> {
-        let invalid = |detail| ApiError::InvalidParameter {
-            name: "order_uids",
-            detail,
-        };
-        let mut uids: Vec<OrderUid> = Vec::new();
-        for (index, text) in value.split(',').enumerate() {
-            if index == MAX_UIDS {
-                return Err(invalid("may name at most 100 orders"));
-            }
-            let uid = text.parse().map_err(|_| {
-                invalid("must be order ids, separated by commas, for example order_uids=a,b")
-            })?;
-            if !uids.contains(&uid) {
-                uids.push(uid);
-            }
-        }
+        let uids = named_orders(value)?;
         Ok(Self { uids, view, demand })
     }
 }
