@@ -13,6 +13,7 @@ mod connection;
 mod deadlines;
 mod metrics;
 mod peers;
+mod pieces;
 mod places;
 mod refusals;
 #[cfg(test)]
@@ -125,7 +126,7 @@ pub async fn serve<A, R, F, B>(
     A: Fn(IpAddr, Request<RequestBody>) -> F + Clone + Send + Unpin + 'static,
     R: Fn(IpAddr, Unreadable) -> Response<B> + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + Unpin + 'static,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Send + Unpin, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     let closing_tx = watch::Sender::new(false);
     let mut tasks = JoinSet::new();
@@ -161,7 +162,7 @@ async fn accept<A, R, F, B>(
     A: Fn(IpAddr, Request<RequestBody>) -> F + Clone + Send + Unpin + 'static,
     R: Fn(IpAddr, Unreadable) -> Response<B> + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + Unpin + 'static,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Send + Unpin, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     let places = Places::new(limits.max_connections);
     let peers = Peers::new(limits.max_connections_per_peer);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,6 +23,7 @@ use tracing::debug;
 
 use super::bodies::{Leftover, RequestBody};
 use super::deadlines::{ClientStream, ClientTimer};
+use super::pieces::InPieces;
 use super::refusals::{self, Unreadable};
 
 /// The limit of a request's header, and of what is read ahead of a body.
@@ -44,7 +46,7 @@ where
     A: Fn(IpAddr, Request<RequestBody>) -> F + Unpin,
     R: Fn(IpAddr, Unreadable) -> Response<B>,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + Unpin + 'static,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Send + Unpin, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     /// Serves a connection to its end. Returns why the server has ended it, as metrics name it; `None` if it has not.
     pub(super) async fn serve(
@@ -63,14 +65,14 @@ where
                 let leftover = Leftover::of(&request);
                 let answering = answer(peer, request);
                 let Some(leftover) = leftover else {
-                    return Either::Left(answering);
+                    return Either::Left(answering.map_ok(in_pieces));
                 };
                 let is_body_left = Arc::clone(&is_body_left);
                 Either::Right(Box::pin(async move {
                     let mut response = answering.await?;
                     let is_left = !leftover.settle(&mut response).await;
                     is_body_left.store(is_left, Ordering::Relaxed);
-                    Ok(response)
+                    Ok(in_pieces(response))
                 }))
             })
         };
@@ -112,6 +114,10 @@ where
             _ => timer.reason(&outcome),
         }
     }
+}
+
+fn in_pieces<B: Body>(response: Response<B>) -> Response<InPieces<B>> {
+    response.map(InPieces::from)
 }
 
 /// Sends the last answer, and reads and drops for a while what the client still sends. If the connection were closed at
