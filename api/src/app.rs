@@ -1,6 +1,6 @@
 //! The state that all handlers share.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,10 +19,14 @@ use crate::http::problem::ApiError;
 use crate::http::token_file::TokenFile;
 use crate::metrics::Metrics;
 use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
+use crate::shares::{Exhausted, Portion, Shares};
 
-/// The maximum number of concurrent exports. Each holds a connection, and a snapshot that keeps dead rows from being
-/// removed.
-const MAX_EXPORTS: usize = 2;
+/// The maximum number of concurrent exports. Each holds a connection, and a snapshot that keeps dead rows from being removed;
+/// only the oldest snapshot counts for that. With four, two clients that take all they can get leave no place, and three do
+/// not wait for each other if each takes one.
+const MAX_EXPORTS: u32 = 4;
+/// The most exports of one client address.
+const MAX_EXPORTS_OF_CLIENT: u32 = 2;
 
 /// The state of the process, shared by all requests.
 #[derive(Debug)]
@@ -48,6 +52,9 @@ pub struct App {
     /// How long a body may take to arrive.
     pub body_deadline: Duration,
     answer_deadline: Duration,
+    export_places: Arc<Shares>,
+    /// How long to wait for a place, as long as for a connection.
+    patience: Duration,
     has_schema: AtomicBool,
 }
 
@@ -67,7 +74,7 @@ impl App {
             statement_timeout: config.pool.statement_timeout,
         };
         let export_limits = PoolLimits {
-            size: MAX_EXPORTS,
+            size: MAX_EXPORTS as usize,
             ..limits
         };
         let repository = Repository::new(
@@ -99,6 +106,8 @@ impl App {
             },
             body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
+            export_places: Shares::new(MAX_EXPORTS, MAX_EXPORTS_OF_CLIENT),
+            patience: config.pool.wait,
             repository,
             metrics,
             cache,
@@ -134,6 +143,22 @@ impl App {
             ApiError::DatabaseTimeout
         })?;
         outcome.map_err(Into::into)
+    }
+
+    /// Waits for a place for an export of a client.
+    ///
+    /// # Errors
+    /// Returns `Overloaded` if none has become free in time.
+    pub async fn export_place(&self, client: IpAddr) -> Result<Portion, ApiError> {
+        let place = self.export_places.take(client, 1, self.patience).await;
+        place.map_err(|exhausted| {
+            ApiError::Overloaded(match exhausted {
+                Exhausted::Share => {
+                    "this address has two exports under way, which is all that one address may, try again when one has ended"
+                }
+                Exhausted::All => "all four places for exports are taken, try again when one is free",
+            })
+        })
     }
 
     /// Checks that the tables have been seen.

@@ -18,6 +18,7 @@ use warp::reply::Response;
 
 use crate::metrics::exports::{ExportMetrics, ExportOutcome};
 use crate::repository::{OrderFilter, Repository, Snapshot, StoreError, View};
+use crate::shares::Portion;
 
 /// The media type of an export.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -43,15 +44,16 @@ enum Part {
 #[error("the export ended early")]
 struct Cut;
 
-/// Answers with all orders that match. `withdrawn` and `shutdown` cut the connection.
+/// Answers with all orders that match. `withdrawn` and `shutdown` cut the connection. `place` is held until the export ends.
 ///
 /// # Errors
-/// Returns a [`StoreError`] if too many exports are under way, the database gave no answer, or an order of the first page
-/// cannot be read. From the second page on, a failure cuts the connection.
+/// Returns a [`StoreError`] if the database gave no answer, or an order of the first page cannot be read. From the second page
+/// on, a failure cuts the connection.
 pub async fn stream_orders(
     repository: &Repository,
     filter: OrderFilter,
     view: View,
+    place: Portion,
     metrics: &ExportMetrics,
     withdrawn: impl Future<Output = ()> + Send + 'static,
     shutdown: &CancellationToken,
@@ -63,6 +65,7 @@ pub async fn stream_orders(
         snapshot,
         parts_tx,
         metrics: metrics.clone(),
+        _place: place,
     };
     let running = export.run(first, withdrawn, shutdown.clone());
     tokio::spawn(running.in_current_span());
@@ -116,6 +119,8 @@ struct Export {
     snapshot: Snapshot,
     parts_tx: mpsc::Sender<Part>,
     metrics: ExportMetrics,
+    /// Dropped after the snapshot, whose connection it stands for.
+    _place: Portion,
 }
 
 impl Export {

@@ -9,21 +9,26 @@
 mod filter;
 mod ring;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use shared::events::Operation;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub use filter::OrderSet;
 use ring::{Event, Next, Ring};
 
+use crate::shares::{Exhausted, Portion, Shares};
+
 /// The largest number of clients. Each holds one connection of this process for as long as it likes.
-const MAX_CLIENTS: usize = 1000;
+const MAX_CLIENTS: u32 = 1000;
+/// The most clients of one address. A person has a few pages open, and a proxy should be trusted to name its clients.
+const MAX_OF_ADDRESS: u32 = 100;
 /// For how long changes are gathered after an event. The first change after a pause is sent at once.
 const BATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a client is sent a comment, which shows clients and proxies that the connection is alive.
@@ -37,7 +42,7 @@ pub struct Feed {
     /// The sequence number of the newest event.
     newest_tx: watch::Sender<u64>,
     has_pending: Notify,
-    places: Arc<Semaphore>,
+    places: Arc<Shares>,
 }
 
 /// Why a client's stream has ended.
@@ -55,7 +60,7 @@ impl Default for Feed {
             ring: Mutex::new(Ring::new(format!("{:016x}", fastrand::u64(..)))),
             newest_tx: watch::Sender::new(0),
             has_pending: Notify::new(),
-            places: Arc::new(Semaphore::new(MAX_CLIENTS)),
+            places: Shares::new(MAX_CLIENTS, MAX_OF_ADDRESS),
         }
     }
 }
@@ -85,17 +90,21 @@ impl Feed {
     }
 
     /// Adds a client, which begins at the present moment or behind the event that it names. It follows all orders, or only
-    /// some. Returns `None` if there are too many clients.
+    /// some.
+    ///
+    /// # Errors
+    /// Returns [`Exhausted`] if there are too many clients, or too many of its address.
     pub fn join(
         self: &Arc<Self>,
+        address: IpAddr,
         last_event_id: Option<&str>,
         orders: Option<OrderSet>,
-    ) -> Option<Client> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+    ) -> Result<Client, Exhausted> {
+        let place = self.places.take_now(address, 1)?;
         let newest_rx = self.newest_tx.subscribe();
         let (position, greeting) = self.ring.lock().greet(last_event_id);
         let start = Instant::now() + HEARTBEAT_INTERVAL;
-        Some(Client {
+        Ok(Client {
             feed: Arc::clone(self),
             orders,
             position,
@@ -137,7 +146,7 @@ pub struct Client {
     newest_rx: watch::Receiver<u64>,
     heartbeat: Interval,
     /// Held for as long as the client exists.
-    _place: OwnedSemaphorePermit,
+    _place: Portion,
 }
 
 impl Client {
@@ -200,9 +209,13 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use tokio::time::interval;
 
     use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     async fn next(client: &mut Client) -> String {
         let bytes = client.next(&CancellationToken::new()).await.unwrap();
@@ -212,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn first_change_is_sent_at_once_and_later_changes_together() {
         let feed = Arc::new(Feed::default());
-        let mut client = feed.join(None, None).unwrap();
+        let mut client = feed.join(ADDRESS, None, None).unwrap();
         next(&mut client).await;
         let stop = CancellationToken::new();
         let changes = async {
@@ -232,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn comments_are_sent_while_nothing_happens() {
         let feed = Arc::new(Feed::default());
-        let mut client = feed.join(None, None).unwrap();
+        let mut client = feed.join(ADDRESS, None, None).unwrap();
         next(&mut client).await;
         assert_eq!(client.heartbeat.period().as_secs(), 15);
         client.heartbeat = interval(Duration::from_millis(1));
@@ -245,7 +258,7 @@ mod tests {
     async fn client_of_some_orders_learns_its_position_although_nothing_is_sent() {
         let feed = Arc::new(Feed::default());
         let orders = OrderSet::new(["a".parse().unwrap()]);
-        let mut client = feed.join(None, Some(orders)).unwrap();
+        let mut client = feed.join(ADDRESS, None, Some(orders)).unwrap();
         next(&mut client).await;
         let publish = |uid: &str| {
             feed.publish(Operation::Upsert, vec![uid.to_owned()]);
@@ -268,11 +281,13 @@ mod tests {
     #[tokio::test]
     async fn number_of_clients_is_limited() {
         let feed = Arc::new(Feed::default());
-        let mut clients: Vec<_> = (0..MAX_CLIENTS)
-            .map(|_| feed.join(None, None).unwrap())
-            .collect();
-        assert!(feed.join(None, None).is_none());
-        clients.pop();
-        assert!(feed.join(None, None).is_some());
+        let join = |number| feed.join(Ipv4Addr::from_bits(number).into(), None, None);
+        let numbers = 0..MAX_CLIENTS;
+        let joined = numbers.map(|number| join(number / MAX_OF_ADDRESS).unwrap());
+        let mut clients: Vec<_> = joined.collect();
+        assert_eq!(join(0).unwrap_err(), Exhausted::Share);
+        assert_eq!(join(u32::MAX).unwrap_err(), Exhausted::All);
+        clients.remove(0);
+        assert!(join(u32::MAX).is_ok());
     }
 }

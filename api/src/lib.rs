@@ -10,15 +10,16 @@
 //! | module | what it is for | uses |
 //! |---|---|---|
 //! | [`config`] | the command line and the environment | |
+//! | [`shares`] | what clients share, and the part of each | |
 //! | [`repository`] | the queries, and what their failures mean | |
-//! | [`feed`] | the live feed: which orders have changed | |
+//! | [`feed`] | the live feed: which orders have changed | [`shares`] |
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
-//! | [`export`] | all matching orders as one stream | [`repository`], [`metrics`] |
+//! | [`export`] | all matching orders as one stream | [`shares`], [`repository`], [`metrics`] |
 //! | [`commands`] | what the program does instead of serving | [`config`] |
-//! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`repository`], [`cache`], [`metrics`] |
-//! | [`app`] | the state that all handlers share | [`config`], [`repository`], [`cache`], [`metrics`], [`http`] |
-//! | [`handlers`] | what each route does | [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
+//! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`shares`], [`repository`], [`cache`], [`metrics`] |
+//! | [`app`] | the state that all handlers share | [`config`], [`shares`], [`repository`], [`cache`], [`metrics`], [`http`] |
+//! | [`handlers`] | what each route does | [`shares`], [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
 //! | [`routes`] | the table of routes, which dispatches | [`config`], [`http`], [`app`], [`handlers`] |
 //!
 //! `openapi.json`, beside `src`, is the contract for machines. Tests compare it with the routes and the codes.
@@ -34,6 +35,7 @@ pub mod http;
 pub mod metrics;
 pub mod repository;
 pub mod routes;
+pub mod shares;
 
 use std::sync::Arc;
 use std::time::Duration;

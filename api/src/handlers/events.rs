@@ -16,6 +16,7 @@ use crate::feed::{OrderSet, StreamEnd};
 use crate::http::authority::Grant;
 use crate::http::problem::ApiError;
 use crate::http::request::{Head, ORDER_UIDS, named_orders};
+use crate::shares::Exhausted;
 
 /// The media type of Server-Sent Events.
 const EVENT_STREAM: &str = "text/event-stream";
@@ -60,10 +61,18 @@ fn feed(
     // Our ids are text; anything else matches none of them.
     let last_event_id = head.headers.get(LAST_EVENT_ID);
     let last_event_id = last_event_id.map(|id| id.to_str().unwrap_or_default());
-    let client = app.cache.feed.join(last_event_id, orders);
-    let client = client.ok_or(ApiError::Overloaded(
-        "the limit of clients that follow the events is reached, try again",
-    ))?;
+    let client = app
+        .cache
+        .feed
+        .join(head.sender.client, last_event_id, orders);
+    let client = client.map_err(|exhausted| {
+        ApiError::Overloaded(match exhausted {
+            Exhausted::Share => {
+                "this address follows the events 100 times, which is all that one address may, try again when it has left one"
+            }
+            Exhausted::All => "the limit of clients that follow the events is reached, try again",
+        })
+    })?;
     let following = app.metrics.feed.client_joined();
     let body = stream::unfold(
         (app, client, following),

@@ -85,8 +85,10 @@ async fn list_all(
         let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
         let (repository, ListRequest { filter, view, .. }) = (&app.repository, request);
         let withdrawn = grant.withdrawn();
-        let beginning =
-            export::stream_orders(repository, filter, view, metrics, withdrawn, shutdown);
+        let place = app.export_place(head.sender.client).await?;
+        let beginning = export::stream_orders(
+            repository, filter, view, place, metrics, withdrawn, shutdown,
+        );
         app.in_time(beginning).await?
     };
     let headers = response.headers_mut();

@@ -405,12 +405,28 @@ async fn client_that_leaves_frees_its_place() {
 async fn too_many_clients_are_refused() {
     let api = TestApi::start().await;
     let mut followers = Vec::new();
-    for _ in 0..1000 {
-        followers.push(Download::start_with(api.port, PATH, "").await);
+    // Each address gets a tenth of the places, and then those that it has refuse it nothing else.
+    for address in 2..12 {
+        for _ in 0..100 {
+            let follower = Download::start_from([127, 0, 0, address], api.port, PATH).await;
+            assert_eq!(follower.status(), 200, "{address}");
+            followers.push(follower);
+        }
+        if address == 2 {
+            let refused = Download::start_from([127, 0, 0, 2], api.port, PATH).await;
+            assert_eq!(refused.status(), 503, "the share of this address");
+            let refused = String::from_utf8(refused.bytes().await.unwrap()).unwrap();
+            assert!(refused.contains("this address"), "{refused}");
+        }
     }
     let refused = api.get(PATH).await;
     assert_eq!(refused.problem(), (503, "overloaded".into()));
     assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(
+        refused.body.contains("the limit of clients"),
+        "{}",
+        refused.body
+    );
     assert_eq!(api.get("/livez").await.status, 200);
     followers.pop();
     eventually("there is room again", PATIENCE, async || {

@@ -6,7 +6,7 @@ use shared::config::ShutdownSettings;
 use shared::testing::{TestDatabase, eventually};
 
 use crate::support::copies::{copy, store_copies};
-use crate::support::download::{Cut, Download};
+use crate::support::download::{self, Cut, Download};
 use crate::support::{PATIENCE, TOKEN, TestApi, generator, model};
 
 const PATH: &str = "/api/v1/orders";
@@ -177,14 +177,24 @@ async fn exports_are_limited_and_leave_connections_to_other_reads() {
     .await;
     store_copies(&api.database, MANY, MANY_ITEMS);
     let mut running = Vec::new();
-    for _ in 0..2 {
-        let mut download = Download::start(api.port, PATH).await;
+    for address in [2, 2, 3, 3] {
+        let address = [127, 0, 0, address];
+        let mut download =
+            Download::start_from_with(address, api.port, PATH, download::NDJSON).await;
         download.next_chunk().await.unwrap().unwrap();
         running.push(download);
+        if running.len() == 2 {
+            let refused =
+                Download::start_from_with(address, api.port, PATH, download::NDJSON).await;
+            assert_eq!(refused.status(), 503, "the share of this address");
+            let refused = String::from_utf8(refused.bytes().await.unwrap()).unwrap();
+            assert!(refused.contains("two exports under way"), "{refused}");
+        }
     }
     let refused = api.send("GET", PATH, &[NDJSON], b"").await;
     assert_eq!(refused.problem(), (503, "overloaded".into()));
     assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(refused.body.contains("four places"), "{}", refused.body);
     assert_eq!(api.get(PATH).await.status, 200);
     assert_eq!(api.get("/order/copy-1").await.status, 200);
     running.pop();

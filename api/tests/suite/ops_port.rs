@@ -4,12 +4,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::Listeners;
+use rustix::process::{Resource, getrlimit};
 use shared::testing::{TestDatabase, eventually};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::program::Program;
-use crate::support::{Answer, PATIENCE, TableLock, config, send_bytes};
+use crate::support::{Answer, PATIENCE, TableLock, ask_on, config, connect_from, send_bytes};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_hold_every_connection_do_not_take_it_away_and_it_tells_of_the_stop() {
@@ -83,6 +84,55 @@ async fn the_program_serves_health_and_metrics_there_and_nothing_else() {
     let second = Program::start_unready(command, &database, &setting).await;
     second.wait_until_logged("(OPS_HOST, OPS_PORT)").await;
     assert!(!program.log().contains("panicked"));
+}
+
+/// Five addresses hold as many connections as the program accepts by default, and send nothing more on them.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_idle_connections_shut_out_neither_operators_nor_clients() {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // Where the machine allows fewer files, the program is given fewer connections.
+    let count = files.saturating_sub(1000).min(10_000) / 5 * 5;
+    let free = listen().await;
+    let ops_port = port_of(&free);
+    drop(free);
+    let settings = [
+        ("OPS_PORT", ops_port.to_string()),
+        ("SERVER_MAX_CONNECTIONS", count.to_string()),
+    ];
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    let database = TestDatabase::create();
+    let program = Program::start(&database, &settings).await;
+    let port = program.port;
+    let holders = (2..7).map(|address| {
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            for _ in 0..count / 5 {
+                let mut stream = connect_from([127, 0, 0, address], port).await;
+                // Until it has asked for something, a connection has only five seconds.
+                assert_eq!(ask_on(&mut stream, "/livez").await, 200);
+                held.push(stream);
+            }
+            held
+        })
+    });
+    let held = futures_util::future::join_all(holders).await;
+    let metrics = get(ops_port, "/metrics").await.body;
+    assert!(
+        metrics.contains(&format!("orders_api_http_connections {count}\n")),
+        "{metrics}"
+    );
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let started = Instant::now();
+        assert_eq!(get(ops_port, path).await.status, 200, "{path}");
+        let elapsed = started.elapsed();
+        assert!(elapsed < Duration::from_secs(3), "{path}: {elapsed:?}");
+    }
+    for path in ["/livez", "/api/v1/orders"] {
+        assert_eq!(program.get(path).await.status, 200, "{path}");
+    }
+    drop(held);
 }
 
 async fn listen() -> TcpListener {

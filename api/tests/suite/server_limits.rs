@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::program::Program;
-use crate::support::{PATIENCE, TableLock, TestApi, config};
+use crate::support::{PATIENCE, TableLock, TestApi, config, connect_from};
 
 const LIVEZ: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -408,13 +408,6 @@ async fn start_with_deadlines(change: impl FnOnce(&mut Deadlines)) -> TestApi {
         change(&mut config.server.deadlines);
     })
     .await
-}
-
-/// On Linux, all of 127.0.0.0/8 is loopback, so a test can use many addresses.
-async fn connect_from(source: [u8; 4], port: u16) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((source, 0).into()).unwrap();
-    socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
 }
 
 /// Returns the status of the answer; empty if there is none.

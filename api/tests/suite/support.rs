@@ -22,8 +22,8 @@ use shared::db::orders::UpsertOrders;
 use shared::events::{self, Operation};
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json, parse_arguments};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -223,6 +223,30 @@ fn request_head(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head
+}
+
+/// Connects from another address of this machine.
+pub async fn connect_from(source: [u8; 4], port: u16) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(([127, 0, 0, 1], port).into()).await.unwrap()
+}
+
+/// Asks on a connection that stays open, and reads the answer, whose length must be known. Returns its status.
+pub async fn ask_on(stream: &mut TcpStream, path: &str) -> u16 {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut head).await.unwrap(), 0, "{head}");
+    }
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let length = length.unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).await.unwrap();
+    head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// Sends bytes to a local port and reads the answer until the server closes.

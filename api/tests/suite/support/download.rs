@@ -48,6 +48,19 @@ impl Download {
         Self::send_on(TcpSocket::new_v4().unwrap(), port, &(head + body)).await
     }
 
+    /// Asks from another address of this machine, over a connection with a small receive buffer.
+    pub async fn start_from(address: [u8; 4], port: u16, path: &str) -> Self {
+        Self::start_from_with(address, port, path, "").await
+    }
+
+    /// The same with other headers, one per line.
+    pub async fn start_from_with(address: [u8; 4], port: u16, path: &str, headers: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        Self::start_on(socket, port, path, headers).await
+    }
+
     async fn start_on(socket: TcpSocket, port: u16, path: &str, headers: &str) -> Self {
         Self::send_on(socket, port, &request_head("GET", path, headers)).await
     }
