@@ -15,6 +15,7 @@ use crate::cache::OrderCache;
 use crate::cache::core::Capacity;
 use crate::config::Config;
 use crate::http::authority::Authority;
+use crate::http::budget::Budget;
 use crate::http::problem::ApiError;
 use crate::http::token_file::TokenFile;
 use crate::metrics::Metrics;
@@ -41,6 +42,8 @@ pub struct App {
     pub repository: Repository,
     /// Orders in memory.
     pub cache: Arc<OrderCache>,
+    /// The memory of answers.
+    pub budget: Budget,
     /// How many orders a warm-up loads by default.
     pub warmup_limit: usize,
     /// What operators count.
@@ -106,6 +109,7 @@ impl App {
             },
             body_deadline: config.server.deadlines.body,
             answer_deadline: config.pool.answer_deadline,
+            budget: Budget::new(config.pool.wait, &metrics.answers),
             export_places: Shares::new(MAX_EXPORTS, MAX_EXPORTS_OF_CLIENT),
             patience: config.pool.wait,
             repository,

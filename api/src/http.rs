@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod authority;
 pub mod body;
+pub mod budget;
 pub mod checks;
 pub mod compression;
 pub mod conditional;

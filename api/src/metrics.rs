@@ -1,6 +1,7 @@
-//! What operators count: requests, connections, tokens, exports, and clients of the live feed. The cache counts its own events, and
-//! is asked for them. No label contains a uid.
+//! What operators count: requests, connections, tokens, the memory of answers, exports, and clients of the live feed. The cache
+//! counts its own events, and is asked for them. No label contains a uid.
 
+pub mod answers;
 mod cache;
 pub mod exports;
 pub mod feed;
@@ -21,6 +22,7 @@ use tracing::error;
 use warp::http::{Method, StatusCode};
 
 use crate::cache::OrderCache;
+use answers::AnswerMetrics;
 use cache::CacheCollector;
 use exports::ExportMetrics;
 use feed::FeedMetrics;
@@ -51,6 +53,8 @@ type Label = [(&'static str, &'static str); 1];
 /// The metrics of this process.
 #[derive(Debug)]
 pub struct Metrics {
+    /// The metrics of the memory of answers.
+    pub answers: AnswerMetrics,
     /// The metrics of exports.
     pub exports: ExportMetrics,
     /// The metrics of the live feed.
@@ -99,6 +103,7 @@ impl Metrics {
         let ops_connections = ConnectionMetrics::register(registry, "ops");
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
         Self {
+            answers: AnswerMetrics::register(registry),
             exports: ExportMetrics::register(registry),
             feed: FeedMetrics::register(registry),
             tokens: TokenMetrics::register(registry),

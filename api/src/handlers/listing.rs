@@ -45,7 +45,11 @@ pub async fn list(
     let request = Request::parse(&head)?;
     app.require_schema()?;
     let response = match request {
-        Request::Named(request) => app.in_time(list_named(&app, &head, &request)).await?,
+        Request::Named(request) => {
+            let page = list_named(&app, &head, &request);
+            app.in_time(app.budget.page(head.sender.client, page))
+                .await?
+        }
         Request::Matching(request) => answer(&app, grant, &head, request).await?,
     };
     finish(&head, response)
@@ -59,7 +63,10 @@ async fn answer(
     request: ListRequest,
 ) -> Result<Response, ApiError> {
     match request.format {
-        ListFormat::Json => app.in_time(list_page(app, head, &request)).await,
+        ListFormat::Json => {
+            let page = list_page(app, head, &request);
+            app.in_time(app.budget.page(head.sender.client, page)).await
+        }
         ListFormat::Ndjson => list_all(app, grant, head, request).await,
     }
 }

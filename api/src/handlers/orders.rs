@@ -16,7 +16,6 @@ use crate::http::conditional::Reading;
 use crate::http::empty;
 use crate::http::envelope::{X_REQUEST_ID, at_once};
 use crate::http::problem::{ApiError, CACHE_STATUS};
-use crate::http::request::Head;
 
 /// Tells a browser's developer tools what took the time (W3C Server Timing): `cache`, or `db` with its milliseconds.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -45,18 +44,22 @@ pub fn get(call: Call) -> Answer {
     });
     match fetching {
         Err(refused) => at_once(Err(refused)),
-        Ok(Either::Left(cached)) => at_once(order_answer(&call.head, cached, Duration::ZERO)),
+        Ok(Either::Left(cached)) => at_once(order_answer(&call, cached, Duration::ZERO)),
         Ok(Either::Right(loading)) => {
             let started = Instant::now();
             Either::Right(Box::pin(async move {
                 let loaded = call.app.in_time(loading).await?;
-                order_answer(&call.head, loaded, started.elapsed())
+                order_answer(&call, loaded, started.elapsed())
             }))
         }
     }
 }
 
-fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Response, ApiError> {
+fn order_answer(
+    Call { app, head, .. }: &Call,
+    fetched: Fetched,
+    waited: Duration,
+) -> Result<Response, ApiError> {
     let Fetched { order, source } = fetched;
     let cache_status = match source {
         Source::Cache { .. } => "orders; hit",
@@ -74,7 +77,10 @@ fn order_answer(head: &Head, fetched: Fetched, waited: Duration) -> Result<Respo
     let revision = order.revision;
     let (etag, body) = order.into_parts();
     let mut response = match conditional::reading(&head.headers, revision)? {
-        Reading::Send => Response::new(body.into()),
+        Reading::Send => {
+            let body = app.budget.count(head.sender.client, body)?;
+            Response::new(body.into())
+        }
         Reading::NotModified => empty(StatusCode::NOT_MODIFIED),
         Reading::Mismatch => {
             let current = Some(revision);

@@ -12,6 +12,7 @@ use super::Call;
 use crate::app::App;
 use crate::cache::ReadyOrder;
 use crate::http::authority::Grant;
+use crate::http::budget::Reserved;
 use crate::http::merge_patch::MergePatch;
 use crate::http::problem::{ApiError, order_location};
 use crate::http::{JSON, MERGE_PATCH, body, conditional, empty};
@@ -28,6 +29,7 @@ pub async fn post(call: Call) -> Result<Response, ApiError> {
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
+    let reserved = app.budget.write(head.sender.client).await?;
     let body = body::read(&head, body, JSON, app.body_deadline).await?;
     let order = app.decoder.decode(&body)?;
     // The preconditions of the request are about the list, which POST does not change as a whole.
@@ -35,7 +37,7 @@ pub async fn post(call: Call) -> Result<Response, ApiError> {
         operation: "post",
         grant,
     };
-    store(&app, author, order, None).await
+    store(&app, author, order, None, reserved).await
 }
 
 /// Replaces an order. Creates one if the client demands that there is none.
@@ -50,6 +52,7 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
+    let reserved = app.budget.write(head.sender.client).await?;
     let body = body::read(&head, body, JSON, app.body_deadline).await?;
     let order = app.decoder.decode(&body)?;
     if order.order_uid != uid {
@@ -60,15 +63,16 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
         operation: "put",
         grant,
     };
-    store(&app, author, order, Some(precondition)).await
+    store(&app, author, order, Some(precondition), reserved).await
 }
 
-/// Writes an order, and answers with it. Without a precondition the order is created.
+/// Writes an order, and answers with it, for which memory is reserved. Without a precondition the order is created.
 async fn store(
     app: &Arc<App>,
     author: Author,
     order: Order,
     precondition: Option<Precondition>,
+    reserved: Reserved,
 ) -> Result<Response, ApiError> {
     let uid = order.order_uid.clone();
     let (repository, order) = (app.repository.clone(), Arc::new(order));
@@ -80,7 +84,7 @@ async fn store(
         }
     })
     .await?;
-    let mut response = order_response(&order, written.revision);
+    let mut response = order_response(&order, written.revision, reserved);
     if written.effect == Effect::Created {
         *response.status_mut() = StatusCode::CREATED;
         let location = order_location(order.order_uid.as_str());
@@ -101,6 +105,7 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
     } = call;
     head.parameters(&[])?;
     head.require_accepts_json()?;
+    let reserved = app.budget.write(head.sender.client).await?;
     let body = body::read(&head, body, MERGE_PATCH, app.body_deadline).await?;
     let patch = MergePatch::parse(&body, &uid, &app.decoder)?;
     let precondition = conditional::precondition(&head.headers)?;
@@ -116,13 +121,13 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
             .await
     })
     .await?;
-    Ok(order_response(&order, written.revision))
+    Ok(order_response(&order, written.revision, reserved))
 }
 
 /// Returns the answer to a write: the order as it is now.
-fn order_response(order: &Order, revision: Revision) -> Response {
+fn order_response(order: &Order, revision: Revision, reserved: Reserved) -> Response {
     let (etag, body) = ReadyOrder::new(order, revision).into_parts();
-    let mut response = Response::new(body.into());
+    let mut response = Response::new(reserved.attach(body).into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     headers.insert(ETAG, etag);

@@ -23,6 +23,7 @@ mod list_tags;
 mod listener;
 mod listing;
 mod malformed_requests;
+mod memory;
 mod named_orders;
 mod openapi;
 mod ops_port;
