@@ -54,8 +54,8 @@ class Reference {
   type(schema) {
     if (!schema) return ["any"];
     if (schema.$ref) {
-      const name = schema.$ref.split("/").at(-1);
-      return [element("a", { href: `#schema-${name}` }, name)];
+      const name = schema.$ref.match(/^#\/components\/schemas\/([^/]+)$/)?.[1];
+      return name ? [element("a", { href: `#schema-${name}` }, name)] : this.type(this.resolve(schema));
     }
     if (schema.allOf) return schema.allOf.flatMap((each, index) => (index ? [", ", this.type(each)] : this.type(each))).flat();
     if (schema.anyOf && !schema.type) return schema.anyOf.flatMap((each, index) => [index ? " or " : "", ...this.type(each)]);

@@ -174,6 +174,8 @@ test("the page links to a readable view of the whole description of the api", { 
   }
   assert.ok(await page.value(`document.getElementById("put_order").textContent.includes("Needs a bearer token with the scope write")`));
   assert.ok(await page.value(`document.getElementById("list_orders").textContent.includes("OrderPage or SummaryPage")`));
+  const dangling = await page.value(`[...document.querySelectorAll('a[href^="#"]')].map((each) => each.getAttribute("href").slice(1)).filter((id) => !document.getElementById(id))`);
+  assert.deepEqual(dangling, []);
   const text = await page.value(`document.querySelector("main").textContent`);
   for (const code of components.schemas.Problem.properties.code.enum) assert.ok(text.includes(code), `${code} is missing`);
   await page.value(`location.hash = "schema-Problem"`);
