@@ -125,6 +125,20 @@ async fn slow_client_gets_the_orders_of_the_moment_of_its_request() {
     );
 }
 
+/// A client shows by each part that it reads. A whole page could take it longer than it may read nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_come_in_parts_that_a_slow_client_reads_in_time() {
+    let api = TestApi::start().await;
+    store_copies(&api.database, 5, 1000);
+    let mut download = Download::start_wide(api.port, PATH).await;
+    let mut length = 0;
+    while let Some(part) = download.next_chunk().await.unwrap() {
+        assert!(part.len() <= 16 * 1024, "{}", part.len());
+        length += part.len();
+    }
+    assert!(length > 256 * 1024, "{length}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn export_ends_when_its_client_leaves() {
     let api = TestApi::start().await;
