@@ -1,8 +1,11 @@
-//! `Accept: application/x-ndjson`: all matching orders as a stream, one per line, from one snapshot.
+//! `Accept: application/x-ndjson` and `text/csv`: all matching orders as a stream, from one snapshot.
 //!
 //! A task reads pages and hands them to the answer's body, one page ahead of the client. A slow client therefore slows down
 //! the reading, and a client that leaves ends it. The body ends normally only when the task says so. If the task ends in any
 //! other way, the connection is cut in the middle of the chunked body. No client can then take a part for the whole.
+
+mod csv;
+mod format;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -17,13 +20,13 @@ use warp::Reply;
 use warp::reply::Response;
 
 use crate::metrics::exports::{ExportMetrics, ExportOutcome};
-use crate::repository::{OrderFilter, Repository, Snapshot, StoreError, View};
+use crate::repository::{ListedOrder, OrderFilter, Repository, Snapshot, StoreError, View};
 use crate::shares::Portion;
 
-/// The media type of an export.
-pub const NDJSON: &str = "application/x-ndjson";
+pub use format::Format;
 
 /// The size at which a page is handed over. At most three pages are in memory: one is read, one waits, one is sent.
+/// An order of many items is larger as CSV, where each row repeats the order, so it may be sent in several parts.
 const PAGE_BYTES: usize = 256 * 1024;
 /// A page is handed over in parts of at most this size, so that a client that reads slowly can be told from one that reads
 /// nothing.
@@ -35,7 +38,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
 
 enum Part {
-    Lines(Bytes),
+    Text(Bytes),
     End,
 }
 
@@ -51,6 +54,7 @@ struct Cut;
 /// on, a failure cuts the connection.
 pub async fn stream_orders(
     repository: &Repository,
+    format: Format,
     filter: OrderFilter,
     view: View,
     place: Portion,
@@ -59,9 +63,10 @@ pub async fn stream_orders(
     shutdown: &CancellationToken,
 ) -> Result<Response, StoreError> {
     let mut snapshot = repository.open_snapshot(filter, view).await?;
-    let first = Page::read(&mut snapshot).await?;
+    let first = Page::read(&mut snapshot, format, format.beginning(view)).await?;
     let (parts_tx, mut parts_rx) = mpsc::channel(PAGE_BYTES / PART_BYTES);
     let export = Export {
+        format,
         snapshot,
         parts_tx,
         metrics: metrics.clone(),
@@ -71,7 +76,7 @@ pub async fn stream_orders(
     tokio::spawn(running.in_current_span());
     let body = stream::poll_fn(move |context| {
         parts_rx.poll_recv(context).map(|part| match part {
-            Some(Part::Lines(lines)) => Some(Ok(lines)),
+            Some(Part::Text(text)) => Some(Ok(text)),
             Some(Part::End) => None,
             None => Some(Err(Cut)),
         })
@@ -85,37 +90,42 @@ pub fn no_orders() -> Response {
 }
 
 struct Page {
-    lines: Bytes,
+    text: Bytes,
     orders: u64,
     has_more: bool,
+    /// The last order, if it did not fit, and its first item that is missing.
+    rest: Option<(ListedOrder, usize)>,
 }
 
 impl Page {
-    async fn read(snapshot: &mut Snapshot) -> Result<Self, StoreError> {
-        let (mut lines, mut orders) = (Vec::new(), 0);
-        let has_more = snapshot
-            .next_page(|order| {
-                serde_json::to_writer(&mut lines, &order.content).expect(
-                    "an order has only string keys, and serialising its fields cannot fail",
-                );
-                lines.push(b'\n');
-                orders += 1;
-                if lines.len() < PAGE_BYTES {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })
-            .await?;
+    /// Reads orders and appends them to `text`.
+    async fn read(
+        snapshot: &mut Snapshot,
+        format: Format,
+        mut text: Vec<u8>,
+    ) -> Result<Self, StoreError> {
+        let (mut orders, mut next_item) = (0, None);
+        let next_page = snapshot.next_page(|order| {
+            next_item = format.write(&order.content, 0, &mut text);
+            orders += 1;
+            if text.len() < PAGE_BYTES {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        let (has_more, last) = next_page.await?;
         Ok(Self {
-            lines: lines.into(),
+            text: text.into(),
             orders,
             has_more,
+            rest: last.zip(next_item),
         })
     }
 }
 
 struct Export {
+    format: Format,
     snapshot: Snapshot,
     parts_tx: mpsc::Sender<Part>,
     metrics: ExportMetrics,
@@ -159,17 +169,28 @@ impl Export {
     async fn send_all(&mut self, mut page: Page) -> Result<(), ExportOutcome> {
         loop {
             self.metrics.count_orders(page.orders);
-            while !page.lines.is_empty() {
-                let part = page.lines.split_to(page.lines.len().min(PART_BYTES));
-                self.send(Part::Lines(part)).await?;
+            self.send_text(page.text).await?;
+            while let Some((order, item)) = page.rest {
+                let mut text = Vec::new();
+                let next_item = self.format.write(&order.content, item, &mut text);
+                self.send_text(text.into()).await?;
+                page.rest = next_item.map(|item| (order, item));
             }
             if !page.has_more {
                 return self.send(Part::End).await;
             }
-            let next = Page::read(&mut self.snapshot).await;
+            let next = Page::read(&mut self.snapshot, self.format, Vec::new()).await;
             // The repository has logged the failure.
             page = next.map_err(|_| ExportOutcome::Failed)?;
         }
+    }
+
+    async fn send_text(&self, mut text: Bytes) -> Result<(), ExportOutcome> {
+        while !text.is_empty() {
+            let part = text.split_to(text.len().min(PART_BYTES));
+            self.send(Part::Text(part)).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, part: Part) -> Result<(), ExportOutcome> {

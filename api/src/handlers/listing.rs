@@ -19,7 +19,7 @@ use warp::reply::Response;
 
 use super::Call;
 use crate::app::App;
-use crate::export;
+use crate::export::{self, Format};
 use crate::http::authority::Grant;
 use crate::http::compression::compress;
 use crate::http::problem::ApiError;
@@ -67,7 +67,7 @@ async fn answer(
             let page = list_page(app, head, &request);
             app.in_time(app.budget.page(head.sender.client, page)).await
         }
-        ListFormat::Ndjson => list_all(app, grant, head, request).await,
+        ListFormat::All(format) => list_all(app, grant, head, format, request).await,
     }
 }
 
@@ -83,6 +83,7 @@ async fn list_all(
     app: &App,
     grant: Grant,
     head: &Head,
+    format: Format,
     request: ListRequest,
 ) -> Result<Response, ApiError> {
     let mut response = if head.method == Method::HEAD {
@@ -94,12 +95,15 @@ async fn list_all(
         let withdrawn = grant.withdrawn();
         let place = app.export_place(head.sender.client).await?;
         let beginning = export::stream_orders(
-            repository, filter, view, place, metrics, withdrawn, shutdown,
+            repository, format, filter, view, place, metrics, withdrawn, shutdown,
         );
         app.in_time(beginning).await?
     };
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(export::NDJSON));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(format.content_type()),
+    );
     Ok(response)
 }
 

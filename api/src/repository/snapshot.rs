@@ -55,14 +55,15 @@ impl Repository {
 }
 
 impl Snapshot {
-    /// Gives the next orders to `take`, until it breaks or the page ends. Returns whether more orders may follow.
+    /// Gives the next orders to `take`, until it breaks or the page ends. Returns whether more orders may follow, and the last one
+    /// that it took.
     ///
     /// # Errors
     /// Returns a [`StoreError`] if the database gave no answer or an order cannot be read. Nothing more can be read then.
     pub async fn next_page(
         &mut self,
         mut take: impl FnMut(&ListedOrder) -> ControlFlow<()>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(bool, Option<ListedOrder>), StoreError> {
         let page_orders = self.page_orders;
         let query = matching(&self.filter, self.after.as_ref()).limit(page_orders);
         let (view, history) = (self.view, self.session.history());
@@ -81,7 +82,7 @@ impl Snapshot {
             Ok(Ok((last, count, has_enough)))
         };
         let (last, count, has_enough) = self.session.run(1, read).await??;
-        if let Some(last) = last {
+        if let Some(last) = &last {
             self.after = Some(last.position());
         }
         // The rows behind the last one that was taken are thrown away. Pages of large orders are therefore short.
@@ -90,7 +91,7 @@ impl Snapshot {
         } else {
             (page_orders * 2).min(MAX_PAGE_ORDERS)
         };
-        Ok(has_enough || count == page_orders)
+        Ok((has_enough || count == page_orders, last))
     }
 }
 

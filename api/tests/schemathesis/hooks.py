@@ -25,6 +25,7 @@ LEASE_SECONDS = 5
 ORDER = "/api/v1/orders/{order_uid}"
 PATHS = (ORDER, "/api/v1/orders")
 WRITES = ("PUT", "POST", "PATCH", "DELETE")
+SEARCH = "/api/v1/orders/search"
 ORDER_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 events_before = 0
@@ -60,7 +61,7 @@ def before_call(context, case, kwargs):
         demand_absence(case)
     if READER is None:
         return
-    if case.method.upper() in ("GET", "HEAD"):
+    if case.method.upper() in ("GET", "HEAD") or case.path == SEARCH:
         kwargs["url"] = case.as_transport_kwargs(base_url=READER)["url"]
     elif is_write(case, *WRITES):
         events_before = events_of_reader()

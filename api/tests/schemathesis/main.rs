@@ -111,7 +111,7 @@ async fn two_processes_keep_it_as_one_does() {
 const NO_HEADER: &str = "Accept: */*";
 
 /// Answers that a run must have seen; otherwise it proves little.
-const READS: [&str; 8] = [
+const READS: [&str; 10] = [
     "GET order 200",
     "GET order 304",
     "GET order 404",
@@ -119,6 +119,8 @@ const READS: [&str; 8] = [
     "HEAD order 200",
     "GET orders 200",
     "GET orders 400",
+    "POST search 200",
+    "POST search 400",
     "GET cache_stats 200",
 ];
 const WRITES: [&str; 17] = [

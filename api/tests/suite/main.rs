@@ -11,6 +11,7 @@ mod coherence_rules;
 mod compression;
 mod cors;
 mod creating;
+mod csv_export;
 mod database_outage;
 mod errors;
 mod events;

@@ -10,7 +10,7 @@ use super::super::orders::demand;
 use super::PATH;
 use super::cursor::{SUMMARY, decode_cursor, encode_cursor, filter_texts};
 use super::named::NamedRequest;
-use crate::export::NDJSON;
+use crate::export::Format;
 use crate::http::problem::{ApiError, Unacceptable};
 use crate::http::request::Head;
 use crate::repository::{OrderFilter, Position, TotalKind, View};
@@ -41,28 +41,34 @@ const MAX_TEXT_CHARS: usize = 256;
 pub(super) enum ListFormat {
     /// One page as JSON.
     Json,
-    /// All matching orders, one per line.
-    Ndjson,
+    /// All matching orders as a stream.
+    All(Format),
 }
 
 impl ListFormat {
     /// Returns the format that the client prefers; a page if it has no preference.
     ///
     /// # Errors
-    /// Returns `NotAcceptable` if the client accepts neither, or prefers a stream that its version of HTTP cannot carry.
+    /// Returns `NotAcceptable` if the client accepts none, or prefers a stream that its version of HTTP cannot carry.
     fn of(head: &Head) -> Result<Self, ApiError> {
-        let json = head.preference("application/json");
-        let ndjson = head.preference(NDJSON);
-        if ndjson > json && !head.can_stream() {
-            let refused = Unacceptable::Version("a stream of all orders");
-            Err(ApiError::NotAcceptable(refused))
-        } else if ndjson > json {
-            Ok(Self::Ndjson)
-        } else if json.is_some() {
-            Ok(Self::Json)
-        } else {
-            let refused = Unacceptable::MediaType("application/json");
-            Err(ApiError::NotAcceptable(refused))
+        let media_type = "application/json";
+        let mut best = (head.preference(media_type), Self::Json);
+        for format in Format::ALL {
+            let preference = head.preference(format.media_type());
+            if preference > best.0 {
+                best = (preference, Self::All(format));
+            }
+        }
+        match best {
+            (None, _) => {
+                let refused = Unacceptable::MediaType(media_type);
+                Err(ApiError::NotAcceptable(refused))
+            }
+            (_, Self::All(_)) if !head.can_stream() => {
+                let refused = Unacceptable::Version("a stream of all orders");
+                Err(ApiError::NotAcceptable(refused))
+            }
+            (Some(_), format) => Ok(format),
         }
     }
 }
@@ -185,8 +191,7 @@ impl ListRequest {
             .transpose()?;
         let format = ListFormat::of(head)?;
         if format != ListFormat::Json {
-            let detail =
-                "cannot be used with Accept: application/x-ndjson, which returns all orders";
+            let detail = "cannot be used with Accept: application/x-ndjson or text/csv, which return all orders";
             refuse(&paging, detail)?;
         }
         Ok(Self {
