@@ -201,14 +201,16 @@ async fn each_route_says_that_it_is_crowded_or_slow() {
     let routes = [
         ("GET", "/order/absent", &[][..]),
         ("GET", LIST, &[]),
+        ("POST", LIST, &[JSON]),
         ("PUT", ORDER, &[JSON]),
+        ("PATCH", ORDER, &[PATCH]),
         ("DELETE", ORDER, &[]),
     ];
     let send = async |(method, path, headers): (&str, &str, &[(&str, &str)])| {
-        let body = if method == "PUT" {
-            good.as_bytes()
-        } else {
-            b""
+        let body = match method {
+            "POST" | "PUT" => good.as_bytes(),
+            "PATCH" => b"{}",
+            _ => b"",
         };
         api.send(method, path, headers, body).await
     };
