@@ -1,10 +1,15 @@
 //! An order that is changed by hand in psql reaches the cache like any other write. Our own writes are announced once.
 
+use std::time::Duration;
+
+use api::repository::{Precondition, Repository};
 use diesel::connection::SimpleConnection;
 use diesel::result::DatabaseErrorKind;
 use diesel::result::Error::DatabaseError;
+use shared::db::{PoolLimits, pool};
 use shared::events::Operation;
-use shared::testing::{Notifications, eventually};
+use shared::order::Order;
+use shared::testing::{Notifications, TestDatabase, eventually};
 
 use crate::support::{PATIENCE, TestApi, model};
 
@@ -157,4 +162,51 @@ async fn put_and_delete_are_announced_once() {
     let expected =
         [Operation::Upsert, Operation::Delete].map(|operation| (operation, UID.to_owned()));
     assert_eq!(seen, expected);
+}
+
+/// A pooler may give a transaction a session without our settings. The triggers would then take it for a foreign writer, draw
+/// another version than the one that the client is told, and notify twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_writes_on_a_session_that_has_lost_its_settings_have_one_version_and_one_event() {
+    let database = TestDatabase::create();
+    let limit = Duration::from_secs(10);
+    let limits = PoolLimits {
+        size: 1,
+        wait: limit,
+        statement_timeout: limit,
+    };
+    let pool = pool(&database.settings(), "test", limits).unwrap();
+    let repository = Repository::new(pool.clone(), pool.clone(), limit);
+    let lose_settings = async || {
+        let mut session = pool.get().await.unwrap();
+        let reset = diesel::sql_query("RESET orders.emits");
+        diesel_async::RunQueryDsl::execute(reset, &mut session)
+            .await
+            .unwrap();
+    };
+    let mut notifications = Notifications::listen(&database);
+    let mut must_be_whole = |version: i64| {
+        let stored = "SELECT version AS value FROM orders";
+        assert_eq!(database.integer(stored), version);
+        assert_eq!(notifications.events().len(), 1);
+    };
+    let any = Precondition::default();
+    lose_settings().await;
+    let created = repository.create_order(&model()).await.unwrap();
+    must_be_whole(created.revision.version);
+    lose_settings().await;
+    let replaced = repository.put_order(&model(), &any).await.unwrap();
+    must_be_whole(replaced.revision.version);
+    lose_settings().await;
+    let edit = |order: &Order| {
+        Ok(Order {
+            locale: "de".into(),
+            ..order.clone()
+        })
+    };
+    let edited = repository.edit_order(UID, &edit, &any).await.unwrap();
+    must_be_whole(edited.written.revision.version);
+    lose_settings().await;
+    repository.delete_order(UID, &any).await.unwrap();
+    assert_eq!(notifications.events().len(), 1);
 }
