@@ -71,9 +71,10 @@ impl Api {
                 })
                 .await;
             }
+            // Without the table itself, the listener would soon take the database for another one.
             "broken" => self
                 .database
-                .execute("ALTER TABLE orders RENAME TO renamed"),
+                .execute("ALTER TABLE orders RENAME COLUMN locale TO renamed"),
             "locked" => self.lock_orders(),
             "crowded" => {
                 self.lock_orders();
