@@ -168,12 +168,10 @@ async fn newest_orders_are_loaded_at_the_start_and_on_demand() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_orders_fill_the_cache_by_their_bytes() {
-    let api = TestApi::start_with(TestDatabase::create(), |config| {
-        config.cache.capacity_mb = 1;
-    })
-    .await;
-    // About 200 kB each: five of them fit, beside the model.
-    store_copies(&api.database, 20, 1000);
+    let database = TestDatabase::create();
+    // About 200 kB each: five of them fit. They are there before the listener, so that no late event evicts one.
+    store_copies(&database, 20, 1000);
+    let api = TestApi::start_with(database, |config| config.cache.capacity_mb = 1).await;
     let warmed = api.send("POST", "/api/v1/cache/warmup", &[], b"").await;
     assert_eq!(warmed.json()["loaded"], 0, "warm-up is off by default");
     let warm_up = "/api/v1/cache/warmup?limit=1000";

@@ -225,7 +225,7 @@ fn request_head(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
     head
 }
 
-/// Connects from another address of this machine.
+/// Connects from another address of this machine. On Linux, all of 127.0.0.0/8 is loopback.
 pub async fn connect_from(source: [u8; 4], port: u16) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();

@@ -123,15 +123,15 @@ impl<V: Clone + Versioned, W: Clone, S> Core<V, W, S> {
         {
             return Stored::NoRoom;
         }
+        // Before the entry is there, because it is the last one that should go.
+        while self.room.is_exceeded_by(1, weight_bytes) && self.evict_oldest(&mut shard) {}
+        self.room.take(weight_bytes);
         match placement {
             Placement::Hot => shard.entries.insert(uid, entry, weight_bytes),
             Placement::Cold => shard.entries.insert_oldest(uid, entry, weight_bytes),
         }
-        self.room.take(weight_bytes);
-        while self.room.is_exceeded() && shard.entries.len() > 1 {
-            self.evict_oldest(&mut shard);
-        }
         drop(shard);
+        // Nothing else was left here, or another shard has taken the room at the same time.
         self.evict_elsewhere(number);
         Stored::Yes
     }

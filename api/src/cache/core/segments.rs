@@ -137,10 +137,10 @@ impl<T> SegmentedLru<T> {
         Some(marked.weight_bytes)
     }
 
-    /// Removes the oldest unmarked entry on probation, but not the newest one. If all of them are marked, it removes the entry
-    /// that has been protected for longest. Returns the weight of what was removed.
+    /// Removes the oldest unmarked entry on probation. If all of them are marked, it removes the entry that has been protected
+    /// for longest. Returns the weight of what was removed.
     pub(super) fn remove_oldest(&mut self) -> Option<usize> {
-        for _ in 1..self.probation.entries.len().min(MAX_MOVES) {
+        for _ in 0..self.probation.entries.len().min(MAX_MOVES) {
             let (uid, oldest) = self.probation.pop_oldest()?;
             if !oldest.is_used {
                 return Some(oldest.weight_bytes);
@@ -211,20 +211,20 @@ mod tests {
         assert_eq!(entries.remove_oldest(), Some(1));
         assert_eq!(entries.weight_bytes(), 9);
         let rest: Vec<_> = (0..4).filter_map(|_| entries.remove_oldest()).collect();
-        assert_eq!(rest, [2, 3, 0, 4], "the newest is last");
+        assert_eq!(rest, [2, 3, 4, 0], "what is protected is last");
         assert_eq!(entries.remove_oldest(), None);
     }
 
     #[test]
-    fn if_all_entries_are_used_one_is_evicted_but_not_the_newest() {
+    fn if_all_entries_are_used_one_is_evicted() {
         for capacity in [1, 2, 5, 100] {
             let mut entries = filled(capacity);
             for newest in capacity..capacity * 3 {
                 for number in 0..newest {
                     entries.get(&number.to_string());
                 }
-                entries.insert(newest.to_string().into(), newest, newest);
                 assert!(entries.remove_oldest().is_some());
+                entries.insert(newest.to_string().into(), newest, newest);
                 assert_eq!(entries.len(), capacity);
                 assert_eq!(entries.peek(&newest.to_string()), Some(&newest));
             }
@@ -238,7 +238,7 @@ mod tests {
             entries.get(&number.to_string());
         }
         assert_eq!(entries.remove_oldest(), Some(0));
-        assert_eq!(entries.protected.entries.len(), MAX_MOVES - 2);
+        assert_eq!(entries.protected.entries.len(), MAX_MOVES - 1);
     }
     #[test]
     fn no_more_than_four_fifths_of_the_bytes_are_protected() {
@@ -249,8 +249,7 @@ mod tests {
         }
         entries.insert("10".into(), 10, 10);
         entries.remove_oldest();
-        // Of the 80, one was evicted, because everything on probation was marked.
-        assert_eq!(entries.protected.weight_bytes, 70);
+        assert_eq!(entries.protected.weight_bytes, 80);
         assert_eq!(entries.weight_bytes(), 100);
         entries.clear();
         assert_eq!((entries.len(), entries.weight_bytes()), (0, 0));

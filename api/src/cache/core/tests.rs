@@ -352,6 +352,19 @@ fn entry_that_is_heavier_than_the_whole_cache_is_answered_but_not_stored() {
     assert_eq!(core.sizes(), (1, 0, 10));
 }
 
+#[test]
+fn new_entry_stays_although_all_others_are_used_and_one_eviction_is_not_enough() {
+    let core = open_core_of(1000, 1000);
+    for uid in ["a", "b", "c", "d"] {
+        assert_eq!(fill_heavy(&core, uid, 1, 240), Stored::Yes);
+        assert!(hit(&core, uid).is_some());
+    }
+    for (uid, weight_bytes) in [("e", 500), ("f", 10), ("g", 1000), ("h", 900)] {
+        assert_eq!(fill_heavy(&core, uid, 1, weight_bytes), Stored::Yes);
+        assert_eq!(hit(&core, uid), Some(1), "{uid}");
+    }
+}
+
 /// An order may be larger than a shard's share. The bound is one of all shards.
 #[test]
 fn entries_as_heavy_as_several_shards_share_the_cache_with_light_ones() {
