@@ -71,6 +71,6 @@ fn content_of(media_type: &str) -> &'static str {
     if media_type == MERGE_PATCH {
         "patch"
     } else {
-        "order"
+        "body"
     }
 }
