@@ -136,7 +136,9 @@ fn host_of_target(uri: &Uri, host: &Authority) -> Result<HeaderValue, ApiError> 
 fn origin_form(uri: &Uri) -> Uri {
     match uri.path_and_query() {
         Some(target) if target.as_str().starts_with('/') => target.clone().into(),
-        Some(query) => Uri::try_from(format!("/{query}")).expect("a query may follow any path"),
+        Some(query) => {
+            Uri::try_from(["/", query.as_str()].concat()).expect("a query may follow any path")
+        }
         None => Uri::default(),
     }
 }
