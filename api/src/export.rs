@@ -20,7 +20,7 @@ use warp::Reply;
 use warp::reply::Response;
 
 use crate::metrics::exports::{ExportMetrics, ExportOutcome};
-use crate::repository::{ListedOrder, OrderFilter, Repository, Snapshot, StoreError, View};
+use crate::repository::{ListedOrder, Snapshot, StoreError};
 use crate::shares::Portion;
 
 pub use format::Format;
@@ -47,23 +47,21 @@ enum Part {
 #[error("the export ended early")]
 struct Cut;
 
-/// Answers with all orders that match. `withdrawn` and `shutdown` cut the connection. `place` is held until the export ends.
+/// Answers with all orders of a snapshot. `withdrawn` and `shutdown` cut the connection. `place` is held until the export ends.
 ///
 /// # Errors
 /// Returns a [`StoreError`] if the database gave no answer, or an order of the first page cannot be read. From the second page
 /// on, a failure cuts the connection.
 pub async fn stream_orders(
-    repository: &Repository,
+    mut snapshot: Snapshot,
     format: Format,
-    filter: OrderFilter,
-    view: View,
     place: Portion,
     metrics: &ExportMetrics,
     withdrawn: impl Future<Output = ()> + Send + 'static,
     shutdown: &CancellationToken,
 ) -> Result<Response, StoreError> {
-    let mut snapshot = repository.open_snapshot(filter, view).await?;
-    let first = Page::read(&mut snapshot, format, format.beginning(view)).await?;
+    let beginning = format.beginning(snapshot.view());
+    let first = Page::read(&mut snapshot, format, beginning).await?;
     let (parts_tx, mut parts_rx) = mpsc::channel(PAGE_BYTES / PART_BYTES);
     let export = Export {
         format,

@@ -91,12 +91,13 @@ async fn list_all(
     } else {
         info!(operation = "export", token = grant.token_name(), "read");
         let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
-        let (repository, ListRequest { filter, view, .. }) = (&app.repository, request);
         let withdrawn = grant.withdrawn();
         let place = app.export_place(head.sender.client).await?;
-        let beginning = export::stream_orders(
-            repository, format, filter, view, place, metrics, withdrawn, shutdown,
-        );
+        let beginning = async {
+            let ListRequest { filter, view, .. } = request;
+            let snapshot = app.repository.open_snapshot(filter, view).await?;
+            export::stream_orders(snapshot, format, place, metrics, withdrawn, shutdown).await
+        };
         app.in_time(beginning).await?
     };
     let headers = response.headers_mut();

@@ -55,6 +55,11 @@ impl Repository {
 }
 
 impl Snapshot {
+    /// Returns how much it reads of each order.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
     /// Gives the next orders to `take`, until it breaks or the page ends. Returns whether more orders may follow, and the last one
     /// that it took.
     ///
