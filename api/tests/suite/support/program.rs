@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
+use servers::ports::free_port;
 use shared::testing::{TestDatabase, eventually};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use super::{Answer, PATIENCE, send_bytes};
 
@@ -39,9 +40,7 @@ impl Program {
         database: &TestDatabase,
         settings: &[(&str, &str)],
     ) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port().unwrap();
         let server = database.settings();
         let log = std::env::temp_dir().join(format!("api-{}.log", uuid::Uuid::new_v4()));
         let process = command
