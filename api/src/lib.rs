@@ -53,6 +53,7 @@ use crate::app::App;
 use crate::cache::listener::Listener;
 use crate::config::Config;
 use crate::http::envelope::{Envelope, Routes};
+use crate::http::token_file;
 use crate::repository::APPLICATION_NAME;
 
 /// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
@@ -189,7 +190,7 @@ async fn keep_cache_correct(
 async fn follow_tokens(app: &App, stop: &CancellationToken) -> anyhow::Result<()> {
     match &app.tokens {
         Some(tokens) => tokens.follow(stop).await,
-        None => Ok(()),
+        None => token_file::ignore_hangups(stop).await,
     }
 }
 

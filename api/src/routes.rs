@@ -92,7 +92,7 @@ struct Endpoint {
 }
 
 const OPEN: Option<Access> = None;
-const READ: Option<Access> = needs(Scope::Read, false);
+const READ: Option<Access> = Some(Access::READ);
 const WRITE: Option<Access> = needs(Scope::Write, true);
 const OPERATE: Option<Access> = needs(Scope::Operate, true);
 const SEE_METRICS: Option<Access> = needs(Scope::Operate, false);
@@ -216,8 +216,7 @@ impl Route {
             allow: self.allow(),
         })?;
         if let Some(access) = endpoint.access.filter(|_| door == Door::Clients) {
-            call.grant = call.app.authority.check(access, &call.head)?;
-            *token = call.grant.token().cloned();
+            call.grant = call.app.authority.check(access, &call.head, token)?;
         }
         Ok((endpoint.handler)(call))
     }

@@ -8,7 +8,7 @@ use super::tokens::{Scopes, TokenName};
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Make tokens for clients
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
 }
 

@@ -160,6 +160,10 @@ impl Tokens {
 
     /// Reads a file of tokens.
     fn read(path: &Path) -> anyhow::Result<Self> {
+        // Opening a pipe would wait for somebody who writes.
+        if !std::fs::metadata(path)?.is_file() {
+            bail!("it is no regular file");
+        }
         let mut text = String::new();
         let file = std::fs::File::open(path)?;
         file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;

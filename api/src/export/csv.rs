@@ -7,8 +7,11 @@ use shared::order::{Item, Order, format_utc};
 
 use crate::repository::{OrderSummary, View};
 
-/// What a formula begins with. Some programs skip tabs and line breaks before it.
-const FORMULA_BEGINNINGS: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+/// What a formula begins with. Some programs skip tabs and line breaks before it, and some take the full-width forms of the
+/// signs for the signs themselves (OWASP, CSV Injection).
+const FORMULA_BEGINNINGS: [char; 11] = [
+    '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+];
 
 /// A row that is being written.
 struct Row<'a> {
@@ -158,6 +161,8 @@ mod tests {
             ("a\nb", "\"a\nb\""),
             ("a\r\nb", "\"a\r\nb\""),
             ("=1+1", "'=1+1"),
+            ("\n=1+1", "\"'\n=1+1\""),
+            ("\u{ff1d}1+1", "'\u{ff1d}1+1"),
             ("+49 30", "'+49 30"),
             ("-1", "'-1"),
             ("@SUM(A1)", "'@SUM(A1)"),

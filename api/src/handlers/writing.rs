@@ -10,8 +10,8 @@ use warp::reply::Response;
 
 use super::Call;
 use crate::app::App;
-use crate::cache::ReadyOrder;
-use crate::http::authority::Grant;
+use crate::cache::{ReadyOrder, revision_etag};
+use crate::http::authority::{Access, Grant};
 use crate::http::budget::Reserved;
 use crate::http::merge_patch::MergePatch;
 use crate::http::problem::{ApiError, order_location};
@@ -93,7 +93,8 @@ async fn store(
     Ok(response)
 }
 
-/// Changes some members of an order. A patch that changes nothing writes nothing, so the order keeps its revision.
+/// Changes some members of an order. A patch that changes nothing writes nothing, so the order keeps its revision. The answer
+/// has the order only for those who may read it: otherwise an empty patch would show it to whoever may write.
 pub async fn patch(call: Call) -> Result<Response, ApiError> {
     let uid = call.order_uid()?.clone();
     let Call {
@@ -109,6 +110,7 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
     let body = body::read(&head, body, MERGE_PATCH, app.body_deadline).await?;
     let patch = MergePatch::parse(&body, &uid, &app.decoder)?;
     let precondition = conditional::precondition(&head.headers)?;
+    let may_read = app.authority.check(Access::READ, &head, &mut None).is_ok();
     let (repository, decoder, patched) = (app.repository.clone(), app.decoder, uid.clone());
     let author = Author {
         operation: "patch",
@@ -121,7 +123,14 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
             .await
     })
     .await?;
-    Ok(order_response(&order, written.revision, reserved))
+    if may_read {
+        return Ok(order_response(&order, written.revision, reserved));
+    }
+    let mut response = empty(StatusCode::NO_CONTENT);
+    response
+        .headers_mut()
+        .insert(ETAG, revision_etag(written.revision));
+    Ok(response)
 }
 
 /// Returns the answer to a write: the order as it is now.

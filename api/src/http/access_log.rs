@@ -79,7 +79,7 @@ impl AccessLogger {
             method = access.method,
             route = access.route,
             status_code = access.status.as_u16(),
-            duration_ms = access.duration.as_secs_f64() * 1000.0,
+            duration_ms = access.duration.as_micros() as f64 / 1000.0,
             unlogged = (unlogged > 0).then_some(unlogged),
             "request"
         );

@@ -30,6 +30,14 @@ pub struct Access {
     pub is_write: bool,
 }
 
+impl Access {
+    /// What reading orders needs.
+    pub const READ: Self = Self {
+        scope: Scope::Read,
+        is_write: false,
+    };
+}
+
 /// Decides who may do what on this server.
 #[derive(Debug)]
 pub struct Authority {
@@ -107,13 +115,18 @@ impl Authority {
         Self { tokens, open }
     }
 
-    /// Checks whether a request may use an endpoint.
+    /// Checks whether a request may use an endpoint. Puts its token into `known`, for the log, also if the token lacks the scope.
     ///
     /// # Errors
     /// Returns `Unauthorized` if the token is missing or wrong, `InsufficientScope` if it does not allow this, `ReadsDisabled`
     /// or `WritesDisabled` if the client is not at this machine, and `ForbiddenOrigin` if the request comes from a page of
     /// another site or names another host.
-    pub fn check(&self, access: Access, head: &Head) -> Result<Grant, ApiError> {
+    pub fn check(
+        &self,
+        access: Access,
+        head: &Head,
+        known: &mut Option<Arc<Token>>,
+    ) -> Result<Grant, ApiError> {
         let Some(file) = &self.tokens else {
             return self.open.check(access.is_write, head).map(|()| Grant::Open);
         };
@@ -121,6 +134,7 @@ impl Authority {
         let token = file
             .find(sent)
             .ok_or(ApiError::Unauthorized { is_wrong: true })?;
+        *known = Some(Arc::clone(&token));
         let Access { scope, .. } = access;
         if !token.scopes.contains(scope) {
             return Err(ApiError::InsufficientScope {
@@ -141,8 +155,8 @@ impl OpenAccess {
                 _ => "change orders",
             };
             warn!(
-                "there are no tokens, and ALLOW_UNAUTHENTICATED_... is set: whoever reaches this port may {what}; set \
-                 API_TOKENS_FILE unless only people at this machine reach it"
+                "there are no tokens, and ALLOW_UNAUTHENTICATED_... is set: whoever reaches this port with a Host of \
+                 ALLOWED_HOSTS may {what}; set API_TOKENS_FILE unless only people at this machine reach it"
             );
         } else if !self.is_bound_to_loopback {
             warn!(

@@ -64,12 +64,10 @@ fn refuse_announced_oversize(head: &Head) -> Result<(), ApiError> {
 async fn collect(mut body: Body) -> Result<Bytes, ApiError> {
     let mut collected = Vec::new();
     let mut size_bytes = 0;
-    // An error here means that the client hung up or broke the framing, so nobody is left to read details.
-    while let Some(chunk) = body
-        .try_next()
-        .await
-        .map_err(|_| ApiError::MalformedJson("the body is incomplete".into()))?
-    {
+    // The client has hung up, or has broken the framing.
+    while let Some(chunk) = body.try_next().await.map_err(|_| {
+        ApiError::BadRequest("the body is cut off, or its chunked coding is malformed")
+    })? {
         size_bytes += chunk.len();
         if size_bytes > MAX_DRAINED_BYTES {
             break;

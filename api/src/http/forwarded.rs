@@ -1,6 +1,6 @@
 //! Which client a proxy has forwarded a request for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use warp::http::HeaderMap;
 
@@ -39,7 +39,7 @@ impl TrustedProxies {
         for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
             for text in value.to_str().ok()?.rsplit(',') {
                 // Whatever follows an address that cannot be read may be invented.
-                let address = text.trim().parse::<IpAddr>().ok()?.to_canonical();
+                let address = address_of(text.trim())?.to_canonical();
                 if !self.is_trusted(address) {
                     return Some(address);
                 }
@@ -53,6 +53,14 @@ impl TrustedProxies {
             .iter()
             .any(|network| network.contains(address))
     }
+}
+
+/// Reads an address. Some proxies add the port of the client, and brackets around an IPv6 address.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let address = text.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|socket| socket.ip());
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    address.or_else(with_port).or_else(bracketed)
 }
 
 #[cfg(test)]
@@ -69,6 +77,9 @@ mod tests {
             ("::1", &["198.51.100.7, 192.0.2.1, 10.0.0.2"], "192.0.2.1"),
             ("::1", &["192.0.2.1", "10.0.0.2"], "192.0.2.1"),
             ("::1", &["2001:db8::1"], "2001:db8::1"),
+            ("::1", &["192.0.2.1:4711"], "192.0.2.1"),
+            ("::1", &["[2001:db8::1]:80, 10.0.0.2:1"], "2001:db8::1"),
+            ("::1", &["[2001:db8::1]"], "2001:db8::1"),
             ("::1", &["192.0.2.1, unknown"], "::1"),
             ("::1", &["10.0.0.2"], "::1"),
             ("::1", &[], "::1"),

@@ -95,7 +95,8 @@ pub enum ApiError {
     },
     /// The request needs no token, but it names another host, or it is a write from a page of another site.
     #[error(
-        "without a token, the header Host must name this machine, and a write must not come from a page of another site"
+        "without a token, the header Host must be a name of loopback, or one of ALLOWED_HOSTS if unauthenticated requests are \
+         allowed, and a write must not come from a page of another site"
     )]
     ForbiddenOrigin,
     /// There is no such order.
@@ -355,9 +356,15 @@ fn version_mismatch(exists: bool) -> &'static str {
     }
 }
 
-/// Returns the value of `Location` for an order.
+/// Returns the value of `Location` for an order. `/api/v1/orders/search` is another route, so an order with this id is at the
+/// same path with an encoded letter.
 pub fn order_location(order_uid: &str) -> HeaderValue {
-    let path = ["/api/v1/orders/", order_uid].concat();
+    let segment = if order_uid == "search" {
+        "%73earch"
+    } else {
+        order_uid
+    };
+    let path = ["/api/v1/orders/", segment].concat();
     HeaderValue::try_from(path).expect("all characters of an order id are valid in a header")
 }
 

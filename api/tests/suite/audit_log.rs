@@ -4,6 +4,7 @@ use serde_json::Value;
 use shared::testing::TestDatabase;
 
 use crate::support::program::Program;
+use crate::support::tokens::{TokenFile, bearer};
 use crate::support::{model, store};
 
 const TOKEN: &str = "s3cret-token-of-the-log";
@@ -149,4 +150,29 @@ async fn the_access_log_tells_of_refusals_or_of_all_requests_but_of_no_order() {
         }
         assert!(!log.contains("canary") && !log.contains(TOKEN), "{log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_lacks_a_scope_is_named_in_the_log() {
+    let file = TokenFile::new(&[("shop", "read")]);
+    let settings = [
+        ("API_TOKENS_FILE", file.path.to_str().unwrap()),
+        ("LOG_FORMAT", "json"),
+    ];
+    let program = Program::start(&TestDatabase::create(), &settings).await;
+    let request = format!(
+        "DELETE /api/v1/cache HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nConnection: close\r\n\r\n",
+        bearer("shop")
+    );
+    assert_eq!(program.send(&request).await.status, 403);
+    let log = program.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("api::access"))
+        .unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (&line["token"], &line["status_code"]),
+        (&"shop".into(), &403.into())
+    );
 }

@@ -254,3 +254,25 @@ async fn removed_order_can_be_created_again_and_a_later_message_replaces_it() {
     let lost = api.put(&model(), &[("If-Match", &etags[2])]).await;
     assert_eq!(lost.status, 412);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_id_is_the_name_of_another_route_is_where_location_says() {
+    let api = TestApi::start().await;
+    let mut order = model();
+    order.order_uid = "search".parse().unwrap();
+    let body = json(&order);
+    let json = [("Content-Type", "application/json")];
+    let created = api
+        .send("POST", "/api/v1/orders", &json, body.as_bytes())
+        .await;
+    assert_eq!(created.status, 201);
+    let location = created.header("location").unwrap();
+    assert_eq!(api.get(location).await.json(), created.json());
+    assert_eq!(
+        api.send("PUT", location, &json, body.as_bytes())
+            .await
+            .status,
+        200
+    );
+    assert_eq!(api.send("DELETE", location, &[], b"").await.status, 204);
+}

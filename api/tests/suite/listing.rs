@@ -288,3 +288,20 @@ async fn pages_are_complete_however_many_statements_they_take() {
         assert_eq!(pages, expected, "limit {limit}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_link_of_a_list_with_a_bound_beyond_all_years_can_be_followed() {
+    let api = TestApi::start().await;
+    store_copies(&api.database, 3, 1);
+    for bound in [
+        "to=9999-12-31T23:59:59.9999999Z",
+        "to=9999-12-31T23:59:59-01:00",
+        "from=0000-01-01T00:00:00%2B01:00",
+        "from=0001-01-01T00:00:00%2B01:00",
+    ] {
+        let page = api.get(&format!("/api/v1/orders?limit=1&{bound}")).await;
+        let link = page.header("link").unwrap();
+        let next = link.split(['<', '>']).nth(1).unwrap();
+        assert_eq!(api.get(next).await.status, 200, "{bound}: {next}");
+    }
+}

@@ -216,3 +216,21 @@ async fn the_methods_of_the_whole_server_can_be_asked_for() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_whose_chunks_are_malformed_ends_the_connection() {
+    let api = TestApi::start().await;
+    for chunks in [
+        "0x2\r\n{}\r\n0\r\n\r\n",
+        "+2\r\n{}\r\n0\r\n\r\n",
+        "2\r\n{}xx\r\n0\r\n\r\n",
+    ] {
+        let request = format!(
+            "POST /api/v1/orders HTTP/1.1\r\n{HOST}Content-Type: application/json\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{chunks}"
+        );
+        let answer = api.send_bytes(request.as_bytes()).await;
+        assert_eq!(answer.problem(), (400, "bad_request".into()), "{chunks:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{chunks:?}");
+    }
+}

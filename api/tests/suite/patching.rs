@@ -5,7 +5,8 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use shared::testing::{Notifications, TestDatabase};
 
-use crate::support::{TestApi, generator, model};
+use crate::support::tokens::{TokenFile, bearer};
+use crate::support::{TestApi, generator, model, store};
 
 const UID: &str = "b563feb7b2b84b6test";
 const MODEL: &str = "/api/v1/orders/b563feb7b2b84b6test";
@@ -265,4 +266,26 @@ async fn patches_beside_deletions_and_creations_never_bring_an_order_back() {
         );
         assert_eq!(api.get(&path).await.status, 404);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_write_but_not_read_is_not_shown_the_order() {
+    let file = TokenFile::new(&[("writer", "write"), ("both", "read,write")]);
+    let path = file.path.clone();
+    let database = TestDatabase::create();
+    store(&database, &model());
+    let api = TestApi::start_unready(database.into(), move |config| {
+        config.api_tokens_file = Some(path);
+    })
+    .await;
+    api.wait_until_ready().await;
+    for patch in ["{}", r#"{"locale":"de"}"#] {
+        let token = bearer("writer");
+        let answer = api.patch(UID, patch, &[("Authorization", &token)]).await;
+        assert_eq!((answer.status, answer.body.as_str()), (204, ""), "{patch}");
+        assert!(answer.header("etag").is_some(), "{patch}");
+    }
+    let token = bearer("both");
+    let answer = api.patch(UID, "{}", &[("Authorization", &token)]).await;
+    assert_eq!(answer.json(), model_with("/locale", "de"));
 }

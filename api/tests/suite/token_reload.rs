@@ -7,29 +7,25 @@ use shared::testing::{TestDatabase, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::copies::store_copies;
 use crate::support::program::Program;
 use crate::support::tokens::{TokenFile, bearer};
 use crate::support::{PATIENCE, model, store};
 
 impl Program {
     fn hang_up(&self) {
+        self.kill("-HUP");
+    }
+
+    fn kill(&self, signal: &str) {
         let pid = self.process.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-HUP", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        let killed = Command::new("kill").args([signal, &pid]).status();
+        assert!(killed.unwrap().success());
     }
 
     async fn status_with(&self, token: &str) -> u16 {
-        let authorization = bearer(token);
-        self.send(&format!(
-            "GET /order/b563feb7b2b84b6test HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nConnection: close\r\n\r\n"
-        ))
-        .await
-        .status
+        let request = get("/order/b563feb7b2b84b6test", token);
+        self.send(&request).await.status
     }
 
     async fn open(&self, token: &str, path: &str, accept: &str) -> TcpStream {
@@ -45,6 +41,13 @@ impl Program {
         assert_eq!(&begin, b"HTTP/1.1 200");
         stream
     }
+}
+
+fn get(path: &str, token: &str) -> String {
+    let authorization = bearer(token);
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {authorization}\r\nConnection: close\r\n\r\n"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,4 +108,57 @@ async fn a_bad_file_leaves_the_former_tokens_in_force() {
     })
     .await;
     assert_eq!(program.status_with("good").await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_does_not_end_a_server_without_tokens() {
+    let program = Program::start(&TestDatabase::create(), &[]).await;
+    program.hang_up();
+    program
+        .wait_until_logged("there is no file of tokens")
+        .await;
+    assert_eq!(program.get("/livez").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_place_of_the_file_neither_stops_the_rotation_nor_the_end_of_the_process() {
+    let file = TokenFile::new(&[("good", "read")]);
+    let settings = [("API_TOKENS_FILE", file.path.to_str().unwrap())];
+    let mut program = Program::start(&TestDatabase::create(), &settings).await;
+    fs::remove_file(&file.path).unwrap();
+    let made = Command::new("mkfifo").arg(&file.path).status().unwrap();
+    assert!(made.success());
+    program.hang_up();
+    program.wait_until_logged("it is no regular file").await;
+    program.kill("-TERM");
+    eventually("the program has ended", PATIENCE, async || {
+        program.process.try_wait().unwrap().is_some()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_a_withdrawn_token_is_reset_with_what_the_system_has_of_it() {
+    let database = TestDatabase::create();
+    store_copies(&database, 2_000, 100);
+    let file = TokenFile::new(&[("old", "read"), ("kept", "operate")]);
+    let settings = [("API_TOKENS_FILE", file.path.to_str().unwrap())];
+    let program = Program::start(&database, &settings).await;
+    let mut export = program
+        .open("old", "/api/v1/orders", "application/x-ndjson")
+        .await;
+    file.write(&[("kept", "operate")]);
+    program.hang_up();
+    program.wait_until_logged("other tokens are in force").await;
+    eventually("the export has ended", PATIENCE, async || {
+        let metrics = program.send(&get("/metrics", "kept")).await.body;
+        metrics.contains("orders_api_exports_total{outcome=\"withdrawn\"} 1")
+    })
+    .await;
+    let mut rest = Vec::new();
+    assert!(
+        export.read_to_end(&mut rest).await.is_err(),
+        "{} bytes came",
+        rest.len()
+    );
 }

@@ -107,6 +107,13 @@ where
                 part_with(stream, &answer).await;
                 Some("malformed")
             }
+            // The answer is cut. What the system has of it must not reach the client any more.
+            Err(error) if error.is_user() => {
+                if let Err(error) = stream.set_zero_linger() {
+                    debug!("cannot reset a connection: {error}");
+                }
+                timer.reason(&outcome)
+            }
             Ok(()) if is_body_left.load(Ordering::Relaxed) => {
                 part_with(stream, b"").await;
                 None

@@ -2,7 +2,7 @@
 
 use std::iter::zip;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::order::OrderUid;
 
@@ -329,8 +329,17 @@ fn time(name: &'static str, value: Option<String>) -> Result<Option<DateTime<Utc
     };
     let time = DateTime::parse_from_rfc3339(&value).ok();
     time.and_then(|time| rounded_up(time.to_utc()))
-        .map(Some)
+        .map(|time| Some(time).filter(|time| excludes_orders(name, *time)))
         .ok_or(ApiError::InvalidParameter { name, detail })
+}
+
+/// Returns whether a bound leaves orders out. One beyond the years that orders may have does not, and could not be written
+/// into a link: RFC 3339 ends with the year 9999.
+fn excludes_orders(name: &str, bound: DateTime<Utc>) -> bool {
+    match name {
+        "to" => bound.year() <= 9999,
+        _ => bound.year() >= 1,
+    }
 }
 
 /// Rounds up to the microsecond. Orders are dated to it, so both bounds keep their meaning. chrono's own `DurationRound` knows

@@ -30,7 +30,7 @@ pub enum Unacceptable {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
     /// It is not what the method needs.
-    #[error("send the {} as Content-Type: {wanted}", content_of(wanted))]
+    #[error("send the body as Content-Type: {wanted}")]
     Type {
         /// The media type that the method needs.
         wanted: &'static str,
@@ -64,13 +64,5 @@ impl Unsupported {
             // RFC 9110, section 12.5.3.
             Self::Coding(_) => (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
         }
-    }
-}
-
-fn content_of(media_type: &str) -> &'static str {
-    if media_type == MERGE_PATCH {
-        "patch"
-    } else {
-        "body"
     }
 }
