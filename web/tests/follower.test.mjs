@@ -1,15 +1,25 @@
 /** Tests when the page comes back to the live feed. The clock is simulated, and the service is a function. */
 
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, mock, test } from "node:test";
+import { after, afterEach, beforeEach, test } from "node:test";
 import { load } from "./load.mjs";
 
 const { CONNECT_TIMEOUT_MS, DELAY_MAX_MS, Follower, HIDDEN_MS, SILENCE_MS, STABLE_MS, delayOf } = await load("follower");
 
-let clock, states, asked, gaps, follower, answer;
+let clock, timers, states, asked, gaps, follower, answer;
+
+// Node's own simulated timers are experimental, and each version wants to be called in another way.
+const { setTimeout, clearTimeout } = globalThis;
+globalThis.setTimeout = (run, delay = 0) => {
+  const timer = { run, due: clock + delay };
+  timers.add(timer);
+  return timer;
+};
+globalThis.clearTimeout = (timer) => timers.delete(timer);
+after(() => Object.assign(globalThis, { setTimeout, clearTimeout }));
 
 beforeEach(() => {
-  mock.timers.enable({ apis: ["setTimeout"] });
+  timers = new Set();
   [clock, states, asked, gaps] = [0, [], [], 0];
   follower = new Follower({
     connect: (headers, signal) => {
@@ -22,10 +32,7 @@ beforeEach(() => {
     now: () => clock,
   });
 });
-afterEach(() => {
-  follower.stop();
-  mock.timers.reset();
-});
+afterEach(() => follower.stop());
 
 /** Lets everything run that waits for no timer. */
 async function settle() {
@@ -34,7 +41,12 @@ async function settle() {
 
 async function pass(milliseconds) {
   clock += milliseconds;
-  mock.timers.tick(milliseconds);
+  for (;;) {
+    const [next] = [...timers].filter((timer) => timer.due <= clock).sort((one, other) => one.due - other.due);
+    if (next === undefined) break;
+    timers.delete(next);
+    next.run();
+  }
   await settle();
 }
 
