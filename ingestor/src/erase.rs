@@ -34,12 +34,15 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 const OWNS_TABLES: &str = "(SELECT bool_and(pg_has_role(relowner, 'USAGE')) FROM pg_class \
                             WHERE oid IN ('orders'::regclass, 'dead_letters'::regclass))";
 
-/// An SQL expression: is the table of orders empty, and are there statistics about it?
-const HAS_STALE_STATISTICS: &str = "NOT EXISTS (SELECT FROM orders) AND EXISTS (SELECT FROM pg_stats \
-                                    WHERE schemaname = current_schema() AND tablename = 'orders')";
+/// An SQL expression: is the table of orders empty, or one of the indexes that the search has, and are there statistics about it?
+const HAS_STALE_STATISTICS: &str = "EXISTS (SELECT FROM pg_stats WHERE schemaname = current_schema() AND ( \
+    tablename = 'orders' AND NOT EXISTS (SELECT FROM orders) \
+    OR tablename = 'orders_phone_idx' AND NOT EXISTS (SELECT FROM orders WHERE delivery_phone ~ '[0-9]') \
+    OR tablename = 'orders_email_idx' AND NOT EXISTS (SELECT FROM orders WHERE delivery_email <> '')))";
 
-/// An order that takes the place of the erased ones in the statistics of an empty table.
+/// An order that takes the place of the erased ones in the statistics of an empty table and of its empty indexes.
 const PLACEHOLDER: &[u8] = br#"{"order_uid":"erased","track_number":"-","customer_id":"-","date_created":"2000-01-01T00:00:00Z",
+    "delivery":{"phone":"00000","email":"erased@example.org"},
     "payment":{"transaction":"-","amount":0,"currency":"XXX","provider":"-"},
     "items":[{"chrt_id":0,"name":"-","brand":"-","price":0,"total_price":0}]}"#;
 
@@ -253,7 +256,7 @@ pub fn forget_statistics(connection: &mut PgConnection) -> anyhow::Result<bool> 
     // It takes seconds if the table is large.
     connection.batch_execute("SET statement_timeout = 0")?;
     if is_true(connection, HAS_STALE_STATISTICS)? {
-        // ANALYZE keeps the statistics of a table that is empty.
+        // ANALYZE keeps the statistics of a table or an index that is empty.
         let placeholder = Order::decode(PLACEHOLDER).context("the placeholder is no order")?;
         connection.transaction(|connection| {
             diesel::insert_into(orders::table)

@@ -384,8 +384,12 @@ async fn server_ends_the_connection_of_a_client_that_reads_nothing() {
         },
     )
     .await;
+    // The connection ends after its stream.
     let name = r#"orders_api_http_dropped_connections_total{reason="write_timeout"}"#;
-    assert_eq!(metric(&api, name).await, 1);
+    eventually("the connection is counted", PATIENCE, async || {
+        metric(&api, name).await == 1
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,7 +50,7 @@ fn bad_configuration_ends_the_process_before_it_binds() {
         ("API_TOKEN", "fifteen-letters", "API_TOKEN"),
         ("API_TOKEN", "has a blank inside", "API_TOKEN"),
         ("API_TOKENS_FILE", "/nonexistent", "API_TOKENS_FILE"),
-        ("API_TOKENS_FILE", "/dev/null", "it has no token"),
+        ("API_TOKENS_FILE", "/dev/null", "it is no regular file"),
         ("ALLOWED_HOSTS", "https://shop.example", "ALLOWED_HOSTS"),
         ("ALLOWED_HOSTS", "shop.example:80", "ALLOWED_HOSTS"),
         ("TRUSTED_PROXIES", "10.0.0.0/33", "10.0.0.0/33"),
