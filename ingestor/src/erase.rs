@@ -37,7 +37,7 @@ const OWNS_TABLES: &str = "(SELECT bool_and(pg_has_role(relowner, 'USAGE')) FROM
 /// An SQL expression: is the table of orders empty, or one of the indexes that the search has, and are there statistics about it?
 const HAS_STALE_STATISTICS: &str = "EXISTS (SELECT FROM pg_stats WHERE schemaname = current_schema() AND ( \
     tablename = 'orders' AND NOT EXISTS (SELECT FROM orders) \
-    OR tablename = 'orders_phone_idx' AND NOT EXISTS (SELECT FROM orders WHERE delivery_phone ~ '[0-9]') \
+    OR tablename = 'orders_phone_idx' AND NOT EXISTS (SELECT FROM orders WHERE delivery_phone <> '') \
     OR tablename = 'orders_email_idx' AND NOT EXISTS (SELECT FROM orders WHERE delivery_email <> '')))";
 
 /// An order that takes the place of the erased ones in the statistics of an empty table and of its empty indexes.

@@ -4,4 +4,4 @@
 -- half as large again. Orders without a phone are not in it.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS orders_phone_idx
     ON orders ((translate(delivery_phone COLLATE "C", translate(delivery_phone, '0123456789', ''), '')), date_created)
- WHERE translate(delivery_phone COLLATE "C", translate(delivery_phone, '0123456789', ''), '') <> '';
+ WHERE delivery_phone <> '';

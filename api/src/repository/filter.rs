@@ -37,8 +37,8 @@ impl OrderFilter {
     }
 }
 
-/// The digits of a phone, as `orders_phone_idx` has them. The condition says that there are some, or the index is not used.
-const HAS_PHONE_DIGITS: &str = "translate(delivery_phone COLLATE \"C\", translate(delivery_phone, '0123456789', ''), '') <> '' \
+/// The digits of a phone, as `orders_phone_idx` has them. The condition says that there is a phone, or the index is not used.
+const HAS_PHONE_DIGITS: &str = "delivery_phone <> '' \
      AND translate(delivery_phone COLLATE \"C\", translate(delivery_phone, '0123456789', ''), '') = ";
 /// The same for `orders_email_idx`.
 const HAS_EMAIL: &str = "delivery_email <> '' AND lower(delivery_email COLLATE \"C\") = ";
