@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use shared::order::{Order, OrderUid};
 use tracing::{Instrument, info};
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
@@ -15,6 +16,7 @@ use crate::http::authority::{Access, Grant};
 use crate::http::budget::Reserved;
 use crate::http::merge_patch::MergePatch;
 use crate::http::problem::{ApiError, order_location};
+use crate::http::request::{Body, Head};
 use crate::http::{JSON, MERGE_PATCH, body, conditional, empty};
 use crate::repository::{Edited, Effect, Precondition, Revision, WriteError, Written};
 
@@ -27,10 +29,7 @@ pub async fn post(call: Call) -> Result<Response, ApiError> {
         body,
         ..
     } = call;
-    head.parameters(&[])?;
-    head.require_accepts_json()?;
-    let reserved = app.budget.write(head.sender.client).await?;
-    let body = body::read(&head, body, JSON, app.body_deadline).await?;
+    let (body, reserved) = receive(&app, &head, body, JSON).await?;
     let order = app.decoder.decode(&body)?;
     // The preconditions of the request are about the list, which POST does not change as a whole.
     let author = Author {
@@ -50,10 +49,7 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
         body,
         ..
     } = call;
-    head.parameters(&[])?;
-    head.require_accepts_json()?;
-    let reserved = app.budget.write(head.sender.client).await?;
-    let body = body::read(&head, body, JSON, app.body_deadline).await?;
+    let (body, reserved) = receive(&app, &head, body, JSON).await?;
     let order = app.decoder.decode(&body)?;
     if order.order_uid != uid {
         return Err(ApiError::UidMismatch);
@@ -64,6 +60,20 @@ pub async fn put(call: Call) -> Result<Response, ApiError> {
         grant,
     };
     store(&app, author, order, Some(precondition), reserved).await
+}
+
+/// Checks the head of a write, and reads its body. Memory is reserved for the body and for the answer.
+async fn receive(
+    app: &App,
+    head: &Head,
+    body: Body,
+    media_type: &'static str,
+) -> Result<(Bytes, Reserved), ApiError> {
+    head.parameters(&[])?;
+    head.require_accepts_json()?;
+    let reserved = app.budget.write(head.sender.client).await?;
+    let body = body::read(head, body, media_type, app.body_deadline).await?;
+    Ok((body, reserved))
 }
 
 /// Writes an order, and answers with it, for which memory is reserved. Without a precondition the order is created.
@@ -104,10 +114,7 @@ pub async fn patch(call: Call) -> Result<Response, ApiError> {
         body,
         ..
     } = call;
-    head.parameters(&[])?;
-    head.require_accepts_json()?;
-    let reserved = app.budget.write(head.sender.client).await?;
-    let body = body::read(&head, body, MERGE_PATCH, app.body_deadline).await?;
+    let (body, reserved) = receive(&app, &head, body, MERGE_PATCH).await?;
     let patch = MergePatch::parse(&body, &uid, &app.decoder)?;
     let precondition = conditional::precondition(&head.headers)?;
     let may_read = app.authority.check(Access::READ, &head, &mut None).is_ok();

@@ -141,16 +141,7 @@ async fn check_sample(program: ProxyProgram) {
     assert_eq!(metrics, "404", "{program:?}");
 
     let body = serde_json::to_string(&model()).unwrap();
-    let put = [
-        "--request",
-        "PUT",
-        "--header",
-        &token,
-        "--header",
-        "Content-Type: application/json",
-        "--data",
-        &body,
-    ];
+    let put = put_of(&token, &body);
     let written = curl(
         &pem,
         &[
@@ -163,16 +154,7 @@ async fn check_sample(program: ProxyProgram) {
     .await;
     assert_eq!(written, "200", "{program:?}");
     let large = format!("@{}", large_body(&certificate));
-    let put = [
-        "--request",
-        "PUT",
-        "--header",
-        &token,
-        "--header",
-        "Content-Type: application/json",
-        "--data-binary",
-        &large,
-    ];
+    let put = put_of(&token, &large);
     let refused = curl(
         &pem,
         &[&put[..], &[&url("/api/v1/orders/b563feb7b2b84b6test")]].concat(),
@@ -238,7 +220,7 @@ fn put_of<'a>(token: &'a str, body: &'a str) -> [&'a str; 8] {
         token,
         "--header",
         "Content-Type: application/json",
-        "--data",
+        "--data-binary",
         body,
     ]
 }
