@@ -23,7 +23,6 @@ FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libcurl4 libpq5 libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/*
-COPY --chmod=755 deploy/livez /usr/local/bin/livez
 # A number, so that Kubernetes' runAsNonRoot can check it. No account is needed for it.
 USER 10001:10001
 WORKDIR /
@@ -37,7 +36,7 @@ COPY --from=builder /out/ingestor /usr/local/bin/ingestor
 # Loopback would be the container's own. Who may reach the port is decided where the port is published.
 ENV INGESTOR_HOST=0.0.0.0 INGESTOR_PORT=8082
 EXPOSE 8082
-HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["livez", "8082"]
+HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["ingestor", "livez"]
 ENTRYPOINT ["ingestor"]
 CMD ["run"]
 
@@ -50,6 +49,6 @@ COPY --from=builder /out/api /usr/local/bin/api
 # set.
 ENV SERVER_HOST=0.0.0.0 SERVER_PORT=8081
 EXPOSE 8081
-# On the operators' port, which clients cannot take away. It stays on the container's loopback.
-HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["livez", "8083"]
+# Asks on the operators' port, which clients cannot take away.
+HEALTHCHECK --interval=10s --timeout=4s --start-period=30s --retries=3 CMD ["api", "livez"]
 ENTRYPOINT ["api"]

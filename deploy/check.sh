@@ -114,7 +114,7 @@ check "docker-compose.yaml (Compose's parser)" resolve_compose
 check "docker-compose.yaml (schema of the Compose Specification)" "$bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yaml
 check "docker-compose.yaml (yamllint)" "$bin/yamllint" --strict \
   -d '{extends: default, rules: {document-start: disable, line-length: {max: 130}, comments: {min-spaces-from-content: 1}}}' docker-compose.yaml
-check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh deploy/livez
+check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh
 if command -v systemd-analyze >/dev/null; then
   check "systemd units (systemd-analyze)" verify_units
 else

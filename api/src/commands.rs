@@ -8,8 +8,12 @@ use crate::config::command::Command;
 ///
 /// # Errors
 /// Returns one line for the user if that is not possible.
-pub fn execute(command: &Command) -> anyhow::Result<()> {
+pub async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Token(command) => token::token(command),
+        Command::Token(command) => token::token(&command),
+        Command::Livez(address) => {
+            let (host, port) = address.resolve()?;
+            shared::commands::livez(&host, port).await
+        }
     }
 }

@@ -67,12 +67,8 @@ struct ServerArgs {
     server_port: u16,
     #[command(flatten)]
     limits: ServerLimits,
-    /// Host name or address of the operators' port: /metrics /livez /readyz /health
-    #[arg(long, env, default_value = "127.0.0.1")]
-    ops_host: String,
-    /// Port for operators; each api on a machine needs its own, 0 takes a free one
-    #[arg(long, env, default_value_t = 8083)]
-    ops_port: u16,
+    #[command(flatten)]
+    ops: OpsArgs,
     /// Maximum number of connections to PostgreSQL, not counting the listener's, 1..=1000
     #[arg(long, env, default_value_t = 8, value_parser = number(1..=1000))]
     db_pool_size: usize,
@@ -110,6 +106,27 @@ struct ServerArgs {
     /// Maximum number of requests per minute from one client address; 0 for no limit
     #[arg(long, env, default_value_t = 0)]
     rate_limit_per_minute: u32,
+}
+
+/// Where operators are served.
+#[derive(Args, Clone, Debug)]
+pub struct OpsArgs {
+    /// Host name or address of the operators' port: /metrics /livez /readyz /health
+    #[arg(long, env, default_value = "127.0.0.1")]
+    ops_host: String,
+    /// Port for operators; each api on a machine needs its own, 0 takes a free one
+    #[arg(long, env, default_value_t = 8083)]
+    ops_port: u16,
+}
+
+impl OpsArgs {
+    /// Returns the host and the port to listen on.
+    ///
+    /// # Errors
+    /// Returns a message that names the setting if the host is empty.
+    pub fn resolve(self) -> anyhow::Result<(String, u16)> {
+        Ok((listen_host("OPS_HOST", self.ops_host)?, self.ops_port))
+    }
 }
 
 /// Which requests leave a line in the log.
@@ -276,7 +293,7 @@ impl Cli {
                 listen_host("SERVER_HOST", server.server_host)?,
                 server.server_port,
             ),
-            ops_address: (listen_host("OPS_HOST", server.ops_host)?, server.ops_port),
+            ops_address: server.ops.resolve()?,
             server: server.limits,
             api_token,
             api_tokens_file: server.api_tokens_file,

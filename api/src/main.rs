@@ -27,9 +27,9 @@ async fn main() -> ExitCode {
 }
 
 async fn execute() -> anyhow::Result<()> {
-    let cli: Cli = shared::config::parse()?;
-    if let Some(command) = &cli.command {
-        return api::commands::execute(command);
+    let mut cli: Cli = shared::config::parse()?;
+    if let Some(command) = cli.command.take() {
+        return api::commands::execute(command).await;
     }
     let check_config = cli.check_config;
     let config = cli.config()?;

@@ -26,30 +26,37 @@ use crate::kafka::Clients;
 /// # Errors
 /// Returns one line for the user if that is not possible.
 pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
-    let (command, check_config) = (cli.command.take(), cli.check_config);
-    let settings = cli.settings()?;
-    if check_config {
-        // These find a setting that librdkafka does not know, and a CA's file that is not PEM.
-        Clients::new(&settings.kafka, settings.memory)?;
-        db::tls_connector(&settings.database)?;
-        print!("{}", shared::config::to_lines(&settings.shown()));
-        return Ok(());
-    }
-    match command {
-        Some(Command::Run { no_migrate }) => run::run(settings, !no_migrate).await,
-        Some(Command::Migrate) => migrate::migrate(settings).await,
-        Some(Command::NewHistory) => new_history::new_history(settings).await,
-        Some(Command::Check { file }) => check::check(settings.decoder, &file),
-        Some(Command::Import(arguments)) => import::import(settings, arguments).await,
-        Some(Command::Offsets(command)) => offsets::offsets(settings, command).await,
-        Some(Command::DeadLetters(command)) => dead_letters::dead_letters(settings, command).await,
-        Some(Command::Erase(arguments)) => erase::erase(settings, arguments).await,
-        Some(Command::Purge(arguments)) => purge::purge(settings, arguments).await,
+    match cli.command.take() {
+        // It has its own settings, and works while others are wrong.
+        Some(Command::Livez(address)) => {
+            let (host, port) = address.resolve()?;
+            shared::commands::livez(&host, port).await
+        }
+        _ if cli.check_config => check_config(&cli.settings()?),
+        Some(Command::Run { no_migrate }) => run::run(cli.settings()?, !no_migrate).await,
+        Some(Command::Migrate) => migrate::migrate(cli.settings()?).await,
+        Some(Command::NewHistory) => new_history::new_history(cli.settings()?).await,
+        Some(Command::Check { file }) => check::check(cli.settings()?.decoder, &file),
+        Some(Command::Import(arguments)) => import::import(cli.settings()?, arguments).await,
+        Some(Command::Offsets(command)) => offsets::offsets(cli.settings()?, command).await,
+        Some(Command::DeadLetters(command)) => {
+            dead_letters::dead_letters(cli.settings()?, command).await
+        }
+        Some(Command::Erase(arguments)) => erase::erase(cli.settings()?, arguments).await,
+        Some(Command::Purge(arguments)) => purge::purge(cli.settings()?, arguments).await,
         None => bail!(
             "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `import`, `offsets`, `dead-letters`, `erase` or \
              `purge`; see `ingestor --help`"
         ),
     }
+}
+
+fn check_config(settings: &Settings) -> anyhow::Result<()> {
+    // These find a setting that librdkafka does not know, and a CA's file that is not PEM.
+    Clients::new(&settings.kafka, settings.memory)?;
+    db::tls_connector(&settings.database)?;
+    print!("{}", shared::config::to_lines(&settings.shown()));
+    Ok(())
 }
 
 /// Runs an operator's command on a thread that may block, once the database has accepted a connection.

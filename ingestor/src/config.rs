@@ -69,6 +69,8 @@ pub enum Command {
     Erase(EraseArgs),
     /// Remove old orders and old dead letters
     Purge(PurgeArgs),
+    /// Ask the running daemon whether it lives: exit status 0 or 1, for health checks; needs no other setting
+    Livez(OpsArgs),
 }
 
 #[derive(Args, Debug)]
@@ -111,12 +113,32 @@ struct IngestArgs {
     #[arg(long, env, default_value_t = 96, global = true,
           value_parser = clap::value_parser!(u64).range(64..=65_536))]
     ingest_memory_mb: u64,
+    #[command(flatten)]
+    ops: OpsArgs,
+}
+
+/// Where operators are served.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct OpsArgs {
     /// Host name or address of the operators' port: /livez /readyz /health /metrics
     #[arg(long, env, default_value = "127.0.0.1", global = true)]
     ingestor_host: String,
     /// Number of the operators' port
     #[arg(long, env, default_value_t = 8082, global = true)]
     ingestor_port: u16,
+}
+
+impl OpsArgs {
+    /// Returns the host and the port to listen on.
+    ///
+    /// # Errors
+    /// Returns one line that names the setting if the host is empty.
+    pub fn resolve(self) -> anyhow::Result<(String, u16)> {
+        Ok((
+            listen_host("INGESTOR_HOST", self.ingestor_host)?,
+            self.ingestor_port,
+        ))
+    }
 }
 
 /// Every setting, after its check.
@@ -217,10 +239,7 @@ impl Cli {
             memory: MemorySettings {
                 total_bytes: usize::try_from(ingest.ingest_memory_mb)? * 1024 * 1024,
             },
-            ops_address: (
-                listen_host("INGESTOR_HOST", ingest.ingestor_host)?,
-                ingest.ingestor_port,
-            ),
+            ops_address: ingest.ops.resolve()?,
             log,
             shutdown,
         })

@@ -102,8 +102,18 @@ pub fn parse<T: Parser>() -> anyhow::Result<T> {
     })
 }
 
+/// The commands that have their own arguments and need no other setting. They work while a setting is wrong: a health check
+/// must only say whether the process lives.
+const WITHOUT_SETTINGS: [&str; 1] = ["livez"];
+
 fn parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<T, clap::Error> {
-    let mut matches = without_empty_variables(T::command()).try_get_matches_from(arguments)?;
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut command = without_empty_variables(T::command());
+    if (WITHOUT_SETTINGS.iter()).any(|name| arguments.get(1).is_some_and(|first| first == name)) {
+        // Those of the command itself stay.
+        command = command.mut_args(|argument| argument.env(Resettable::Reset));
+    }
+    let mut matches = command.try_get_matches_from(arguments)?;
     T::from_arg_matches_mut(&mut matches)
 }
 
@@ -111,14 +121,15 @@ fn parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Resul
 ///
 /// Otherwise clap would refuse an empty path or number, and would accept an empty `DB_HOST`, which is libpq's Unix socket.
 fn without_empty_variables(command: Command) -> Command {
-    command.mut_args(|argument| {
+    let command = command.mut_args(|argument| {
         let value = argument.get_env().and_then(std::env::var_os);
         if value.is_some_and(|value| value.is_empty()) {
             argument.env(Resettable::Reset)
         } else {
             argument
         }
-    })
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// Clap's message in one line, without the usage.

@@ -20,9 +20,11 @@
 //! | [`config`] | the shared settings, and how settings are read | [`order`] |
 //! | [`telemetry`] | sets up the log | [`config`] |
 //! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert, the ledger of removed orders | [`backoff`], [`throttle`], [`order`], [`config`] |
+//! | [`commands`] | what both programs can do besides their work | |
 //! | [`testing`] | helpers for tests (feature `testing`) | [`order`], [`events`], [`config`], [`db`] |
 
 pub mod backoff;
+pub mod commands;
 pub mod config;
 pub mod db;
 pub mod events;

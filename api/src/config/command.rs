@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::OpsArgs;
 use super::tokens::{Scopes, TokenName};
 
 /// What to do instead of serving.
@@ -10,6 +11,8 @@ pub enum Command {
     /// Make tokens for clients
     #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
+    /// Ask the running api whether it lives: exit status 0 or 1, for health checks; needs no other setting
+    Livez(OpsArgs),
 }
 
 /// What to do with tokens.

@@ -23,6 +23,7 @@ mod kept_connections;
 mod list_tags;
 mod listener;
 mod listing;
+mod livez;
 mod malformed_requests;
 mod memory;
 mod named_orders;

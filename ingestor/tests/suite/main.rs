@@ -22,6 +22,7 @@ mod incidents;
 mod isolation;
 mod kills;
 mod life_of_data;
+mod livez;
 mod metrics;
 mod mirror;
 mod new_history;

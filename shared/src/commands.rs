@@ -1,0 +1,5 @@
+//! What both programs can do besides their work.
+
+mod livez;
+
+pub use livez::livez;
