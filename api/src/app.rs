@@ -8,7 +8,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use shared::db::{self, PoolLimits};
 use shared::order::{Decoder, Envelope};
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::cache::OrderCache;
@@ -21,6 +20,7 @@ use crate::http::token_file::TokenFile;
 use crate::metrics::Metrics;
 use crate::repository::{APPLICATION_NAME, EXPORT_APPLICATION_NAME, Repository};
 use crate::shares::{Exhausted, Portion, Shares};
+use crate::stopping::Stopping;
 
 /// The maximum number of concurrent exports. Each holds a connection, and a snapshot that keeps dead rows from being removed;
 /// only the oldest snapshot counts for that. With four, two clients that take all they can get leave no place, and three do
@@ -50,8 +50,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// When the process started.
     pub started_at: DateTime<Utc>,
-    /// Cancelled when the process should stop.
-    pub shutdown: CancellationToken,
+    /// How far the process has come in stopping.
+    pub stopping: Stopping,
     /// How long a body may take to arrive.
     pub body_deadline: Duration,
     answer_deadline: Duration,
@@ -69,7 +69,7 @@ impl App {
     pub fn new(
         config: &Config,
         address: SocketAddr,
-        shutdown: CancellationToken,
+        stopping: Stopping,
     ) -> anyhow::Result<Arc<Self>> {
         let limits = PoolLimits {
             size: config.pool.size,
@@ -117,7 +117,7 @@ impl App {
             cache,
             warmup_limit: config.cache.warmup,
             started_at: Utc::now(),
-            shutdown,
+            stopping,
             has_schema: AtomicBool::new(false),
         }))
     }

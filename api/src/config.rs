@@ -106,6 +106,10 @@ struct ServerArgs {
     /// Maximum number of requests per minute from one client address; 0 for no limit
     #[arg(long, env, default_value_t = 0)]
     rate_limit_per_minute: u32,
+    /// Milliseconds for which /readyz says 503 before connections are closed, 0..=600000; SHUTDOWN_TIMEOUT_MS begins after them
+    #[arg(long, env, default_value = "0",
+          value_parser = number(0..=600_000).map(|drain_ms| Duration::from_millis(drain_ms as u64)))]
+    shutdown_drain_ms: Duration,
 }
 
 /// Where operators are served.
@@ -182,6 +186,8 @@ pub struct Config {
     pub order_rules: OrderRules,
     /// How to log.
     pub log: LogSettings,
+    /// How long `/readyz` fails before connections are closed.
+    pub shutdown_drain: Duration,
     /// How to stop.
     pub shutdown: ShutdownSettings,
 }
@@ -307,6 +313,7 @@ impl Cli {
             cache,
             order_rules: orders.order_rules,
             log,
+            shutdown_drain: server.shutdown_drain_ms,
             shutdown,
         })
     }
@@ -342,7 +349,7 @@ impl Config {
             ..
         } = &self.server;
         let mut shown = self.database.shown();
-        let settings: [(&'static str, &dyn Display); 21] = [
+        let settings: [(&'static str, &dyn Display); 22] = [
             ("DB_POOL_SIZE", &self.pool.size),
             ("SERVER_HOST", &self.address.0),
             ("SERVER_PORT", &self.address.1),
@@ -370,6 +377,7 @@ impl Config {
             ("CACHE_WARMUP", &self.cache.warmup),
             ("CACHE_LEASE_MS", &self.cache.lease.as_millis()),
             ("ORDER_RULES", &name_of(self.order_rules)),
+            ("SHUTDOWN_DRAIN_MS", &self.shutdown_drain.as_millis()),
         ];
         shown.extend(settings.map(|(name, value)| (name, value.to_string())));
         shown.extend(self.log.shown());
@@ -402,6 +410,7 @@ mod tests {
             ["--server-port", "65536"],
             ["--cache-lease-ms", "abc"],
             ["--rate-limit-per-minute", "-1"],
+            ["--shutdown-drain-ms", "600001"],
         ] {
             assert!(config(&arguments).is_err(), "{arguments:?}");
         }

@@ -11,14 +11,15 @@
 //! |---|---|---|
 //! | [`config`] | the command line and the environment | |
 //! | [`shares`] | what clients share, and the part of each | |
+//! | [`stopping`] | the phases of the process's end | |
 //! | [`repository`] | the queries, and what their failures mean | |
 //! | [`feed`] | the live feed: which orders have changed | [`shares`] |
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
 //! | [`export`] | all matching orders as one stream | [`shares`], [`repository`], [`metrics`] |
 //! | [`commands`] | what the program does instead of serving | [`config`] |
-//! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`shares`], [`repository`], [`cache`], [`metrics`] |
-//! | [`app`] | the state that all handlers share | [`config`], [`shares`], [`repository`], [`cache`], [`metrics`], [`http`] |
+//! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`shares`], [`stopping`], [`repository`], [`cache`], [`metrics`] |
+//! | [`app`] | the state that all handlers share | [`config`], [`shares`], [`stopping`], [`repository`], [`cache`], [`metrics`], [`http`] |
 //! | [`handlers`] | what each route does | [`shares`], [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
 //! | [`routes`] | the table of routes, which dispatches | [`config`], [`http`], [`app`], [`handlers`] |
 //!
@@ -36,9 +37,9 @@ pub mod metrics;
 pub mod repository;
 pub mod routes;
 pub mod shares;
+pub mod stopping;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use shared::backoff::Backoff;
@@ -55,9 +56,7 @@ use crate::config::Config;
 use crate::http::envelope::{Envelope, Routes};
 use crate::http::token_file;
 use crate::repository::APPLICATION_NAME;
-
-/// How long requests are still accepted after the signal to stop, so that a load balancer first sees /readyz fail.
-const MAX_DRAIN: Duration = Duration::from_millis(500);
+use crate::stopping::Stopping;
 
 /// The sockets on which the process listens.
 #[derive(Debug)]
@@ -95,7 +94,8 @@ pub async fn run(
         .context("cannot get the address of the listener")?;
     // A child token: a failure in the background stops the server without cancelling the caller's token.
     let stop = shutdown.child_token();
-    let app = App::new(&config, address, stop.clone())?;
+    let stopping = Stopping::default();
+    let app = App::new(&config, address, stopping.clone())?;
     info!("listening on http://{address}");
     // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
@@ -107,8 +107,12 @@ pub async fn run(
         }
         outcome
     };
+    let ending = async {
+        stop.cancelled().await;
+        stopping.run(config.shutdown_drain).await;
+    };
     let server = async {
-        serve_clients(&config, &app, clients, stop.clone()).await;
+        serve_clients(&config, &app, clients).await;
         finished.cancel();
     };
     let ops_server = async {
@@ -116,22 +120,15 @@ pub async fn run(
             serve_operators(&config, &app, listener, finished.clone()).await;
         }
     };
-    let ((), (), outcome) = tokio::join!(server, ops_server, background);
+    let ((), (), (), outcome) = tokio::join!(ending, server, ops_server, background);
     info!("stopped");
     outcome.map(|((), ())| ())
 }
 
-async fn serve_clients(
-    config: &Config,
-    app: &Arc<App>,
-    listener: TcpListener,
-    signal: CancellationToken,
-) {
-    let timeout = config.shutdown.timeout();
+async fn serve_clients(config: &Config, app: &Arc<App>, listener: TcpListener) {
     let stop = Stop {
-        signal,
-        drain: MAX_DRAIN.min(timeout / 4),
-        timeout,
+        signal: app.stopping.closing.clone(),
+        timeout: config.shutdown.timeout(),
     };
     let (routes, limits) = (routes::router(app), config.server.limits());
     let connections = &app.metrics.connections;
@@ -158,7 +155,8 @@ async fn serve(
     (limits, stop): (Limits, Stop),
     connections: &ConnectionMetrics,
 ) {
-    let envelope = Arc::new(Envelope::new(config, Arc::clone(&app.metrics), routes));
+    let (metrics, stopping) = (Arc::clone(&app.metrics), app.stopping.clone());
+    let envelope = Arc::new(Envelope::new(config, metrics, stopping, routes));
     let refusing = Arc::clone(&envelope);
     let answer = move |peer, request| envelope.answer(peer, request);
     let refuse = move |peer, unreadable| refusing.refuse(peer, unreadable);

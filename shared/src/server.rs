@@ -94,9 +94,7 @@ impl Limits {
 pub struct Stop {
     /// Cancelled when the server should stop.
     pub signal: CancellationToken,
-    /// How long new connections are still accepted after the signal, so that a load balancer first sees `/readyz` fail.
-    pub drain: Duration,
-    /// How long requests may take after the signal. It includes `drain`.
+    /// How long requests may take after the signal.
     pub timeout: Duration,
 }
 
@@ -106,7 +104,6 @@ impl Stop {
     pub fn when_finished(finished: CancellationToken) -> Self {
         Self {
             signal: finished,
-            drain: Duration::ZERO,
             timeout: LAST_ANSWERS,
         }
     }
@@ -130,20 +127,15 @@ pub async fn serve<A, R, F, B>(
 {
     let closing_tx = watch::Sender::new(false);
     let mut tasks = JoinSet::new();
-    let stop_accepting = async {
-        stop.signal.cancelled().await;
-        tokio::time::sleep(stop.drain).await;
-    };
     let answers = Answers { answer, refuse };
     tokio::select! {
         () = accept(&answers, &listener, limits, &metrics, &closing_tx, &mut tasks) => {}
-        () = stop_accepting => {}
+        () = stop.signal.cancelled() => {}
     }
     drop(listener);
     closing_tx.send_replace(true);
-    let remaining = stop.timeout.saturating_sub(stop.drain);
     let ending = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(remaining, ending).await.is_err() {
+    if tokio::time::timeout(stop.timeout, ending).await.is_err() {
         let timeout = stop.timeout;
         warn!("requests are still in progress after {timeout:?}, dropping them");
     }

@@ -6,14 +6,14 @@ use anyhow::{Result, bail};
 use servers::kafka::{Jars, java_is_new_enough};
 use servers::postgres::{chosen_binaries, find_binaries, find_pgbouncer};
 use servers::process::{Launch, find_program};
-use servers::proxy::{find_apache, find_caddy, find_nginx};
+use servers::proxy::{find_apache, find_caddy, find_haproxy, find_nginx};
 use servers::{interrupt, progress};
 
 /// Installs the packages in its arguments.
 ///
 /// Debian's package of PostgreSQL creates and starts a cluster, unless a setting of postgresql-common forbids that. The
-/// setting exists only while apt-get runs. The packages of nginx and Caddy start services on port 80 of all addresses, unless a
-/// policy forbids that, and at each start of the system, unless the service is disabled. A machine that has a policy keeps it.
+/// setting exists only while apt-get runs. The packages of nginx, Caddy and HAProxy start services, on port 80 of all addresses,
+/// unless a policy forbids that, and at each start of the system, unless the service is disabled. A machine that has a policy keeps it.
 const INSTALL: &str = r#"
 set -e
 setting=/etc/postgresql-common/createcluster.d/order-service-xtask.conf
@@ -25,13 +25,14 @@ apt-get -q update
 mkdir -p "${setting%/*}"
 echo 'create_main_cluster = false' > "$setting"
 if [ -n "$policy" ]; then
-  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*) exit 101 ;; esac\n' > "$policy"
+  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*|haproxy*) exit 101 ;; esac\n' > "$policy"
   chmod 755 "$policy"
 fi
 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 for package; do
   case "$package" in
     nginx) update-rc.d nginx disable || true ;;
+    haproxy) update-rc.d haproxy disable || true ;;
     caddy) systemctl disable caddy 2>/dev/null || true ;;
   esac
 done
@@ -57,7 +58,7 @@ pub(crate) enum Purpose {
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
 struct Need(Purpose, &'static str, &'static str, fn() -> bool);
 
-const NEEDS: [Need; 19] = [
+const NEEDS: &[Need] = &[
     Need(
         Purpose::Build,
         "a C compiler, a C++ compiler and make (librdkafka is built from source)",
@@ -167,6 +168,12 @@ const NEEDS: [Need; 19] = [
         "Caddy (a test puts it in front of the api)",
         "caddy",
         || find_caddy().is_some(),
+    ),
+    Need(
+        Purpose::ApiTests,
+        "HAProxy (a test restarts the processes behind it)",
+        "haproxy",
+        || find_haproxy().is_some(),
     ),
 ];
 

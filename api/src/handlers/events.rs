@@ -55,7 +55,7 @@ fn feed(
     head: &Head,
     orders: Option<OrderSet>,
 ) -> Result<Response, ApiError> {
-    if app.shutdown.is_cancelled() {
+    if app.stopping.closing.is_cancelled() {
         return Err(ApiError::Overloaded("the server is stopping, try again"));
     }
     // Our ids are text; anything else matches none of them.
@@ -76,7 +76,7 @@ fn feed(
     let following = app.metrics.feed.client_joined();
     let body = stream::unfold(
         (app, client, following),
-        async |(app, mut client, following)| match client.next(&app.shutdown).await {
+        async |(app, mut client, following)| match client.next(&app.stopping.closing).await {
             Ok(bytes) => Some((Ok::<_, Infallible>(bytes), (app, client, following))),
             Err(end) => {
                 if end == StreamEnd::Slow {

@@ -39,7 +39,7 @@ impl Health {
         };
         let is_live = app.cache.listener.is_fresh();
         let status = match database {
-            _ if app.shutdown.is_cancelled() => "down",
+            _ if app.stopping.has_begun() => "down",
             Err(_) => "down",
             Ok(()) if !is_live || writes.is_err() || app.cache.audit_status.is_alarmed() => {
                 "degraded"
@@ -76,7 +76,7 @@ pub async fn livez(_: Call) -> Result<Response, ApiError> {
 pub async fn readyz(Call { app, .. }: Call) -> Result<Response, ApiError> {
     let health = Health::of(&app).await;
     let detail = match health.database {
-        _ if app.shutdown.is_cancelled() => "stopping",
+        _ if app.stopping.has_begun() => "stopping",
         Err(reason) => reason,
         Ok(()) if health.writes.is_err() => NO_WRITES,
         Ok(()) if app.cache.audit_status.is_alarmed() => AUDIT_ALARM,

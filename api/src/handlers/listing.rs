@@ -90,7 +90,7 @@ async fn list_all(
         export::no_orders()
     } else {
         info!(operation = "export", token = grant.token_name(), "read");
-        let (metrics, shutdown) = (&app.metrics.exports, &app.shutdown);
+        let (metrics, shutdown) = (&app.metrics.exports, &app.stopping.closing);
         let withdrawn = grant.withdrawn();
         let place = app.export_place(head.sender.client).await?;
         let beginning = async {

@@ -15,7 +15,7 @@ use tracing::{Instrument, Span, debug, error, info_span};
 use uuid::Uuid;
 use uuid::fmt::Simple;
 use warp::Reply;
-use warp::http::header::X_CONTENT_TYPE_OPTIONS;
+use warp::http::header::{CONNECTION, X_CONTENT_TYPE_OPTIONS};
 use warp::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use warp::reply::Response;
 
@@ -30,6 +30,7 @@ use super::request::Sender;
 use crate::config::Config;
 use crate::config::tokens::Token;
 use crate::metrics::Metrics;
+use crate::stopping::Stopping;
 
 /// The header with the id of a request. The id is also in the log.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -117,18 +118,20 @@ pub struct Envelope {
     rate_limiter: Option<RateLimiter>,
     access_log: AccessLogger,
     metrics: Arc<Metrics>,
+    stopping: Stopping,
     routes: Routes,
 }
 
 impl Envelope {
     /// Encloses `routes`.
-    pub fn new(config: &Config, metrics: Arc<Metrics>, routes: Routes) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>, stopping: Stopping, routes: Routes) -> Self {
         Self {
             cors: Cors::new(config.cors_allowed_origins.clone()),
             proxies: TrustedProxies::new(config.trusted_proxies.clone()),
             access_log: AccessLogger::new(config.access_log),
             rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
             metrics,
+            stopping,
             routes,
         }
     }
@@ -236,6 +239,10 @@ impl Envelope {
         self.cors.set_headers(exchange.origin, headers);
         if let Some(quota) = &exchange.quota {
             quota.set_headers(headers);
+        }
+        // A balancer that keeps its connections should not send another request on this one.
+        if self.stopping.has_begun() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

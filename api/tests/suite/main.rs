@@ -36,6 +36,7 @@ mod rate_limit;
 mod reading;
 mod revalidation;
 mod rights;
+mod rolling_restart;
 mod search;
 mod server_limits;
 mod sessions;

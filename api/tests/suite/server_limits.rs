@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::app::App;
 use api::http::envelope::{Answering, Envelope, Outcome};
+use api::stopping::Stopping;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,7 +17,6 @@ use shared::server::{Deadlines, RequestBody};
 use shared::testing::{TestDatabase, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 use crate::support::program::Program;
 use crate::support::{PATIENCE, TableLock, TestApi, config, connect_from};
@@ -255,7 +255,7 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
     let database = TestDatabase::create();
     let address = "127.0.0.1:0".parse().unwrap();
     let config = config(database.settings());
-    let app = App::new(&config, address, CancellationToken::new()).unwrap();
+    let app = App::new(&config, address, Stopping::default()).unwrap();
     let metrics = Arc::clone(&app.metrics);
     let listener = TcpListener::bind(address).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -270,7 +270,12 @@ async fn a_panic_costs_one_answer_and_tells_nothing() {
             };
             Answering::Right(Box::pin(fine))
         };
-        let envelope = Arc::new(Envelope::new(&config, metrics, Box::new(panicking)));
+        let envelope = Arc::new(Envelope::new(
+            &config,
+            metrics,
+            Stopping::default(),
+            Box::new(panicking),
+        ));
         let service = service_fn(move |request: Request<Incoming>| {
             envelope.answer(address.ip(), request.map(RequestBody::from))
         });

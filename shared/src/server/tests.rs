@@ -57,7 +57,6 @@ async fn start_with(deadlines: Deadlines, taken: Arc<AtomicUsize>) -> SocketAddr
     };
     let stop = Stop {
         signal: CancellationToken::new(),
-        drain: Duration::ZERO,
         timeout: Duration::ZERO,
     };
     let answer = move |_, request: Request<RequestBody>| {

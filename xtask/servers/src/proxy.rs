@@ -33,6 +33,8 @@ pub enum ProxyProgram {
     Nginx,
     /// Caddy 2.
     Caddy,
+    /// HAProxy.
+    Haproxy,
 }
 
 /// A running proxy. Dropping it kills it.
@@ -50,6 +52,7 @@ impl PrivateProxy {
             ProxyProgram::Apache => apache_site(port, backend_port),
             ProxyProgram::Nginx => nginx_site(port, backend_port),
             ProxyProgram::Caddy => caddy_site(port, backend_port),
+            ProxyProgram::Haproxy => haproxy_site(port, backend_port),
         })
     }
 
@@ -79,6 +82,10 @@ impl PrivateProxy {
             ProxyProgram::Caddy => {
                 write(&settings, &caddy_settings(&site))?;
                 ("Caddy", launch_caddy(folder, &settings)?)
+            }
+            ProxyProgram::Haproxy => {
+                write(&settings, &site)?;
+                ("HAProxy", launch_haproxy(&settings)?)
             }
         };
         write(&log, "")?;
@@ -128,6 +135,11 @@ pub fn find_nginx() -> Option<PathBuf> {
 /// Returns the path of Caddy.
 pub fn find_caddy() -> Option<PathBuf> {
     find_system_program("caddy")
+}
+
+/// Returns the path of HAProxy.
+pub fn find_haproxy() -> Option<PathBuf> {
+    find_system_program("haproxy")
 }
 
 /// It runs in one process (`-X`), because the kernel kills only that process when its parent dies.
@@ -224,6 +236,23 @@ fn launch_caddy(folder: &Path, settings: &Path) -> Result<Launch> {
         .arg("--adapter")
         .arg("caddyfile")
         .arg("--config")
+        .arg(settings))
+}
+
+fn haproxy_site(port: u16, backend_port: u16) -> String {
+    format!(
+        "defaults\nmode http\ntimeout connect 5s\ntimeout client 30s\ntimeout server 30s\n\
+         listen api\nbind 127.0.0.1:{port}\ncompression algo gzip\ncompression type application/json\n\
+         server api 127.0.0.1:{backend_port}\n"
+    )
+}
+
+/// `-db`: in one process, and in the foreground.
+fn launch_haproxy(settings: &Path) -> Result<Launch> {
+    let program = find_haproxy().context("HAProxy is not installed")?;
+    Ok(Launch::new("HAProxy", program)
+        .arg("-db")
+        .arg("-f")
         .arg(settings))
 }
 

@@ -36,11 +36,20 @@ impl Program {
 
     /// The same, without waiting until it is ready.
     pub async fn start_unready(
+        command: Command,
+        database: &TestDatabase,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        Self::start_on(free_port().unwrap(), command, database, settings)
+    }
+
+    /// Starts the program on a port, and does not wait.
+    pub fn start_on(
+        port: u16,
         mut command: Command,
         database: &TestDatabase,
         settings: &[(&str, &str)],
     ) -> Self {
-        let port = free_port().unwrap();
         let server = database.settings();
         let log = std::env::temp_dir().join(format!("api-{}.log", uuid::Uuid::new_v4()));
         let process = command
