@@ -51,7 +51,7 @@ pub(crate) enum Purpose {
     BenchRead,
     /// The tests that take minutes.
     Faults,
-    /// The tests that run schemathesis, curl and proxies.
+    /// The tests that run schemathesis, curl, proxies and a browser.
     ApiTests,
 }
 
@@ -174,6 +174,12 @@ const NEEDS: &[Need] = &[
         "HAProxy (a test restarts the processes behind it)",
         "haproxy",
         || find_haproxy().is_some(),
+    ),
+    Need(
+        Purpose::ApiTests,
+        "Chromium (a test opens the page as a stranger's site)",
+        "chromium",
+        || find_program("chromium").is_some(),
     ),
 ];
 

@@ -34,6 +34,7 @@ mod proxies;
 mod proxy_samples;
 mod rate_limit;
 mod reading;
+mod rebinding;
 mod revalidation;
 mod rights;
 mod rolling_restart;
