@@ -7,7 +7,7 @@ use diesel_async::AsyncPgConnection;
 use futures_util::TryStreamExt;
 use shared::db::HistoryId;
 
-use super::filter::{OrderFilter, matching};
+use super::filter::{OrderFilter, matching, prepare_for};
 use super::listed::{ListedOrder, View, read_listed};
 use super::{Answered, Position, Repository, StoreError};
 
@@ -46,14 +46,17 @@ impl Repository {
             wanted: limit + 1,
             take,
         };
-        let has_more = if page.wanted <= FIRST_ORDERS {
+        let has_more = if page.wanted <= FIRST_ORDERS && !filter.is_of_person() {
             let read = session.run(1, async |connection| page.read(connection).await);
             read.await??
         } else {
             let read = async |connection: &mut AsyncPgConnection| {
                 let mut snapshot = connection.build_transaction().read_only().repeatable_read();
                 snapshot
-                    .run(async |connection| page.read(connection).await)
+                    .run(async |connection| {
+                        prepare_for(filter, connection).await?;
+                        page.read(connection).await
+                    })
                     .await
             };
             session.run(MAX_STATEMENTS, read).await??

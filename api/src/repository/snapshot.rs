@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use diesel_async::SimpleAsyncConnection;
 use futures_util::TryStreamExt;
 
-use super::filter::{OrderFilter, matching};
+use super::filter::{OrderFilter, matching, prepare_for};
 use super::listed::{ListedOrder, View, read_listed};
 use super::{Position, Repository, Session, StoreError};
 
@@ -46,9 +46,11 @@ impl Repository {
             page_orders: MAX_PAGE_ORDERS,
         };
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let began = snapshot
-            .session
-            .run(1, async |connection| connection.batch_execute(begin).await);
+        let filter = &snapshot.filter;
+        let began = snapshot.session.run(1, async |connection| {
+            connection.batch_execute(begin).await?;
+            prepare_for(filter, connection).await
+        });
         began.await?;
         Ok(snapshot)
     }

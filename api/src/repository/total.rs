@@ -2,13 +2,13 @@
 
 use diesel::dsl::count_star;
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use shared::db::schema::orders;
 use tracing::error;
 
 use super::explain::Explain;
-use super::filter::{OrderFilter, filtered};
+use super::filter::{OrderFilter, filtered, prepare_for};
 use super::{Repository, StoreError};
 
 /// How a total came about.
@@ -41,8 +41,12 @@ impl Repository {
     /// Returns `Timeout` if that takes longer than a statement may, and another [`StoreError`] if the database gave no answer.
     pub async fn count(&self, filter: &OrderFilter) -> Result<u64, StoreError> {
         let query = filtered(filter).select(count_star());
-        let count: i64 = self
-            .run(async |connection| query.get_result(connection).await)
+        let count = async |connection: &mut AsyncPgConnection| {
+            prepare_for(filter, connection).await?;
+            query.get_result::<i64>(connection).await
+        };
+        let count = self
+            .run(async |connection| connection.transaction(count).await)
             .await?;
         Ok(count.unsigned_abs())
     }
