@@ -20,13 +20,16 @@ type Setting = (&'static str, &'static str);
 /// package of its own (`postgresql-contrib`), without which the server says at its start that it cannot find it.
 const STATEMENT_COUNTS: Setting = ("shared_preload_libraries", "pg_stat_statements");
 
+/// For `bench ingest --listeners 200`.
+const MANY_SESSIONS: Setting = ("max_connections", "300");
+
 /// Tells when each transaction wrote its commit record.
 const COMMIT_TIMES: Setting = ("track_commit_timestamp", "on");
 
 /// Runs one benchmark and passes more arguments to it.
 pub(crate) fn run(which: &str, arguments: &[String]) -> Result<()> {
     let (services, settings): (&[&str], &[Setting]) = match which {
-        "ingest" => (&["ingestor"], &[STATEMENT_COUNTS]),
+        "ingest" => (&["ingestor"], &[STATEMENT_COUNTS, MANY_SESSIONS]),
         "read" => (&["api"], &[]),
         "freshness" | "purge" => (&["ingestor", "api"], &[COMMIT_TIMES]),
         _ => bail!(

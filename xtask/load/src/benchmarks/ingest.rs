@@ -16,7 +16,8 @@
 //! the rival gets the same rows with different uids. Both rates count *messages*, not distinct orders.
 //!
 //! **Other rivals** can replace COPY: the same drain without the triggers for foreign writers, which shows what they cost;
-//! or another build of the program, on the schema that it creates itself.
+//! or another build of the program, on the schema that it creates itself. **A change** of the surroundings can be measured
+//! too: a setting of PostgreSQL, or sessions that listen. The rival is then the same drain without the change.
 //!
 //! Each measurement has its own database. Dropping the previous database has forced a checkpoint, so both sides start with
 //! clean buffers. **Beside many orders** all measurements share one database, because it takes minutes to fill it. What a
@@ -24,11 +25,13 @@
 //! all its processes, also those that write the WAL and checkpoints.
 
 mod backlog;
+mod listeners;
 mod server;
 mod table;
 
 use std::time::Instant;
 
+use anyhow::Context as _;
 use clap::Args;
 use diesel::prelude::*;
 use servers::proc;
@@ -39,6 +42,7 @@ use super::copy::Chunk;
 use super::services::{CLAIMED, ingestor, wait_for};
 use super::{ServerOptions, beside, joined, print_load_average};
 use backlog::{Backlog, Contents};
+use listeners::Listeners;
 use server::{Servers, session_pid};
 use table::{Measurement, Table};
 
@@ -78,6 +82,12 @@ pub(crate) struct Options {
     /// Replace COPY by the drain with this build of the ingestor, on its own schema
     #[arg(long, value_name = "PROGRAM", conflicts_with = "beside")]
     former: Option<String>,
+    /// Replace COPY by the plain drain, and drain with this setting of the database
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with_all = ["former", "beside", "without_guard"])]
+    setting: Option<String>,
+    /// Replace COPY by the plain drain, and drain while this many other sessions listen to the events
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["former", "beside", "without_guard"])]
+    listeners: Option<usize>,
     /// How many orders are in the table before the measurements
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     beside: usize,
@@ -157,7 +167,7 @@ fn measure_case(
     let mut table = Table::begin(&title, options.rival_name());
     for round in 1..=options.rounds {
         let ours = |servers: &mut Servers| {
-            place.measure(|database| drain(options, &options.ingestor, &backlog, database, servers))
+            place.measure(|database| changed_drain(options, &backlog, database, servers))
         };
         // The order changes with every round, so that neither side always finds what the other has left.
         if round % 2 == 1 {
@@ -177,9 +187,38 @@ impl Options {
         match (&self.former, self.without_guard) {
             (Some(_), _) => "former",
             (None, true) => "bare",
+            (None, false) if self.is_changed() => "plain",
             (None, false) => "COPY",
         }
     }
+
+    /// Returns whether the surroundings of the drain are changed.
+    fn is_changed(&self) -> bool {
+        self.setting.is_some() || self.listeners.is_some()
+    }
+}
+
+/// The drain with the changes of its surroundings, if there are any.
+fn changed_drain(
+    options: &Options,
+    backlog: &Backlog,
+    database: &TestDatabase,
+    servers: &mut Servers,
+) -> anyhow::Result<Measurement> {
+    let settings = database.settings();
+    if let Some(setting) = &options.setting {
+        let (name, value) = setting
+            .split_once('=')
+            .with_context(|| format!("--setting {setting}: write it as NAME=VALUE"))?;
+        let alter = format!("ALTER DATABASE {} SET {name} = '{value}'", settings.name);
+        database.execute(&alter);
+    }
+    let listeners = options.listeners;
+    let listeners = listeners.map(|count| Listeners::start(settings, count));
+    let listeners = listeners.transpose()?;
+    let measured = drain(options, &options.ingestor, backlog, database, servers)?;
+    listeners.map_or(Ok(()), Listeners::end)?;
+    Ok(measured)
 }
 
 fn rival(
@@ -200,6 +239,10 @@ fn rival(
     if options.without_guard {
         let database = TestDatabase::create();
         database.execute("DROP FUNCTION emit_foreign_writes CASCADE");
+        return drain(options, &options.ingestor, backlog, &database, servers);
+    }
+    if options.is_changed() {
+        let database = TestDatabase::create();
         return drain(options, &options.ingestor, backlog, &database, servers);
     }
     place.measure(|database| copy(options, &backlog.rows, database, servers))
