@@ -8,6 +8,7 @@
 //! - A large cache: random orders, from 10,000 cached ones and from as many as `--large` says, in turn. Also the memory of
 //!   an entry beside its JSON, and the rate of the warm-up.
 //! - Lists, only with `--beside`: the first page and one far from it, of all orders and with filters.
+//! - Searches, only with `--beside`: by phone, e-mail and prefix, and the first page of the list.
 //! - Misses: random orders, with a cache of one order, over 8 connections and over 64. pgbench runs the statement that reads
 //!   one order, over as many connections. The api reads orders together that are requested at the same time.
 //!
@@ -20,6 +21,7 @@ mod http;
 mod lists;
 mod misses;
 mod rivals;
+mod search;
 
 use std::path::PathBuf;
 
@@ -72,6 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     options.measure_misses(&database, &cacheless)?;
     if options.beside > 0 {
         lists::measure(cacheless.port, options.rounds)?;
+        search::measure(&database, cacheless.port, &options.folder, options.rounds)?;
     }
     drop(cacheless);
     if options.large > SMALL {
