@@ -2,6 +2,7 @@
 
 mod token;
 
+use crate::config::Cli;
 use crate::config::command::Command;
 
 /// Does what the command line asks for.
@@ -15,5 +16,6 @@ pub async fn execute(command: Command) -> anyhow::Result<()> {
             let (host, port) = address.resolve()?;
             shared::commands::livez(&host, port).await
         }
+        Command::Completions { shell } => shared::commands::completions::<Cli>(shell),
     }
 }

@@ -27,11 +27,12 @@ use crate::kafka::Clients;
 /// Returns one line for the user if that is not possible.
 pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
     match cli.command.take() {
-        // It has its own settings, and works while others are wrong.
+        // These have their own settings, and work while others are wrong.
         Some(Command::Livez(address)) => {
             let (host, port) = address.resolve()?;
             shared::commands::livez(&host, port).await
         }
+        Some(Command::Completions { shell }) => shared::commands::completions::<Cli>(shell),
         _ if cli.check_config => check_config(&cli.settings()?),
         Some(Command::Run { no_migrate }) => run::run(cli.settings()?, !no_migrate).await,
         Some(Command::Migrate) => migrate::migrate(cli.settings()?).await,

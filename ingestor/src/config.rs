@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use shared::commands::Shell;
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, ShownSettings, ShutdownSettings,
     listen_host, name_of,
@@ -71,6 +72,11 @@ pub enum Command {
     Purge(PurgeArgs),
     /// Ask the running daemon whether it lives: exit status 0 or 1, for health checks; needs no other setting
     Livez(OpsArgs),
+    /// Print the script by which a shell completes commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 #[derive(Args, Debug)]

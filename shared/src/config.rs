@@ -104,7 +104,7 @@ pub fn parse<T: Parser>() -> anyhow::Result<T> {
 
 /// The commands that have their own arguments and need no other setting. They work while a setting is wrong: a health check
 /// must only say whether the process lives.
-const WITHOUT_SETTINGS: [&str; 1] = ["livez"];
+const WITHOUT_SETTINGS: [&str; 2] = ["completions", "livez"];
 
 fn parse_from<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<T, clap::Error> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();

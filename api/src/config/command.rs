@@ -1,6 +1,7 @@
 //! What the command line can ask for, besides serving.
 
 use clap::Subcommand;
+use shared::commands::Shell;
 
 use super::OpsArgs;
 use super::tokens::{Scopes, TokenName};
@@ -13,6 +14,11 @@ pub enum Command {
     Token(TokenCommand),
     /// Ask the running api whether it lives: exit status 0 or 1, for health checks; needs no other setting
     Livez(OpsArgs),
+    /// Print the script by which a shell completes commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 /// What to do with tokens.

@@ -8,6 +8,7 @@ mod authority;
 mod both_paths;
 mod cache_sync;
 mod coherence_rules;
+mod completions;
 mod compression;
 mod cors;
 mod creating;

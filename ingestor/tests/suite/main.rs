@@ -6,6 +6,7 @@ mod announcements;
 mod bad_configuration;
 mod cancelled_migrations;
 mod checker_rules;
+mod completions;
 mod cut_connections;
 mod cut_logs;
 mod damaged_log;
