@@ -9,6 +9,7 @@ pub mod models;
 pub mod orders;
 mod pool;
 pub mod removed;
+pub mod rights;
 pub mod schema;
 mod startup;
 mod tls;

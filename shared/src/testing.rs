@@ -8,7 +8,8 @@ mod orders;
 mod proxy;
 
 pub use database::{
-    TestDatabase, database_settings_from_environment, integer, settings_of, variables_of,
+    TestDatabase, database_settings_from_environment, integer, run_roles_file, settings_of, text,
+    variables_of,
 };
 pub use notifications::Notifications;
 pub use orders::{InvalidKind, OrderGenerator, model_json};

@@ -73,7 +73,14 @@ fn run_services(options: Options, servers: &mut Stack) -> Result<()> {
         progress::step(&format!("topic {} has 4 partitions", stack::topic()));
     }
     servers.with_env_file("demo", |servers| {
-        let mut services = Services::new(options, servers.env())?;
+        let has_roles = match servers.postgres() {
+            Some(postgres) => {
+                postgres.create_service_roles()?;
+                true
+            }
+            None => false,
+        };
+        let mut services = Services::new(options, servers.env(), has_roles)?;
         let outcome = services
             .start()
             .and_then(|()| services.send_sample())

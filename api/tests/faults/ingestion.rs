@@ -8,6 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use shared::db::rights::Role;
 use shared::testing::{TestDatabase, parse_arguments};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -55,7 +56,7 @@ impl Ingestion {
         ];
         let cli: Cli = parse_arguments(arguments.as_flattened()).unwrap();
         let mut settings = cli.settings().unwrap();
-        settings.database = database.settings();
+        settings.database = database.settings_as(Role::Ingestor);
         let ops_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ops_port = ops_listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use servers::postgres::{PoolMode, PrivatePooler};
+use shared::db::rights::Role;
 use shared::events::Operation;
 use shared::testing::{Notifications, TestDatabase, eventually};
 use tokio::task::block_in_place;
@@ -20,7 +21,7 @@ async fn start_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivateP
 
 async fn start_unready_behind_pooler(mode: PoolMode) -> (TestDatabase, Program, PrivatePooler) {
     let database = TestDatabase::create();
-    let server = database.settings();
+    let server = database.settings_as(Role::Api);
     let pooler = block_in_place(|| {
         let role = (server.user.as_str(), server.password.expose());
         PrivatePooler::start((&server.host, server.port), role, mode)

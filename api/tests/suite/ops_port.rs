@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use api::Listeners;
 use rustix::process::{Resource, getrlimit};
+use shared::db::rights::Role;
 use shared::testing::{TestDatabase, eventually};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::support::{Answer, PATIENCE, TableLock, ask_on, config, connect_from, 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_hold_every_connection_do_not_take_it_away_and_it_tells_of_the_stop() {
     let database = TestDatabase::create();
-    let mut config = config(database.settings());
+    let mut config = config(database.settings_as(Role::Api));
     config.server.max_connections = 1;
     let (clients, operators) = (listen().await, listen().await);
     let (port, ops_port) = (port_of(&clients), port_of(&operators));

@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use shared::db::rights::Role;
 use shared::server::{Deadlines, RequestBody};
 use shared::testing::{TestDatabase, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -254,7 +255,7 @@ async fn http2_with_prior_knowledge_is_hung_up_on() {
 async fn a_panic_costs_one_answer_and_tells_nothing() {
     let database = TestDatabase::create();
     let address = "127.0.0.1:0".parse().unwrap();
-    let config = config(database.settings());
+    let config = config(database.settings_as(Role::Api));
     let app = App::new(&config, address, Stopping::default()).unwrap();
     let metrics = Arc::clone(&app.metrics);
     let listener = TcpListener::bind(address).await.unwrap();

@@ -79,7 +79,7 @@ async fn role_that_may_write_again_writes_without_a_restart() {
     api.store(&model()).await;
     let role = |change: &str| {
         let name = api.database.settings().name;
-        format!("ALTER ROLE CURRENT_USER IN DATABASE {name} {change} default_transaction_read_only")
+        format!("ALTER ROLE orders_api IN DATABASE {name} {change} default_transaction_read_only")
     };
     let end_sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                         WHERE datname = current_database() AND application_name LIKE 'orders-api%'";

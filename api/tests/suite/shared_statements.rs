@@ -7,6 +7,7 @@ use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
 use futures_util::future::join_all;
 use serde_json::Value;
+use shared::db::rights::Role;
 use shared::db::{PoolLimits, pool};
 use shared::events::{self, Operation};
 use shared::testing::{TestDatabase, eventually};
@@ -148,7 +149,7 @@ async fn orders_are_read_with_a_plan_that_is_made_once() {
         wait: limit,
         statement_timeout: limit,
     };
-    let pool = pool(&database.settings(), "test", limits).unwrap();
+    let pool = pool(&database.settings_as(Role::Api), "test", limits).unwrap();
     let repository = Repository::new(pool.clone(), pool.clone(), limit);
     for uids in [&["a"][..], &["a", "b"], &["a"]].iter().cycle().take(400) {
         repository.find_orders(uids).await.unwrap();

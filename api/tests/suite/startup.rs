@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 
 use api::config::tokens::Tokens;
 use shared::config::DatabaseSettings;
+use shared::db::rights::Role;
 use shared::testing::{TestDatabase, database_settings_from_environment};
 
 fn program(database: &DatabaseSettings, variables: &[(&str, &str)]) -> Command {
@@ -131,7 +132,7 @@ fn check_config_prints_the_settings_without_their_secrets() {
 #[tokio::test(flavor = "multi_thread")]
 async fn database_that_refuses_after_all_ends_a_process_that_waited_for_it() {
     let database = TestDatabase::create();
-    let mut settings = database.settings();
+    let mut settings = database.settings_as(Role::Api);
     settings.name = "no_such_database".to_owned();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let shutdown = tokio_util::sync::CancellationToken::new();

@@ -19,6 +19,7 @@ use servers::postgres::PrivatePostgres;
 use shared::config::{DatabaseSettings, Secret};
 use shared::db::models::{NewOrder, Source};
 use shared::db::orders::UpsertOrders;
+use shared::db::rights::Role;
 use shared::events::{self, Operation};
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, eventually, model_json, parse_arguments};
@@ -66,7 +67,7 @@ impl TestApi {
         database: std::sync::Arc<TestDatabase>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let mut config = config(database.settings());
+        let mut config = config(database.settings_as(Role::Api));
         change(&mut config);
         let listener = TcpListener::bind((config.address.0.as_str(), 0))
             .await

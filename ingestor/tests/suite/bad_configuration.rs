@@ -99,10 +99,7 @@ fn check_config_shows_the_settings_without_the_secrets() {
 fn no_migrate_refuses_to_start_if_migrations_are_pending() {
     let scene = Scene::with_database(1, shared::testing::TestDatabase::create_empty());
     assert!(failure_of(&scene, &["run", "--no-migrate"], &[]).contains("migrations are pending"));
-    let output = command(&["migrate"], &scene.environment())
-        .output()
-        .unwrap();
-    assert!(output.status.success());
+    scene.run_well(&["migrate"]);
     assert_eq!(scene.stored(), 0);
 }
 

@@ -16,7 +16,7 @@ fn a_killed_database_is_waited_for_and_nothing_is_lost() {
     let mut scene = Scene::with_database(4, TestDatabase::create_on(settings_of(&server)));
     scene.audit_writes();
     let mut orders = scene.produce_orders(10_000);
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     let daemon = scene.start_daemon_with(&[("BATCH_MAX_RECORDS", "50")]);
     wait_until("orders are being stored", PATIENCE, || {
         scene.stored() > 1_000

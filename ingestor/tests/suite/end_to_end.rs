@@ -13,7 +13,7 @@ const MODEL_UID: &str = "b563feb7b2b84b6test";
 fn the_model_order_flows_from_kafka_to_http_and_back_to_nothing() {
     let scene = Scene::new(4);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     scene.send(Some(MODEL_UID), Some(model_json().as_bytes()));
     scene.flush();
     wait_until("the order is answered", PATIENCE, || {
@@ -47,7 +47,7 @@ fn the_model_order_flows_from_kafka_to_http_and_back_to_nothing() {
 fn a_new_order_is_readable_within_a_second_and_an_update_is_never_answered_old() {
     let mut scene = Scene::new(4);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     // The group is stable once a first order is stored.
     let first = scene.produce_orders(1).remove(0);
     wait_until("the first order is answered", PATIENCE, || {

@@ -314,7 +314,7 @@ fn each_message_is_stored_whole_or_kept_as_a_dead_letter() {
 
     let daemon = scene.start_daemon();
     scene.wait_until_settled(i64::try_from(cases.len()).unwrap());
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     wait_until("the api is ready", PATIENCE, || {
         api.get("/readyz").status == 200
     });

@@ -7,6 +7,7 @@ use std::process::Child;
 
 use diesel::connection::SimpleConnection;
 use rustix::process::{Pid, Signal, kill_process};
+use shared::db::rights::Role;
 use shared::order::Order;
 use shared::testing::{
     InvalidKind, OrderGenerator, TestDatabase, model_json, variables_of, wait_until,
@@ -60,7 +61,7 @@ impl Bench {
         more: &[&str],
         variables: &[(&str, &str)],
     ) -> std::process::Command {
-        let mut environment = variables_of(&self.database.settings());
+        let mut environment = variables_of(&self.database.settings_as(Role::Ingestor));
         let kafka = [
             ("KAFKA_BROKERS", "127.0.0.1:1"),
             ("KAFKA_GROUP_ID", "group"),
@@ -290,7 +291,7 @@ fn what_was_deleted_or_erased_stays_away() {
          SELECT record_removed('order', ARRAY['{deleted}'], 'deleted')"
     ));
     let erase = ["erase", "--customer", "erased-customer", "--yes"];
-    let environment = variables_of(&bench.database.settings());
+    let environment = variables_of(&bench.database.settings_as(Role::Migrator));
     let erased = command(&erase, &environment).output().unwrap();
     assert!(erased.status.success(), "{erased:?}");
     assert_eq!(bench.stored(), 2);

@@ -109,7 +109,7 @@ fn left_out(daemon: &Daemon) -> f64 {
 fn what_was_erased_is_nowhere_in_the_database_and_does_not_come_back() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     let orders = ["personal-uid-1", "personal-uid-2"].map(|uid| personal(&mut scene, uid));
     scene.produce(&orders);
     scene.produce_orders(1);
@@ -355,7 +355,7 @@ fn old_letters_lose_their_bytes_and_say_so() {
 fn a_purge_removes_what_is_old_by_both_times_and_tells_the_caches() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     let orders = scene.produce_orders(600);
     scene.send(None, Some(b"bad"));
     scene.flush();

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use diesel::connection::SimpleConnection;
 use servers::postgres::{Options, PrivatePostgres};
 use shared::config::DatabaseSettings;
+use shared::db::rights::Role;
 use shared::testing::{TestDatabase, settings_of, variables_of, wait_until};
 
 use crate::support::{Answer, Daemon, PATIENCE, Scene, command};
@@ -23,7 +24,7 @@ fn new_history(database: &DatabaseSettings) -> Answer {
 
 /// Returns the command's only line.
 fn new_history_well(database: &TestDatabase) -> String {
-    let answer = new_history(&database.settings());
+    let answer = new_history(&database.settings_as(Role::Ingestor));
     assert!(answer.success, "{answer:?}");
     let line = answer.stdout.strip_suffix('\n').unwrap();
     assert!(!line.contains('\n'), "{line}");
@@ -106,7 +107,7 @@ fn an_empty_table_gets_its_row() {
 
 #[test]
 fn a_database_without_the_schema_is_refused() {
-    let refusal = new_history_badly(&TestDatabase::create_empty().settings());
+    let refusal = new_history_badly(&TestDatabase::create_empty().settings_as(Role::Ingestor));
     assert!(
         refusal.contains("migrations are pending") && refusal.contains("run `ingestor migrate`"),
         "{refusal}"
@@ -121,7 +122,7 @@ fn of_two_commands_at_once_the_second_replaces_what_the_first_has_made() {
     holder
         .batch_execute("BEGIN; LOCK TABLE service_history IN SHARE ROW EXCLUSIVE MODE")
         .unwrap();
-    let variables = variables_of(&database.settings());
+    let variables = variables_of(&database.settings_as(Role::Ingestor));
     let commands = [(), ()].map(|()| command(&["new-history"], &variables).spawn().unwrap());
     wait_until("both wait for the lock", PATIENCE, || {
         database.integer(
@@ -190,7 +191,7 @@ fn a_daemon_that_lacks_the_right_says_so_and_does_it_once_it_has_the_right() {
     scene.database.execute(COME_FROM_ELSEWHERE);
     scene
         .database
-        .execute("REVOKE UPDATE ON SEQUENCE order_version_seq FROM CURRENT_USER");
+        .execute("REVOKE UPDATE ON SEQUENCE order_version_seq FROM orders_ingestor");
     let before = row(&scene.database);
     let daemon = Daemon::start_with(&["run", "--no-migrate"], &scene.environment());
     daemon.wait_until_logged("permission denied for sequence order_version_seq");
@@ -205,7 +206,7 @@ fn a_daemon_that_lacks_the_right_says_so_and_does_it_once_it_has_the_right() {
 
     scene
         .database
-        .execute("GRANT UPDATE ON SEQUENCE order_version_seq TO CURRENT_USER");
+        .execute("GRANT UPDATE ON SEQUENCE order_version_seq TO orders_ingestor");
     daemon.wait_until_logged(RENEWED);
     assert_is_of_this_server(&scene.database);
     assert!(daemon.stop().success());
@@ -220,7 +221,7 @@ fn a_standby_is_refused_and_once_promoted_gets_a_new_row_from_the_running_daemon
     let (before, begun) = (row(&scene.database), microseconds());
     let of_standby = DatabaseSettings {
         port: standby.port(),
-        ..scene.database.settings()
+        ..scene.database.settings_as(Role::Ingestor)
     };
     let refusal = new_history_badly(&of_standby);
     assert!(

@@ -74,7 +74,7 @@ fn hashes_are_hmac_and_the_database_makes_the_same() {
 fn a_rewind_to_the_earliest_record_brings_nothing_back() {
     let mut scene = Scene::new(2);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["a", "b", "c"]);
     delete(&api, "b");
     delete(&api, "c");
@@ -104,7 +104,7 @@ fn a_rewind_to_the_earliest_record_brings_nothing_back() {
 fn a_new_incarnation_of_the_offsets_brings_nothing_back() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["a", "b"]);
     delete(&api, "a");
     // This is what accepting the incident of a recreated topic does. All offsets are higher than those that the ledger noted.
@@ -124,7 +124,7 @@ fn only_a_later_message_stores_a_deleted_order_again() {
     let mut scene = Scene::new(1);
     // A message that is left out is not a bad one: this would halt the partition.
     let daemon = scene.start_daemon_with(&[("DEAD_LETTER_MAX_CONSECUTIVE", "1")]);
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["late"]);
     delete(&api, "late");
     for offset in 1..4 {
@@ -167,7 +167,7 @@ fn only_a_later_message_stores_a_deleted_order_again() {
 fn an_order_that_was_created_again_is_kept_by_a_rewind_and_replaced_by_a_new_message() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["a"]);
     delete(&api, "a");
     let created = scene.later("a");
@@ -193,7 +193,7 @@ fn an_order_that_was_created_again_is_kept_by_a_rewind_and_replaced_by_a_new_mes
 fn each_message_of_a_batch_is_judged_by_itself() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["twice", "gone"]);
     delete(&api, "twice");
     delete(&api, "gone");
@@ -223,7 +223,7 @@ fn each_message_of_a_batch_is_judged_by_itself() {
 fn an_old_message_that_a_constraint_rejects_leaves_no_letter() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["a", "b"]);
     delete(&api, "b");
     scene
@@ -243,7 +243,7 @@ fn an_old_message_that_a_constraint_rejects_leaves_no_letter() {
 fn an_order_that_is_created_and_deleted_while_a_batch_is_under_way_stays_deleted() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["before"]);
     // The batch waits when it begins to copy: it has locked what exists, and knows that "u" does not.
     let mut gate = scene.database.connect();
@@ -276,7 +276,7 @@ fn an_order_that_is_created_and_deleted_while_a_batch_is_under_way_stays_deleted
 fn a_deletion_that_waits_for_a_batch_counts_its_messages_as_read() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["u"]);
     let holder = scene.hold_commits();
     // Its clock runs ahead, so that only its offset tells that it is old.
@@ -308,7 +308,7 @@ fn a_replay_brings_a_deleted_order_back_only_on_demand() {
         .database
         .execute("ALTER TABLE orders ADD CONSTRAINT no_evil CHECK (entry <> 'EVIL')");
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     for uid in ["u", "v"] {
         let mut evil = scene.later(uid);
         evil.entry = "EVIL".into();
@@ -355,7 +355,7 @@ fn a_replay_brings_a_deleted_order_back_only_on_demand() {
 fn an_old_message_is_known_among_any_number_of_entries() {
     let mut scene = Scene::new(1);
     let daemon = scene.start_daemon();
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     store(&mut scene, &["first", "second"]);
     delete(&api, "first");
     // More than are read at once.

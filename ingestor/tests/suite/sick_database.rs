@@ -102,7 +102,7 @@ fn a_password_that_is_changed() {
     let server = PrivatePostgres::start(&Options::default()).unwrap();
     let mut patient = Patient::new(TestDatabase::create_on(settings_of(&server)));
     let run = |statement: &str| drop(server.psql_as_superuser(statement).unwrap());
-    let user = server.user();
+    let user = "orders_ingestor";
     run(&format!("ALTER ROLE {user} PASSWORD 'another'"));
     run(&end_sessions(&patient.scene));
     patient.send(100);

@@ -25,6 +25,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::config::DatabaseSettings;
+use shared::db::rights::Role;
 use shared::order::Order;
 use shared::testing::{OrderGenerator, TestDatabase, wait_until};
 
@@ -107,6 +108,11 @@ impl Scene {
 
     /// The program's environment.
     pub fn environment(&self) -> Vec<(String, String)> {
+        self.environment_as(Role::Ingestor)
+    }
+
+    /// The program's environment for a command that another role of the database runs.
+    pub fn environment_as(&self, role: Role) -> Vec<(String, String)> {
         let DatabaseSettings {
             host,
             port,
@@ -114,7 +120,7 @@ impl Scene {
             password,
             name,
             ..
-        } = self.database.settings();
+        } = self.database.settings_as(role);
         let variables = [
             ("DB_HOST", host),
             ("DB_PORT", port.to_string()),

@@ -228,7 +228,7 @@ fn writers_of_the_same_orders_neither_mix_two_nor_deadlock() {
     }
     scene.flush();
 
-    let api = Api::start(scene.database.settings());
+    let api = Api::start(&scene.database);
     wait_until("the api is ready", PATIENCE, || {
         api.get("/readyz").status == 200
     });

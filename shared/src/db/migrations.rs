@@ -13,6 +13,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tracing::{info, warn};
 
+use super::rights;
 use crate::backoff::Backoff;
 use crate::throttle::Throttle;
 
@@ -53,7 +54,8 @@ const IS_FORMER_SCHEMA: &str =
 const FORMER_SCHEMA: &str = "the database holds the schema from before the first release, which cannot be migrated: create an \
                                  empty database, name it in DB_NAME, and let the ingestor read the topic again";
 
-/// Brings the schema up to date and returns the versions of the migrations that ran. One process at a time does this.
+/// Brings the schema up to date, grants the service's roles what they lack, and returns the versions of the migrations that ran.
+/// One process at a time does this.
 ///
 /// A migration that waits too long for a table is rolled back and tried again, for as long as it takes. One that runs outside of
 /// a transaction waits for as long as it takes. An index that its interrupted run left invalid is dropped first.
@@ -84,8 +86,16 @@ pub fn migrate_from(
     all.sort_by(|a, b| a.name().version().cmp(&b.name().version()));
     lock_migrations(connection, &is_stopping)?;
     let applied = refuse_former_schema(connection).and_then(|()| {
+        // diesel's look at what has run needs the right to create tables. A role that may not migrate has it not.
+        if pending_of(&all, connection)?.is_empty() {
+            return Ok(Vec::new());
+        }
         connection.batch_execute(EMITS_NOTHING)?;
         run_pending(&all, connection, &is_stopping)
+    });
+    let applied = applied.and_then(|applied| {
+        rights::grant(connection).context("cannot grant the roles their rights")?;
+        Ok(applied)
     });
     let unlocked = unlock_migrations(connection);
     // If the connection is lost, both fail, and only the first error tells where.
@@ -224,9 +234,16 @@ fn drop_invalid_index(connection: &mut PgConnection, migration: &str) -> QueryRe
 /// Returns an error if the database cannot be asked, or if it holds the schema from before the first release.
 pub fn pending_migrations(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     refuse_former_schema(connection)?;
-    let applied = applied_versions(connection).context("cannot read the list of migrations")?;
     let all = MigrationSource::<Pg>::migrations(&MIGRATIONS);
     let all = all.map_err(|error| anyhow!("cannot read our own migrations: {error}"))?;
+    pending_of(&all, connection)
+}
+
+fn pending_of(
+    all: &[Box<dyn Migration<Pg>>],
+    connection: &mut PgConnection,
+) -> anyhow::Result<Vec<String>> {
+    let applied = applied_versions(connection).context("cannot read the list of migrations")?;
     let names = all.iter().map(|migration| migration.name());
     let is_pending = |name: &&dyn MigrationName| !applied.contains(&name.version().to_string());
     Ok(names.filter(is_pending).map(ToString::to_string).collect())

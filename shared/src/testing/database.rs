@@ -8,7 +8,11 @@ use servers::postgres::{PrivatePostgres, find_binaries};
 use servers::process::Launch;
 
 use crate::config::{DatabaseSettings, Secret, SslMode};
+use crate::db::rights::{LETTER_COLUMNS, Role, SEQUENCES, TABLES};
 use crate::db::{self, HistoryId, STANDING, Standing};
+
+/// What operators run to make the roles.
+const ROLES_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/postgres/roles.sql");
 
 /// The advisory lock that lets one test process make the template at a time.
 const TEMPLATE_LOCK: i64 = 0x7465_6d70;
@@ -81,6 +85,30 @@ pub fn integer(connection: &mut PgConnection, query: &str) -> QueryResult<i64> {
     Ok(row.value)
 }
 
+/// Returns the single text that a query selects as `value`.
+///
+/// # Errors
+/// Returns the error of the database.
+pub fn text(connection: &mut PgConnection, query: &str) -> QueryResult<String> {
+    let row: TextRow = diesel::sql_query(query).get_result(connection)?;
+    Ok(row.value)
+}
+
+#[derive(QueryableByName)]
+struct TextRow {
+    #[diesel(sql_type = Text)]
+    value: String,
+}
+
+/// Runs the file that operators run, as a superuser, with psql's variables.
+pub fn run_roles_file(database: &DatabaseSettings, variables: &[(&str, &str)]) {
+    let mut psql = launch(database, "psql").args(["--no-psqlrc", "--file", ROLES_FILE]);
+    for (name, value) in variables {
+        psql = psql.args(["--set", &format!("{name}={value}")]);
+    }
+    psql.output_of("").unwrap();
+}
+
 impl TestDatabase {
     /// Makes a database with the whole schema.
     pub fn create() -> Self {
@@ -90,15 +118,16 @@ impl TestDatabase {
     /// Makes a database with the whole schema on a given server.
     pub fn create_on(server: DatabaseSettings) -> Self {
         let mut connection = connect(&server);
-        let template = template(&server, &mut connection);
+        let template = templates(&server, &mut connection).migrated;
         Self::clone_of(&template, server, &mut connection)
     }
 
-    /// Makes a database without any table.
+    /// Makes a database without any table, in which the service's roles have rights.
     pub fn create_empty() -> Self {
         let server = database_settings_from_environment();
         let mut connection = connect(&server);
-        Self::clone_of("template0", server, &mut connection)
+        let template = templates(&server, &mut connection).empty;
+        Self::clone_of(&template, server, &mut connection)
     }
 
     fn clone_of(template: &str, server: DatabaseSettings, connection: &mut PgConnection) -> Self {
@@ -114,9 +143,17 @@ impl TestDatabase {
         Self { server, settings }
     }
 
-    /// How to reach the database.
+    /// How to reach the database as the superuser, who may look at everything.
     pub fn settings(&self) -> DatabaseSettings {
         self.settings.clone()
+    }
+
+    /// How a program reaches the database: as a role of its own.
+    pub fn settings_as(&self, role: Role) -> DatabaseSettings {
+        DatabaseSettings {
+            user: role.name().to_owned(),
+            ..self.settings.clone()
+        }
     }
 
     /// A connection to the database.
@@ -145,12 +182,7 @@ impl TestDatabase {
 
     /// The texts that a query selects as `value`.
     pub fn texts(&self, query: &str) -> Vec<String> {
-        #[derive(QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = Text)]
-            value: String,
-        }
-        let rows: Vec<Row> = diesel::sql_query(query).load(&mut self.connect()).unwrap();
+        let rows: Vec<TextRow> = diesel::sql_query(query).load(&mut self.connect()).unwrap();
         rows.into_iter().map(|row| row.value).collect()
     }
 
@@ -181,13 +213,7 @@ impl TestDatabase {
 
     /// Prepares a program of PostgreSQL that connects to the database.
     fn launch(&self, program: &str) -> Launch {
-        let settings = &self.settings;
-        Launch::new(program, find_binaries().unwrap().join(program))
-            .env("PGHOST", &settings.host)
-            .env("PGPORT", settings.port.to_string())
-            .env("PGUSER", &settings.user)
-            .env("PGPASSWORD", settings.password.expose())
-            .env("PGDATABASE", &settings.name)
+        launch(&self.settings, program)
     }
 }
 
@@ -216,46 +242,114 @@ fn execute(connection: &mut PgConnection, statements: &str) {
     connection.batch_execute(statements).unwrap();
 }
 
-/// The name of the migrated template. It is made if it does not exist yet.
-fn template(server: &DatabaseSettings, connection: &mut PgConnection) -> String {
-    let name = format!("template_{}", schema_fingerprint());
+fn launch(settings: &DatabaseSettings, program: &str) -> Launch {
+    Launch::new(program, find_binaries().unwrap().join(program))
+        .env("PGHOST", &settings.host)
+        .env("PGPORT", settings.port.to_string())
+        .env("PGUSER", &settings.user)
+        .env("PGPASSWORD", settings.password.expose())
+        .env("PGDATABASE", &settings.name)
+}
+
+/// The databases that are copied. Their names change with the files that they are made of.
+struct Templates {
+    /// Only with the roles.
+    empty: String,
+    /// With the schema.
+    migrated: String,
+}
+
+/// Returns the templates. They are made if they do not exist yet.
+fn templates(server: &DatabaseSettings, connection: &mut PgConnection) -> Templates {
+    let fingerprint = schema_fingerprint();
+    let templates = Templates {
+        empty: format!("template_empty_{fingerprint}"),
+        migrated: format!("template_{fingerprint}"),
+    };
     diesel::sql_query("SELECT pg_advisory_lock($1)")
         .bind::<BigInt, _>(TEMPLATE_LOCK)
         .execute(connection)
         .unwrap();
-    let exists = diesel::sql_query("SELECT 1 FROM pg_database WHERE datname = $1")
-        .bind::<Text, _>(&name)
-        .execute(connection)
-        .unwrap();
-    if exists == 0 {
-        // It is migrated under another name, so that an unfinished one is never used as the template.
-        let unfinished = format!("{name}_unfinished");
-        execute(
-            connection,
-            &["DROP DATABASE IF EXISTS ", &unfinished].concat(),
-        );
-        execute(connection, &["CREATE DATABASE ", &unfinished].concat());
-        db::migrate(
-            &mut connect(&DatabaseSettings {
-                name: unfinished.clone(),
-                ..server.clone()
-            }),
-            || false,
-        )
-        .unwrap();
-        execute(
-            connection,
-            &["ALTER DATABASE ", &unfinished, " RENAME TO ", &name].concat(),
-        );
-    }
+    make_template(
+        server,
+        connection,
+        (&templates.empty, "template0"),
+        add_roles,
+    );
+    make_template(
+        server,
+        connection,
+        (&templates.migrated, &templates.empty),
+        migrate_as_migrator,
+    );
     diesel::sql_query("SELECT pg_advisory_unlock($1)")
         .bind::<BigInt, _>(TEMPLATE_LOCK)
         .execute(connection)
         .unwrap();
-    name
+    templates
 }
 
-/// A number that changes when a migration changes.
+fn make_template(
+    server: &DatabaseSettings,
+    connection: &mut PgConnection,
+    (name, origin): (&str, &str),
+    fill: fn(&DatabaseSettings),
+) {
+    let exists = diesel::sql_query("SELECT 1 FROM pg_database WHERE datname = $1")
+        .bind::<Text, _>(name)
+        .execute(connection)
+        .unwrap();
+    if exists != 0 {
+        return;
+    }
+    // It is filled under another name, so that an unfinished one is never used as the template.
+    let unfinished = format!("{name}_unfinished");
+    for statement in [
+        ["DROP DATABASE IF EXISTS ", &unfinished].concat(),
+        ["CREATE DATABASE ", &unfinished, " TEMPLATE ", origin].concat(),
+    ] {
+        execute(connection, &statement);
+    }
+    fill(&DatabaseSettings {
+        name: unfinished.clone(),
+        ..server.clone()
+    });
+    let rename = ["ALTER DATABASE ", &unfinished, " RENAME TO ", name].concat();
+    execute(connection, &rename);
+}
+
+/// Runs the file that operators run.
+fn add_roles(database: &DatabaseSettings) {
+    let mut connection = connect(database);
+    let known = "SELECT count(*) AS value FROM pg_roles WHERE rolname = 'orders_api'";
+    let password = database.password.expose();
+    let passwords = [
+        ("migrator_password", password),
+        ("ingestor_password", password),
+        ("api_password", password),
+        ("reader_password", password),
+    ];
+    // The passwords of roles that somebody else has made stay as they are.
+    let is_known = integer(&mut connection, known).unwrap() > 0;
+    run_roles_file(database, if is_known { &[] } else { &passwords });
+    // What a test itself creates may be used by everybody, for example by its triggers in the sessions of a program.
+    execute(
+        &mut connection,
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO PUBLIC; \
+         ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC; \
+         ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC",
+    );
+}
+
+fn migrate_as_migrator(database: &DatabaseSettings) {
+    let migrator = DatabaseSettings {
+        user: Role::Migrator.name().to_owned(),
+        ..database.clone()
+    };
+    db::migrate(&mut connect(&migrator), || false).unwrap();
+}
+
+/// A number that changes when a migration or the roles change.
 fn schema_fingerprint() -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations");
@@ -265,9 +359,11 @@ fn schema_fingerprint() -> u64 {
         .filter(|file| file.exists())
         .collect();
     files.sort();
+    files.push(ROLES_FILE.into());
     let mut hasher = DefaultHasher::new();
     for file in files {
         std::fs::read(file).unwrap().hash(&mut hasher);
     }
+    format!("{:?}", (TABLES, SEQUENCES, LETTER_COLUMNS)).hash(&mut hasher);
     hasher.finish()
 }

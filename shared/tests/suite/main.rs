@@ -6,6 +6,7 @@ mod concurrent_indexes;
 mod foreign_writes;
 mod migrations;
 mod migrations_under_load;
+mod rights;
 mod roundtrip;
 mod startup;
 mod tls;

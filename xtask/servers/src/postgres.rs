@@ -18,9 +18,9 @@ pub use binaries::{chosen_binaries, find_binaries, find_client};
 pub use pooler::{PoolMode, PrivatePooler, find_pgbouncer};
 
 use crate::interrupt::wait_for;
-use crate::ports;
 use crate::process::{Launch, Process};
 use crate::signals::{Signal, kill_tree};
+use crate::{ports, project};
 use cluster::Cluster;
 
 /// How long a start may take. After a kill it replays at most `max_wal_size` of the log.
@@ -28,7 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a shutdown may take. Then the server is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The role that is created. It may log in and create databases, and is not a superuser.
+/// The role that is created. It is a superuser, as in the containers: tests make databases and roles, and look at everything. The
+/// programs get roles with fewer rights.
 const USER: &str = "myapp_user";
 /// The database that is created. The role owns it.
 const DATABASE: &str = "myapp_db";
@@ -171,6 +172,29 @@ impl PrivatePostgres {
         .to_vec()
     }
 
+    /// Makes the roles of the programs in the database that was created, as operators do. Their password is that of the role.
+    pub fn create_service_roles(&self) -> Result<()> {
+        let file = project::root().join("deploy/postgres/roles.sql");
+        let statements = std::fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let password = self.password();
+        let passwords = [
+            ("migrator_password", password),
+            ("ingestor_password", password),
+            ("api_password", password),
+            ("reader_password", password),
+        ];
+        self.run_psql(
+            self.user(),
+            password,
+            self.database(),
+            &passwords,
+            &statements,
+        )
+        .context("cannot create the roles of the programs")
+        .map(drop)
+    }
+
     /// Runs statements with `psql` as the role, and returns what they print, unaligned and without headers.
     pub fn psql(&self, statements: &str) -> Result<String> {
         self.run_psql(
@@ -271,13 +295,13 @@ impl PrivatePostgres {
             ("password", self.password()),
             ("database", self.database()),
         ];
-        // psql quotes the variables. The role needs CREATEDB because each test creates its own database.
+        // psql quotes the variables.
         self.run_psql(
             cluster::SUPERUSER,
             self.cluster.superuser_password(),
             "postgres",
             &variables,
-            "CREATE ROLE :\"role\" LOGIN CREATEDB PASSWORD :'password';\n\
+            "CREATE ROLE :\"role\" LOGIN SUPERUSER PASSWORD :'password';\n\
              CREATE DATABASE :\"database\" OWNER :\"role\";\n",
         )
         .context("cannot create the role and the database")?;

@@ -32,13 +32,19 @@ pub(super) struct Services {
     options: Options,
     logs: PathBuf,
     environment: Vec<(String, String)>,
+    /// Whether each program has a role of its own in the database. On the user's own server, all use the user's role.
+    has_roles: bool,
     running: Vec<Process>,
     /// How much of each log was looked through for warnings.
     shown_bytes: HashMap<String, u64>,
 }
 
 impl Services {
-    pub(super) fn new(options: Options, environment: Vec<(String, String)>) -> Result<Self> {
+    pub(super) fn new(
+        options: Options,
+        environment: Vec<(String, String)>,
+        has_roles: bool,
+    ) -> Result<Self> {
         let logs = project::stack_folder().join("logs");
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
@@ -46,6 +52,7 @@ impl Services {
             options,
             logs,
             environment,
+            has_roles,
             running: Vec::new(),
             shown_bytes: HashMap::new(),
         })
@@ -54,16 +61,16 @@ impl Services {
     /// Migrates the database, starts both processes and waits until both are ready.
     pub(super) fn start(&mut self) -> Result<()> {
         let (api_port, ingestor_port) = (self.options.api_port, self.options.ingestor_port);
-        self.launch("ingestor", &["migrate"])
+        self.launch_as("orders_migrator", "ingestor", &["migrate"])
             .log_to(self.log_of("migrate"))
             .run()?;
         progress::step("the database is migrated");
         let ingestor = self
-            .launch("ingestor", &["run"])
+            .launch_as("orders_ingestor", "ingestor", &["run", "--no-migrate"])
             .env("INGESTOR_PORT", ingestor_port.to_string());
         self.running.push(ingestor.spawn()?);
         let api = self
-            .launch("api", &[])
+            .launch_as("orders_api", "api", &[])
             .env("SERVER_PORT", api_port.to_string())
             .env("OPS_PORT", self.options.ops_port.to_string());
         self.running.push(api.spawn()?);
@@ -147,6 +154,16 @@ impl Services {
             outcome = outcome.and(stopped);
         }
         outcome
+    }
+
+    /// Prepares a program that connects to the database as its own role.
+    fn launch_as(&self, role: &str, program: &str, arguments: &[&str]) -> Launch {
+        let launch = self.launch(program, arguments);
+        if self.has_roles {
+            launch.env("DB_USER", role)
+        } else {
+            launch
+        }
     }
 
     fn launch(&self, program: &str, arguments: &[&str]) -> Launch {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use servers::ports::free_port;
+use shared::db::rights::Role;
 use shared::testing::{TestDatabase, eventually};
 use tokio::net::TcpStream;
 
@@ -50,7 +51,7 @@ impl Program {
         database: &TestDatabase,
         settings: &[(&str, &str)],
     ) -> Self {
-        let server = database.settings();
+        let server = database.settings_as(Role::Api);
         let log = std::env::temp_dir().join(format!("api-{}.log", uuid::Uuid::new_v4()));
         let process = command
             .env("DB_HOST", &server.host)

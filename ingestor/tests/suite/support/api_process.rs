@@ -2,8 +2,8 @@
 
 use api::config::{Cli, Config};
 use serde_json::Value;
-use shared::config::DatabaseSettings;
-use shared::testing::parse_arguments;
+use shared::db::rights::Role;
+use shared::testing::{TestDatabase, parse_arguments};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ impl Answer {
 }
 
 impl Api {
-    pub fn start(database: DatabaseSettings) -> Self {
+    pub fn start(database: &TestDatabase) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -40,7 +40,7 @@ impl Api {
         let arguments = ["--cache-warmup=1000", "--shutdown-timeout-ms=1000"];
         let cli = parse_arguments::<Cli>(&arguments).unwrap();
         let config = Config {
-            database,
+            database: database.settings_as(Role::Api),
             ..cli.config().unwrap()
         };
         runtime.spawn(api::run(config, listener, CancellationToken::new()));

@@ -6,6 +6,7 @@ use std::process::Output;
 use rdkafka::admin::AdminOptions;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use servers::kafka::PrivateKafka;
+use shared::db::rights::Role;
 use shared::order::Order;
 use shared::testing::wait_until;
 
@@ -93,13 +94,17 @@ impl Scene {
         );
     }
 
-    /// Runs a command of the program to its end, without a terminal.
+    /// Runs a command of the program to its end, without a terminal, as the role that has the rights for it.
     pub fn run(&self, arguments: &[&str]) -> Answer {
         self.run_with(arguments, &[])
     }
 
     pub fn run_with(&self, arguments: &[&str], more: &[(&str, &str)]) -> Answer {
-        let mut environment = self.environment();
+        let role = match arguments.first() {
+            Some(&("erase" | "migrate" | "purge")) => Role::Migrator,
+            _ => Role::Ingestor,
+        };
+        let mut environment = self.environment_as(role);
         environment.extend(
             more.iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
