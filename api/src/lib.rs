@@ -17,7 +17,8 @@
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
 //! | [`metrics`] | what operators count | [`cache`] |
 //! | [`export`] | all matching orders as one stream | [`shares`], [`repository`], [`metrics`] |
-//! | [`commands`] | what the program does instead of serving | [`config`] |
+//! | [`doctor`] | checks of what the api needs: machine, settings, database | [`config`] |
+//! | [`commands`] | what the program does instead of serving | [`config`], [`doctor`] |
 //! | [`http`] | what speaks HTTP and knows no route: envelope, problems, checks of requests | [`config`], [`shares`], [`stopping`], [`repository`], [`cache`], [`metrics`] |
 //! | [`app`] | the state that all handlers share | [`config`], [`shares`], [`stopping`], [`repository`], [`cache`], [`metrics`], [`http`] |
 //! | [`handlers`] | what each route does | [`shares`], [`repository`], [`feed`], [`cache`], [`http`], [`app`], [`export`] |
@@ -29,6 +30,7 @@ pub mod app;
 pub mod cache;
 pub mod commands;
 pub mod config;
+pub mod doctor;
 pub mod export;
 pub mod feed;
 pub mod handlers;

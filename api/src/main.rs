@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
 async fn execute() -> anyhow::Result<()> {
     let mut cli: Cli = shared::config::parse()?;
     if let Some(command) = cli.command.take() {
-        return api::commands::execute(command).await;
+        return api::commands::execute(command, cli).await;
     }
     let check_config = cli.check_config;
     let config = cli.config()?;

@@ -19,6 +19,7 @@ use shared::db;
 
 use crate::config::{APPLICATION_NAME, Cli, Command, Settings};
 use crate::database;
+use crate::doctor::doctor;
 use crate::kafka::Clients;
 
 /// Does what the command line asks for.
@@ -34,6 +35,9 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
         }
         Some(Command::Completions { shell }) => shared::commands::completions::<Cli>(shell),
         _ if cli.check_config => check_config(&cli.settings()?),
+        Some(Command::Doctor { json, longest_stop }) => {
+            doctor(cli.settings()?, longest_stop, json).await
+        }
         Some(Command::Run { no_migrate }) => run::run(cli.settings()?, !no_migrate).await,
         Some(Command::Migrate) => migrate::migrate(cli.settings()?).await,
         Some(Command::NewHistory) => new_history::new_history(cli.settings()?).await,
@@ -46,8 +50,8 @@ pub async fn execute(mut cli: Cli) -> anyhow::Result<()> {
         Some(Command::Erase(arguments)) => erase::erase(cli.settings()?, arguments).await,
         Some(Command::Purge(arguments)) => purge::purge(cli.settings()?, arguments).await,
         None => bail!(
-            "say what to do: `ingestor run`, `migrate`, `new-history`, `check`, `import`, `offsets`, `dead-letters`, `erase` or \
-             `purge`; see `ingestor --help`"
+            "say what to do: `ingestor run`, `migrate`, `doctor`, `new-history`, `check`, `import`, `offsets`, `dead-letters`, \
+             `erase` or `purge`; see `ingestor --help`"
         ),
     }
 }

@@ -70,6 +70,15 @@ pub enum Command {
     Erase(EraseArgs),
     /// Remove old orders and old dead letters
     Purge(PurgeArgs),
+    /// Check everything that the daemon needs: machine, PostgreSQL, Kafka; exit status 1 if something must be mended
+    Doctor {
+        /// Print one JSON document with every check
+        #[arg(long)]
+        json: bool,
+        /// The longest time that the daemon may stand still, in days; the topic must keep its messages for longer
+        #[arg(long, value_name = "DAYS", default_value = "3d")]
+        longest_stop: Days,
+    },
     /// Ask the running daemon whether it lives: exit status 0 or 1, for health checks; needs no other setting
     Livez(OpsArgs),
     /// Print the script by which a shell completes commands and flags

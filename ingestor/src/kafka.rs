@@ -13,7 +13,8 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use crate::config::{KafkaSettings, MemorySettings};
 use crate::record::{Offset, Partition};
 pub use consumer::{GroupConsumer, RebalanceEvent};
-pub use probe::{LogRange, Probe, Watermarks};
+pub(crate) use probe::client_config;
+pub use probe::{LogRange, Member, Probe, Watermarks};
 
 /// The Kafka clients of the process, except the relay's producer.
 pub struct Clients {
@@ -50,6 +51,12 @@ pub(crate) fn apply_overrides(config: &mut ClientConfig, settings: &KafkaSetting
     for (key, value) in &settings.overrides {
         config.set(key, value.expose());
     }
+}
+
+/// The name that our clients give themselves.
+pub fn client_id(settings: &KafkaSettings) -> String {
+    let config = client_config(settings);
+    config.get("client.id").unwrap_or_default().to_owned()
 }
 
 /// Makes a list of partitions, each with an offset if one is given.

@@ -36,7 +36,8 @@
 //! | [`watch`] | the lag, and whether the topic is still the one that was read | [`record`], [`periodic`], [`witnesses`], [`database`], [`history`], [`metrics`], [`kafka`], [`offsets`], [`board`] |
 //! | [`ops_server`] | the operators' port | [`metrics`], [`board`] |
 //! | [`daemon`] | starts and stops all of the above | [`record`], [`config`], [`database`], [`history`], [`metrics`], [`kafka`], [`board`], [`writer`], [`poller`], [`relay`], [`retention`], [`watch`], [`ops_server`] |
-//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`erase`], [`import`], [`purge`], [`daemon`] |
+//! | [`doctor`] | checks of what the daemon needs: machine, database, topic, group | [`record`], [`config`], [`kafka`], [`offsets`], [`writer`] |
+//! | [`commands`] | what the command line can ask for | [`record`], [`dead_letters`], [`config`], [`database`], [`history`], [`kafka`], [`offsets`], [`replay`], [`erase`], [`import`], [`purge`], [`daemon`], [`doctor`] |
 
 pub mod batch;
 pub mod board;
@@ -46,6 +47,7 @@ pub mod daemon;
 pub mod database;
 pub mod dead_letters;
 pub mod deletion;
+pub mod doctor;
 pub mod erase;
 pub mod failpoints;
 pub mod guard;

@@ -43,7 +43,7 @@ use crate::record::{Consumer, Offset, Partition, Reading};
 
 /// The number of writers. While some wait for their COMMIT to reach the disk, one after another because of the lock that a
 /// notifying COMMIT takes, the others keep PostgreSQL busy.
-const WRITERS: usize = 4;
+pub(crate) const WRITERS: usize = 4;
 
 /// A task that the poll thread gives to a writer.
 #[derive(Debug)]

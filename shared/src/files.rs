@@ -17,7 +17,15 @@ pub fn raise_limit() {
 
 /// Returns how many file descriptors the process may have; `usize::MAX` if there is no limit.
 pub fn limit() -> usize {
-    let limit = getrlimit(Resource::Nofile).current;
+    in_files(getrlimit(Resource::Nofile).current)
+}
+
+/// Returns how many file descriptors the process may have after [`raise_limit`]; `usize::MAX` if there is no limit.
+pub fn hard_limit() -> usize {
+    in_files(getrlimit(Resource::Nofile).maximum)
+}
+
+fn in_files(limit: Option<u64>) -> usize {
     limit.map_or(usize::MAX, |limit| {
         usize::try_from(limit).unwrap_or(usize::MAX)
     })

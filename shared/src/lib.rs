@@ -21,12 +21,14 @@
 //! | [`telemetry`] | sets up the log | [`config`] |
 //! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert, the ledger of removed orders | [`backoff`], [`throttle`], [`order`], [`config`] |
 //! | [`commands`] | what both programs can do besides their work | |
+//! | [`doctor`] | checks of what a program needs: machine and database | [`files`], [`config`], [`db`], [`commands`] |
 //! | [`testing`] | helpers for tests (feature `testing`) | [`order`], [`events`], [`config`], [`db`] |
 
 pub mod backoff;
 pub mod commands;
 pub mod config;
 pub mod db;
+pub mod doctor;
 pub mod events;
 pub mod files;
 pub mod order;

@@ -49,9 +49,7 @@ pub(crate) enum Purpose {
     Kafka,
     /// The benchmark of reading.
     BenchRead,
-    /// The tests that take minutes.
-    Faults,
-    /// The tests that run schemathesis, curl, proxies and a browser.
+    /// The tests that run schemathesis, curl, proxies, a pooler and a browser.
     ApiTests,
 }
 
@@ -121,8 +119,8 @@ const NEEDS: &[Need] = &[
         || is_on_path("wrk"),
     ),
     Need(
-        Purpose::Faults,
-        "PgBouncer (a pooler; a test puts it between api and database)",
+        Purpose::ApiTests,
+        "PgBouncer (a pooler; tests put it between api and database)",
         "pgbouncer",
         || find_pgbouncer().is_some(),
     ),

@@ -12,6 +12,12 @@ pub enum Command {
     /// Make tokens for clients
     #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
+    /// Check everything that the api needs: machine, settings, PostgreSQL; exit status 1 if something must be mended
+    Doctor {
+        /// Print one JSON document with every check
+        #[arg(long)]
+        json: bool,
+    },
     /// Ask the running api whether it lives: exit status 0 or 1, for health checks; needs no other setting
     Livez(OpsArgs),
     /// Print the script by which a shell completes commands and flags

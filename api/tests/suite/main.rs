@@ -14,6 +14,7 @@ mod cors;
 mod creating;
 mod csv_export;
 mod database_outage;
+mod doctor;
 mod errors;
 mod events;
 mod export;

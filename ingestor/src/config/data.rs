@@ -70,6 +70,11 @@ pub struct PurgeArgs {
 pub struct Days(u32);
 
 impl Days {
+    /// The number of days.
+    pub fn count(self) -> u32 {
+        self.0
+    }
+
     /// The time that was so many days before another one.
     pub fn before(self, time: DateTime<Utc>) -> DateTime<Utc> {
         time - TimeDelta::days(self.0.into())

@@ -74,6 +74,13 @@ pub struct Watermarks {
     pub high: Offset,
 }
 
+/// A member of a consumer group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The name that it gave itself.
+    pub client_id: String,
+}
+
 /// The offsets of a partition's log to its end: `low..high`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogRange {
@@ -187,6 +194,48 @@ impl Probe {
             .collect())
     }
 
+    /// The partitions of the topic that have no leader now.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn leaderless_partitions(&self) -> anyhow::Result<Vec<Partition>> {
+        let metadata: Metadata = self
+            .uncommitted
+            .fetch_metadata(Some(&self.topic), BROKER_TIMEOUT)?;
+        let topics = metadata.topics().iter();
+        let partitions = topics.flat_map(|topic| topic.partitions());
+        let leaderless = partitions.filter(|partition| partition.leader() < 0);
+        Ok(leaderless
+            .map(|partition| Partition(partition.id()))
+            .collect())
+    }
+
+    /// Whether a topic exists.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn exists(&self, topic: &str) -> anyhow::Result<bool> {
+        // The list of all topics: to ask for one may create it.
+        let metadata: Metadata = self.uncommitted.fetch_metadata(None, BROKER_TIMEOUT)?;
+        Ok(metadata.topics().iter().any(|known| known.name() == topic))
+    }
+
+    /// The members of a group.
+    ///
+    /// # Errors
+    /// Returns an error if no broker answers in time.
+    pub fn members(&self, group_id: &str) -> anyhow::Result<Vec<Member>> {
+        let answer = self
+            .uncommitted
+            .fetch_group_list(Some(group_id), BROKER_TIMEOUT)?;
+        let members = answer.groups().iter().flat_map(|group| group.members());
+        Ok(members
+            .map(|member| Member {
+                client_id: member.client_id().to_owned(),
+            })
+            .collect())
+    }
+
     /// Adds why no broker has answered, for example a refused password. The client tells that apart from the error.
     fn with_reason(&self, error: KafkaError) -> anyhow::Error {
         self.drop_reports();
@@ -259,7 +308,8 @@ impl Probe {
     }
 }
 
-fn client_config(settings: &KafkaSettings) -> ClientConfig {
+/// What all clients that do not join the group have in common.
+pub(crate) fn client_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.brokers)

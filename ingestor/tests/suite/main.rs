@@ -13,6 +13,7 @@ mod damaged_log;
 mod database_outage;
 mod dead_letter_commands;
 mod dead_letter_relay;
+mod doctor;
 mod end_to_end;
 mod exactly_once;
 mod guard_model;
