@@ -35,7 +35,7 @@ fn postgres_that_was_killed_comes_back_with_its_data() {
 }
 
 #[test]
-fn postgres_has_a_role_that_may_create_databases_and_a_password_that_counts() {
+fn postgres_has_a_superuser_roles_for_the_programs_and_a_password_that_counts() {
     let postgres = PrivatePostgres::start(&Options {
         password: "it's \"odd\"".to_owned(),
         settings: vec![("work_mem", "5MB")],
@@ -46,12 +46,23 @@ fn postgres_has_a_role_that_may_create_databases_and_a_password_that_counts() {
     assert_eq!(
         postgres
             .psql(
-                "SELECT current_user, current_database(), rolsuper, rolcreatedb FROM pg_roles WHERE rolname = current_user"
+                "SELECT current_user, current_database(), rolsuper FROM pg_roles WHERE rolname = current_user"
             )
             .unwrap(),
-        "myapp_user|myapp_db|f|t\n"
+        "myapp_user|myapp_db|t\n"
     );
     postgres.psql("CREATE DATABASE another").unwrap();
+    for _ in 0..2 {
+        postgres.create_service_roles().unwrap();
+    }
+    let as_api = Launch::new("psql", "psql")
+        .args(["--no-psqlrc", "--host", postgres.host()])
+        .args(["--port", &postgres.port().to_string()])
+        .args(["--username", "orders_api", "--dbname", postgres.database()])
+        .args(["--tuples-only", "--no-align"])
+        .env("PGPASSWORD", postgres.password());
+    let who = "SELECT current_user, has_schema_privilege('public', 'CREATE')";
+    assert_eq!(as_api.output_of(who).unwrap(), "orders_api|f\n");
     let by_wrong_password = Launch::new("psql", "psql")
         .args([
             "--host",
