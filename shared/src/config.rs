@@ -3,6 +3,8 @@
 //! Flags have precedence over the environment, and the environment over a `.env` file in the working directory. An empty
 //! variable counts as not set. Secrets may come from a file (`..._FILE`). They are never printed.
 
+mod traces;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use clap::builder::Resettable;
 use clap::{Args, Command, Parser, ValueEnum};
 
 use crate::order::OrderRules;
+pub use traces::{Collector, SamplerKind, TraceArgs, TraceSettings};
 
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@
 //! | [`events`] | the contract between writers and caches | |
 //! | [`config`] | the shared settings, and how settings are read | [`order`] |
 //! | [`telemetry`] | sets up the log | [`config`] |
+//! | [`traces`] | spans, and their way to an OpenTelemetry collector | [`throttle`], [`config`] |
 //! | [`db`] | connections, TLS, pool, migrations, schema, rows, the upsert, the ledger of removed orders | [`backoff`], [`throttle`], [`order`], [`config`] |
 //! | [`commands`] | what both programs can do besides their work | |
 //! | [`doctor`] | checks of what a program needs: machine and database | [`files`], [`config`], [`db`], [`commands`] |
@@ -38,3 +39,4 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod throttle;
+pub mod traces;

@@ -1,6 +1,7 @@
 //! Stops the process on a signal. The first SIGINT or SIGTERM stops it cleanly, the second one at once.
 
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +37,35 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
         std::process::exit(EXIT_AT_ONCE);
     });
     Ok(token)
+}
+
+/// How much time is left to finish.
+#[derive(Debug)]
+pub struct Countdown {
+    signalled_at: Arc<OnceLock<Instant>>,
+    timeout: Duration,
+}
+
+impl Countdown {
+    /// Begins to count when the token is cancelled.
+    pub fn new(shutdown: CancellationToken, timeout: Duration) -> Self {
+        let signalled_at = Arc::new(OnceLock::new());
+        let noted = Arc::clone(&signalled_at);
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            noted.get_or_init(Instant::now);
+        });
+        Self {
+            signalled_at,
+            timeout,
+        }
+    }
+
+    /// Returns the time that is left; the whole time before the token is cancelled.
+    pub fn left(&self) -> Duration {
+        let taken = self.signalled_at.get().map(Instant::elapsed);
+        self.timeout.saturating_sub(taken.unwrap_or_default())
+    }
 }
 
 /// Waits for a task. After the first signal it waits for no longer than `timeout`, and then leaves the task behind.

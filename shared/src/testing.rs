@@ -1,12 +1,15 @@
-//! Helpers for tests: a database per test, orders to send, and a proxy that cuts connections. They fail by panicking.
+//! Helpers for tests: a database per test, orders to send, a collector of traces, and a proxy that cuts connections. They fail
+//! by panicking.
 
 #![expect(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
+mod collector;
 mod database;
 mod notifications;
 mod orders;
 mod proxy;
 
+pub use collector::{Manner, ReceivedSpan, TestCollector};
 pub use database::{
     TestDatabase, database_settings_from_environment, integer, run_roles_file, settings_of, text,
     variables_of,
