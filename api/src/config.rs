@@ -16,7 +16,7 @@ use clap::builder::{BoolishValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, Secret, ShownSettings,
-    ShutdownSettings, listen_host, name_of,
+    ShutdownSettings, TraceArgs, TraceSettings, listen_host, name_of,
 };
 use shared::order::OrderRules;
 use shared::server::{Deadlines, Limits};
@@ -27,6 +27,8 @@ use network::Network;
 use origin::AllowedOrigin;
 
 const MIB: usize = 1024 * 1024;
+/// The name of the program in traces, unless the settings give it another one.
+const SERVICE_NAME: &str = "orders-api";
 
 /// Serves orders over HTTP from a cache that database events keep correct
 #[derive(Parser, Debug)]
@@ -48,6 +50,8 @@ pub struct Cli {
     orders: OrderSettings,
     #[command(flatten)]
     log: LogSettings,
+    #[command(flatten)]
+    traces: TraceArgs,
     #[command(flatten)]
     shutdown: ShutdownSettings,
 }
@@ -186,6 +190,8 @@ pub struct Config {
     pub order_rules: OrderRules,
     /// How to log.
     pub log: LogSettings,
+    /// Where traces are sent, and of what.
+    pub traces: TraceSettings,
     /// How long `/readyz` fails before connections are closed.
     pub shutdown_drain: Duration,
     /// How to stop.
@@ -285,6 +291,7 @@ impl Cli {
             cache,
             orders,
             log,
+            traces,
             shutdown,
             ..
         } = self;
@@ -313,6 +320,7 @@ impl Cli {
             cache,
             order_rules: orders.order_rules,
             log,
+            traces: traces.resolve(SERVICE_NAME)?,
             shutdown_drain: server.shutdown_drain_ms,
             shutdown,
         })
@@ -381,6 +389,7 @@ impl Config {
         ];
         shown.extend(settings.map(|(name, value)| (name, value.to_string())));
         shown.extend(self.log.shown());
+        shown.extend(self.traces.shown());
         shown.extend(self.shutdown.shown());
         shown
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
+use shared::traces::{self, Span};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,8 @@ pub async fn stream_orders(
         snapshot,
         parts_tx,
         metrics: metrics.clone(),
+        // Its statements have no spans: an export of a million orders has thousands.
+        span: traces::part("export"),
         _place: place,
     };
     let running = export.run(first, withdrawn, shutdown.clone());
@@ -127,6 +130,8 @@ struct Export {
     snapshot: Snapshot,
     parts_tx: mpsc::Sender<Part>,
     metrics: ExportMetrics,
+    /// Its span, if it is traced. It outlives that of the request, which ends when the answer begins.
+    span: Option<Span>,
     /// Dropped after the snapshot, whose connection it stands for.
     _place: Portion,
 }
@@ -138,7 +143,7 @@ impl Export {
         withdrawn: impl Future<Output = ()>,
         shutdown: CancellationToken,
     ) {
-        let metrics = self.metrics.clone();
+        let (metrics, span) = (self.metrics.clone(), self.span.clone());
         let _running = metrics.started();
         let started = Instant::now();
         let client = self.parts_tx.clone();
@@ -162,6 +167,12 @@ impl Export {
             _ => warn!(?outcome, duration_ms, "export cut"),
         }
         metrics.ended(outcome);
+        if let Some(span) = span {
+            span.set("orders.export.outcome", outcome.as_str());
+            if outcome != ExportOutcome::Completed {
+                span.fail("");
+            }
+        }
     }
 
     async fn send_all(&mut self, mut page: Page) -> Result<(), ExportOutcome> {

@@ -14,6 +14,7 @@ pub mod merge_patch;
 pub mod problem;
 pub mod rate_limit;
 pub mod request;
+pub mod server_span;
 pub mod token_file;
 
 use serde::Serialize;

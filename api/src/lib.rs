@@ -47,7 +47,9 @@ use anyhow::Context;
 use shared::backoff::Backoff;
 use shared::db;
 use shared::server::{self, ConnectionMetrics, Limits, Stop};
+use shared::shutdown::Countdown;
 use shared::throttle::Throttle;
+use shared::traces::Traces;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -98,6 +100,8 @@ pub async fn run(
     let stop = shutdown.child_token();
     let stopping = Stopping::default();
     let app = App::new(&config, address, stopping.clone())?;
+    let traces = Traces::start(&config.traces, &app.metrics.traces)?;
+    let countdown = Countdown::new(stopping.closing.clone(), config.shutdown.timeout());
     info!("listening on http://{address}");
     // Events are followed for as long as requests are answered, also while the server drains.
     let finished = CancellationToken::new();
@@ -114,7 +118,7 @@ pub async fn run(
         stopping.run(config.shutdown_drain).await;
     };
     let server = async {
-        serve_clients(&config, &app, clients).await;
+        serve_clients(&config, &app, traces.clone(), clients).await;
         finished.cancel();
     };
     let ops_server = async {
@@ -123,21 +127,31 @@ pub async fn run(
         }
     };
     let ((), (), (), outcome) = tokio::join!(ending, server, ops_server, background);
+    if let Some(traces) = traces {
+        traces.finish(countdown.left()).await;
+    }
     info!("stopped");
     outcome.map(|((), ())| ())
 }
 
-async fn serve_clients(config: &Config, app: &Arc<App>, listener: TcpListener) {
+async fn serve_clients(
+    config: &Config,
+    app: &Arc<App>,
+    traces: Option<Traces>,
+    listener: TcpListener,
+) {
     let stop = Stop {
         signal: app.stopping.closing.clone(),
         timeout: config.shutdown.timeout(),
     };
-    let (routes, limits) = (routes::router(app), config.server.limits());
+    let limits = config.server.limits();
+    let envelope = envelope(config, app, routes::router(app)).with_traces(traces);
     let connections = &app.metrics.connections;
-    serve(routes, (config, app), listener, (limits, stop), connections).await;
+    serve(envelope, listener, (limits, stop), connections).await;
 }
 
-/// Serves the operators' port until the work is finished.
+/// Serves the operators' port until the work is finished. Its requests are not traced: they come every few seconds, and nobody
+/// waits for them.
 async fn serve_operators(
     config: &Config,
     app: &Arc<App>,
@@ -145,20 +159,25 @@ async fn serve_operators(
     finished: CancellationToken,
 ) {
     let (limits, stop) = (Limits::for_operators(), Stop::when_finished(finished));
-    let (routes, connections) = (routes::ops_router(app), &app.metrics.ops_connections);
-    serve(routes, (config, app), listener, (limits, stop), connections).await;
+    let envelope = envelope(config, app, routes::ops_router(app));
+    let connections = &app.metrics.ops_connections;
+    serve(envelope, listener, (limits, stop), connections).await;
 }
 
-/// Encloses routes in what all answers have in common, and serves them.
+/// Encloses routes in what all answers have in common.
+fn envelope(config: &Config, app: &App, routes: Routes) -> Envelope {
+    let (metrics, stopping) = (Arc::clone(&app.metrics), app.stopping.clone());
+    Envelope::new(config, metrics, stopping, routes)
+}
+
+/// Serves what an envelope encloses.
 async fn serve(
-    routes: Routes,
-    (config, app): (&Config, &App),
+    envelope: Envelope,
     listener: TcpListener,
     (limits, stop): (Limits, Stop),
     connections: &ConnectionMetrics,
 ) {
-    let (metrics, stopping) = (Arc::clone(&app.metrics), app.stopping.clone());
-    let envelope = Arc::new(Envelope::new(config, metrics, stopping, routes));
+    let envelope = Arc::new(envelope);
     let refusing = Arc::clone(&envelope);
     let answer = move |peer, request| envelope.answer(peer, request);
     let refuse = move |peer, unreadable| refusing.refuse(peer, unreadable);

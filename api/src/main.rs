@@ -8,7 +8,7 @@ use api::config::Cli;
 use api::config::tokens::Tokens;
 use shared::config::to_lines;
 use shared::db::{self, StartupError};
-use shared::{files, shutdown, telemetry};
+use shared::{files, shutdown, telemetry, traces};
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -36,6 +36,7 @@ async fn execute() -> anyhow::Result<()> {
     let shown = config.shown();
     // Files are part of the configuration.
     db::tls_connector(&config.database)?;
+    traces::check_files(&config.traces)?;
     Tokens::load(config.api_token.as_ref(), config.api_tokens_file.as_deref())?;
     if check_config {
         print!("{}", to_lines(&shown));

@@ -1,5 +1,5 @@
-//! What operators count: requests, connections, tokens, the memory of answers, exports, and clients of the live feed. The cache
-//! counts its own events, and is asked for them. No label contains a uid.
+//! What operators count: requests, connections, tokens, the memory of answers, exports, traces, and clients of the live feed. The
+//! cache counts its own events, and is asked for them. No label contains a uid.
 
 pub mod answers;
 mod cache;
@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use shared::server::ConnectionMetrics;
+use shared::traces::metrics::TraceMetrics;
 use tracing::error;
 use warp::http::{Method, StatusCode};
 
@@ -61,6 +62,8 @@ pub struct Metrics {
     pub feed: FeedMetrics,
     /// The metrics of the tokens.
     pub tokens: TokenMetrics,
+    /// The metrics of traces.
+    pub traces: TraceMetrics,
     /// The metrics of clients' connections.
     pub connections: ConnectionMetrics,
     /// The metrics of the operators' connections.
@@ -107,6 +110,7 @@ impl Metrics {
             exports: ExportMetrics::register(registry),
             feed: FeedMetrics::register(registry),
             tokens: TokenMetrics::register(registry),
+            traces: TraceMetrics::register(registry),
             registry: std::mem::take(registry),
             connections,
             ops_connections,

@@ -33,6 +33,7 @@ use futures_util::TryStreamExt;
 use shared::db::models::{OrderRow, UnreadableOrder, VersionedOrder};
 use shared::db::schema::orders;
 use shared::db::{AsyncPool, HistoryId, SessionError};
+use shared::traces;
 use tracing::{error, warn};
 
 pub use filter::OrderFilter;
@@ -61,6 +62,9 @@ const MIN_ARRAY: usize = 10;
 /// Finds the orders whose items are broken. A writer that bypasses the triggers can store such items, because constraints do
 /// not look into them.
 const FIND_BROKEN_ITEMS: &str = "SELECT order_uid, order_items_fault(items) FROM orders WHERE order_items_fault(items) IS NOT NULL";
+
+/// The name of reads in traces.
+const SELECT: &str = "SELECT orders";
 
 /// A place in the list of orders, which has the newest order first: the order's `date_created` and its uid.
 pub type Position = (DateTime<Utc>, String);
@@ -225,7 +229,7 @@ impl Repository {
             }
             Ok(())
         };
-        session.run(1, read).await?;
+        session.run(SELECT, 1, read).await?;
         Ok(history)
     }
 
@@ -277,7 +281,9 @@ impl Repository {
         let accepts = sql::<Bool>("current_setting('transaction_read_only') = 'off'");
         let query = diesel::select(accepts);
         let accepts: bool = session
-            .run(1, async |connection| query.get_result(connection).await)
+            .run("SHOW", 1, async |connection| {
+                query.get_result(connection).await
+            })
             .await?;
         if !accepts {
             session.close();
@@ -316,7 +322,7 @@ impl Repository {
     ) -> Result<Answered<T>, StoreError> {
         let mut session = self.session(&self.pool).await?;
         let history = session.history();
-        let content = session.run(1, statement).await?;
+        let content = session.run(SELECT, 1, statement).await?;
         Ok(Answered { content, history })
     }
 
@@ -324,7 +330,9 @@ impl Repository {
     /// read, but nothing that it answers is stored.
     async fn session(&self, pool: &AsyncPool) -> Result<Session, StoreError> {
         loop {
+            let waiting = traces::part("wait for a connection");
             let connection = pool.get().await.map_err(|error| self.refusal(&error))?;
+            drop(waiting);
             if !self.trust.is_trusted(Object::metrics(&connection).created) {
                 // It was in use when the connections were distrusted.
                 drop(Object::take(connection));

@@ -181,9 +181,10 @@ impl Route {
         };
         let mut token = None;
         let answer = self.answer(door, segment, call, &mut token);
-        let route = self.name;
+        let (route, path) = (self.name, Some(self.path));
         let outcome = move |result| Outcome {
             route,
+            path,
             token,
             result,
         };

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use futures_util::FutureExt;
 use shared::db::models::VersionedOrder;
+use shared::traces::{self, Span};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{Instrument, error};
 
 use super::core::{Placement, Stored};
 use super::loader::OwnedLoad;
@@ -113,6 +114,7 @@ impl OrderCache {
         loads: Vec<OwnedLoad>,
         placement: Placement,
     ) -> Result<bool, StoreError> {
+        let span = common_span(&loads);
         let uids: Vec<CompactString> = loads.iter().map(|load| load.uid().into()).collect();
         let uids: Vec<&str> = uids.iter().map(CompactString::as_str).collect();
         let by_uid = loads.into_iter().map(|load| (load.uid().into(), load));
@@ -132,7 +134,10 @@ impl OrderCache {
                 false => ControlFlow::Continue(()),
             }
         };
-        let history = match self.repository.each_order(&uids, finish).await {
+        let reading = self.repository.each_order(&uids, finish);
+        let reading = traces::within(span.as_ref(), reading);
+        let log_span = span.map_or_else(tracing::Span::none, |span| span.log_span());
+        let history = match reading.instrument(log_span).await {
             Ok(history) => history,
             Err(error) => {
                 waiting.into_values().for_each(|load| load.fail(error));
@@ -152,4 +157,18 @@ impl OrderCache {
         }
         Ok(has_room)
     }
+}
+
+/// Returns the span that the common statement of loads belongs to: that of the first load that is traced. The others link to it.
+fn common_span(loads: &[OwnedLoad]) -> Option<Span> {
+    let mut spans = loads.iter().filter_map(OwnedLoad::span);
+    let first = spans.next()?.clone();
+    for other in spans {
+        other.link_to(first.context());
+    }
+    first.set(
+        "orders.load.count",
+        i64::try_from(loads.len()).unwrap_or(i64::MAX),
+    );
+    Some(first)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::Either;
 use shared::db::HistoryId;
+use shared::traces::{self, Span, SpanContext};
 use tokio::sync::watch;
 
 use super::core::{Demand, Loaded, Lookup, Placement, Stored, Ticket};
@@ -19,9 +20,20 @@ use crate::repository::{Answered, StoreError};
 type LoadResult = Result<(Option<ReadyOrder>, bool), StoreError>;
 
 /// What readers wait on while a load runs.
-pub type LoadWaiter = watch::Receiver<Option<LoadResult>>;
+#[derive(Clone, Debug)]
+pub struct LoadWaiter {
+    result_rx: watch::Receiver<Option<LoadResult>>,
+    /// The span of the load, if the reader who began it is traced. Other readers link to it.
+    span: Option<SpanContext>,
+}
+
 /// The load's end of the channel. Dropping it without sending also wakes the readers.
-pub(super) type LoadSender = watch::Sender<Option<LoadResult>>;
+#[derive(Debug)]
+pub struct LoadSender {
+    result_tx: watch::Sender<Option<LoadResult>>,
+    /// The span of the load, as above. It also covers the time in which the load waits for its turn.
+    span: Option<Span>,
+}
 
 /// An answer, and where it came from.
 #[derive(Debug)]
@@ -58,9 +70,18 @@ pub enum Share {
     Collapsed,
 }
 
+/// Makes the channel of a load that is not traced.
 pub(super) fn load_channel() -> (LoadWaiter, LoadSender) {
+    load_channel_of(None)
+}
+
+fn load_channel_of(span: Option<Span>) -> (LoadWaiter, LoadSender) {
     let (result_tx, result_rx) = watch::channel(None);
-    (result_rx, result_tx)
+    let waiter = LoadWaiter {
+        result_rx,
+        span: span.as_ref().map(Span::context),
+    };
+    (waiter, LoadSender { result_tx, span })
 }
 
 impl OrderCache {
@@ -80,23 +101,29 @@ impl OrderCache {
                 proof_age: proof_age.unwrap_or_default(),
             },
         };
+        let make_waiter = || load_channel_of(traces::part("load an order"));
         let looked_up = self
             .core
-            .look_up(uid, demand, proof_age.is_some(), load_channel);
-        let (result_rx, is_shared) = match looked_up {
+            .look_up(uid, demand, proof_age.is_some(), make_waiter);
+        let (waiter, is_shared) = match looked_up {
             Lookup::Hit(order) => return Either::Left(cached(Some(order))),
             Lookup::Missing => return Either::Left(cached(None)),
             Lookup::Bypass => return Either::Right(Either::Left(self.read_past(uid))),
-            Lookup::Join(result_rx) => (result_rx, true),
-            Lookup::Next(result_rx) => (result_rx, false),
-            Lookup::Load(ticket, result_tx) => {
-                let result_rx = result_tx.subscribe();
-                self.queue.push(OwnedLoad::new(self, ticket, result_tx));
-                (result_rx, false)
+            Lookup::Join(waiter) => (waiter, true),
+            Lookup::Next(waiter) => (waiter, false),
+            Lookup::Load(ticket, sender) => {
+                let waiter = sender.subscribe();
+                self.queue.push(OwnedLoad::new(self, ticket, sender));
+                (waiter, false)
             }
         };
         Either::Right(Either::Right(async move {
-            let (order, is_stored) = wait_for_load(result_rx).await?;
+            if let Some(load) = waiter.span.clone().filter(|_| is_shared)
+                && let Some(reader) = traces::current()
+            {
+                reader.link_to(load);
+            }
+            let (order, is_stored) = wait_for_load(waiter).await?;
             let share = match (is_shared, is_stored) {
                 (true, _) => Share::Collapsed,
                 (false, true) => Share::Stored,
@@ -125,8 +152,17 @@ impl OrderCache {
     }
 }
 
-async fn wait_for_load(mut result_rx: LoadWaiter) -> LoadResult {
-    match result_rx.wait_for(Option::is_some).await {
+impl LoadSender {
+    fn subscribe(&self) -> LoadWaiter {
+        LoadWaiter {
+            result_rx: self.result_tx.subscribe(),
+            span: self.span.as_ref().map(Span::context),
+        }
+    }
+}
+
+async fn wait_for_load(mut waiter: LoadWaiter) -> LoadResult {
+    match waiter.result_rx.wait_for(Option::is_some).await {
         Ok(result) => result.clone().unwrap_or(Err(StoreError::Internal)),
         // The load panicked, and this is in the log.
         Err(_) => Err(StoreError::Internal),
@@ -140,16 +176,21 @@ pub(super) struct OwnedLoad {
     /// Taken when the load ends.
     ticket: Option<Ticket>,
     // The fields are dropped after `drop` has run, so the readers are woken after the slot is free again.
-    result_tx: LoadSender,
+    sender: LoadSender,
 }
 
 impl OwnedLoad {
-    pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, result_tx: LoadSender) -> Self {
+    pub(super) fn new(cache: &Arc<OrderCache>, ticket: Ticket, sender: LoadSender) -> Self {
         Self {
             cache: Arc::clone(cache),
             ticket: Some(ticket),
-            result_tx,
+            sender,
         }
+    }
+
+    /// Returns its span, if it is traced.
+    pub(super) fn span(&self) -> Option<&Span> {
+        self.sender.span.as_ref()
     }
 
     pub(super) fn uid(&self) -> &str {
@@ -158,7 +199,7 @@ impl OwnedLoad {
 
     /// Returns whether every reader has left. The core itself holds one receiver, for readers who come.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.result_tx.receiver_count() <= 1
+        self.sender.result_tx.receiver_count() <= 1
     }
 
     /// Ends the load with an answer of the database: stores it if that is still allowed, and answers every reader who waits.
@@ -175,15 +216,15 @@ impl OwnedLoad {
             Err(_) => Loaded::Failed,
         };
         let stored = self.complete(loaded, history, placement);
-        self.result_tx
-            .send_replace(Some(content.map(|order| (order, stored == Stored::Yes))));
+        let result = content.map(|order| (order, stored == Stored::Yes));
+        self.sender.result_tx.send_replace(Some(result));
         stored
     }
 
     /// Ends the load without an answer.
     pub(super) fn fail(mut self, error: StoreError) {
         self.complete(Loaded::Failed, HistoryId::NONE, Placement::Hot);
-        self.result_tx.send_replace(Some(Err(error)));
+        self.sender.result_tx.send_replace(Some(Err(error)));
     }
 
     fn complete(
@@ -195,10 +236,16 @@ impl OwnedLoad {
         let Some(ticket) = self.ticket.take() else {
             return Stored::Discarded;
         };
+        if let Some(span) = self.span() {
+            if matches!(loaded, Loaded::Failed) {
+                span.fail("");
+            }
+            span.end();
+        }
         let core = &self.cache.core;
         let completed = core.complete(ticket, loaded, history, placement);
-        if let Some((ticket, result_tx)) = completed.next {
-            let next = Self::new(&self.cache, ticket, result_tx);
+        if let Some((ticket, sender)) = completed.next {
+            let next = Self::new(&self.cache, ticket, sender);
             self.cache.queue.push(next);
         }
         completed.stored
@@ -251,22 +298,22 @@ mod tests {
     #[tokio::test]
     async fn load_that_panics_answers_its_readers_and_frees_its_slot() {
         let cache = Arc::new(cache());
-        let Lookup::Load(ticket, result_tx) =
+        let Lookup::Load(ticket, sender) =
             cache.core.look_up("a", Demand::Proven, true, load_channel)
         else {
             panic!("nothing was loading");
         };
-        let Lookup::Join(result_rx) = cache.core.look_up("a", Demand::Proven, true, load_channel)
+        let Lookup::Join(waiter) = cache.core.look_up("a", Demand::Proven, true, load_channel)
         else {
             panic!("the load is there to be joined");
         };
         let panicking = Arc::clone(&cache);
         let load = tokio::spawn(async move {
-            let _load = OwnedLoad::new(&panicking, ticket, result_tx);
+            let _load = OwnedLoad::new(&panicking, ticket, sender);
             panic!("a bug");
         });
         assert_eq!(
-            wait_for_load(result_rx).await.unwrap_err(),
+            wait_for_load(waiter).await.unwrap_err(),
             StoreError::Internal
         );
         assert!(load.await.is_err());

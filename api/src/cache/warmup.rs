@@ -212,7 +212,7 @@ impl OrderCache {
             // A full cache would store none of them.
             .filter(|_| has_room.load(Ordering::Relaxed) && !self.core.is_full())
             .filter_map(|(_, uid)| self.core.begin_warmup(uid, load_channel))
-            .map(|(ticket, result_tx)| OwnedLoad::new(&self, ticket, result_tx))
+            .map(|(ticket, sender)| OwnedLoad::new(&self, ticket, sender))
             .collect();
         if !loads.is_empty() && !self.load_together(loads, Placement::Cold).await? {
             has_room.store(false, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shared::order::{Order, OrderUid};
+use shared::traces;
 use tracing::{Instrument, info};
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
 use warp::http::{HeaderValue, StatusCode};
@@ -196,7 +197,9 @@ async fn write<T: AsRef<Written> + Send + 'static>(
         log_write(&author, &uid, outcome.as_ref().map(AsRef::as_ref));
         outcome
     };
-    let task = tokio::spawn(task.in_current_span());
+    let task = Box::pin(task.in_current_span());
+    let task = traces::within(traces::current().as_ref(), task);
+    let task = tokio::spawn(task);
     let ended = async { task.await.unwrap_or(Err(ApiError::Internal)) };
     app.in_time(ended).await
 }

@@ -11,6 +11,8 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use futures_util::future::{Either, Ready, ready};
 use shared::server::{RequestBody, Unreadable};
+use shared::traces::{self, Traces};
+use tracing::field::display;
 use tracing::{Instrument, Span, debug, error, info_span};
 use uuid::Uuid;
 use uuid::fmt::Simple;
@@ -27,6 +29,7 @@ use super::forwarded::TrustedProxies;
 use super::problem::ApiError;
 use super::rate_limit::{Quota, RateLimiter};
 use super::request::Sender;
+use super::server_span::{self, Answered};
 use crate::config::Config;
 use crate::config::tokens::Token;
 use crate::metrics::Metrics;
@@ -50,6 +53,8 @@ pub fn at_once<T>(answer: T) -> Answering<T> {
 pub struct Outcome {
     /// The name of the route, for metrics and the log.
     pub route: &'static str,
+    /// The path of the route as `openapi.json` writes it, for traces; `None` if no route was found.
+    pub path: Option<&'static str>,
     /// The token of the request, for the log.
     pub token: Option<Arc<Token>>,
     /// The answer, or why there is none.
@@ -60,6 +65,7 @@ pub struct Outcome {
 #[derive(Clone)]
 struct Carried {
     route: &'static str,
+    path: Option<&'static str>,
     token: Option<Arc<Token>>,
     problem: Option<ApiError>,
 }
@@ -72,6 +78,7 @@ impl Reply for Outcome {
         };
         let carried = Carried {
             route: self.route,
+            path: self.path,
             token: self.token,
             problem,
         };
@@ -85,6 +92,7 @@ impl Outcome {
     pub fn new(route: &'static str, result: Result<Response, ApiError>) -> Self {
         Self {
             route,
+            path: None,
             token: None,
             result,
         }
@@ -95,10 +103,12 @@ impl Outcome {
         match response.extensions_mut().remove() {
             Some(Carried {
                 route,
+                path,
                 token,
                 problem,
             }) => Self {
                 route,
+                path,
                 token,
                 result: problem.map_or(Ok(response), Err),
             },
@@ -117,6 +127,7 @@ pub struct Envelope {
     proxies: TrustedProxies,
     rate_limiter: Option<RateLimiter>,
     access_log: AccessLogger,
+    traces: Option<Traces>,
     metrics: Arc<Metrics>,
     stopping: Stopping,
     routes: Routes,
@@ -130,14 +141,20 @@ impl Envelope {
             proxies: TrustedProxies::new(config.trusted_proxies.clone()),
             access_log: AccessLogger::new(config.access_log),
             rate_limiter: config.rate_limit_per_minute.map(RateLimiter::new),
+            traces: None,
             metrics,
             stopping,
             routes,
         }
     }
 
-    /// Answers a request. An answer that the routes have at once costs neither a future nor a span, because nothing is
-    /// logged on the way.
+    /// Lets requests have spans.
+    pub fn with_traces(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// Answers a request. An answer that the routes have at once costs neither a future nor a span of the log, because nothing
+    /// is logged on the way. A request that is not sampled costs the look-up of one header, and only if there are traces.
     pub fn answer(
         self: &Arc<Self>,
         peer: IpAddr,
@@ -148,8 +165,12 @@ impl Envelope {
         let answering = match self.own_answer(&exchange, &request, checked) {
             Some(outcome) => at_once(outcome),
             // A panic may leave state half changed, but only behind locks, and no lock guards an invariant across calls.
-            None => catch_unwind(AssertUnwindSafe(|| (self.routes)(exchange.sender, request)))
-                .unwrap_or_else(|panic| at_once(exchange.panicked(&*panic))),
+            None => {
+                // The cache is asked here, and may begin a load.
+                let _entered = exchange.trace.as_ref().map(traces::Span::enter);
+                catch_unwind(AssertUnwindSafe(|| (self.routes)(exchange.sender, request)))
+                    .unwrap_or_else(|panic| at_once(exchange.panicked(&*panic)))
+            }
         };
         let waiting = match answering {
             Either::Left(outcome) => {
@@ -159,6 +180,7 @@ impl Envelope {
         };
         let envelope = Arc::clone(self);
         let waiting = waiting.instrument(exchange.span());
+        let waiting = traces::within(exchange.trace.as_ref(), waiting);
         Either::Right(Box::pin(async move {
             let in_flight = envelope.metrics.request_started();
             let outcome = AssertUnwindSafe(waiting).catch_unwind().await;
@@ -178,12 +200,14 @@ impl Envelope {
             method: Method::from_bytes(b"-").expect("a dash is a valid token"),
             origin: None,
             quota: None,
+            trace: None,
         };
         self.close(exchange, Outcome::new("none", Err(unreadable.into())))
     }
 
     fn open(&self, peer: IpAddr, request: &Request<RequestBody>) -> Exchange {
         let limiter = self.rate_limiter.as_ref();
+        let traces = self.traces.as_ref();
         let sender = self.proxies.sender(peer, request.headers());
         Exchange {
             started: Instant::now(),
@@ -193,6 +217,7 @@ impl Envelope {
             method: request.method().clone(),
             origin: self.cors.allowed_origin(request.headers()),
             quota: limiter.and_then(|limiter| limiter.take(sender.client, request.uri().path())),
+            trace: traces.and_then(|traces| server_span::begin(traces, request.headers())),
         }
     }
 
@@ -214,10 +239,11 @@ impl Envelope {
     }
 
     fn close(&self, exchange: Exchange, outcome: Outcome) -> Response {
-        let route = outcome.route;
+        let (route, path) = (outcome.route, outcome.path);
         let mut response = outcome.result.unwrap_or_else(|problem| {
             exchange.log_problem(&problem, route);
-            problem.response(exchange.id_text())
+            let trace = exchange.trace.as_ref();
+            problem.response(exchange.id_text(), trace.map(traces::Span::trace_id))
         });
         let (status, duration) = (response.status(), exchange.started.elapsed());
         self.metrics
@@ -232,6 +258,14 @@ impl Envelope {
                 duration,
             };
             exchange.span().in_scope(|| self.access_log.log(&access));
+        }
+        if let Some(span) = &exchange.trace {
+            let answered = Answered {
+                method: &exchange.method,
+                path,
+                response: &response,
+            };
+            server_span::end(span, &answered);
         }
         let headers = response.headers_mut();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -259,6 +293,8 @@ struct Exchange {
     method: Method,
     origin: Option<HeaderValue>,
     quota: Option<Quota>,
+    /// The span of the request, if it is traced.
+    trace: Option<traces::Span>,
 }
 
 impl Exchange {
@@ -271,15 +307,18 @@ impl Exchange {
         self.request_id().to_str().unwrap_or_default()
     }
 
+    /// The span of the request in the log.
     fn span(&self) -> Span {
+        let trace_id = self.trace.as_ref().map(traces::Span::trace_id).map(display);
         match self.given_id {
             // Clients may give two requests one id. With our own id the log can tell them apart.
             Some(_) => info_span!(
                 "request",
                 request.id = self.id_text(),
-                request.own_id = self.own_id.to_str().unwrap_or_default()
+                request.own_id = self.own_id.to_str().unwrap_or_default(),
+                trace_id
             ),
-            None => info_span!("request", request.id = self.id_text()),
+            None => info_span!("request", request.id = self.id_text(), trace_id),
         }
     }
 
@@ -291,6 +330,9 @@ impl Exchange {
 
     fn log_problem(&self, problem: &ApiError, route: &'static str) {
         let (status_code, code, _) = problem.kind();
+        if let Some(span) = &self.trace {
+            span.set("orders.problem.code", code);
+        }
         let method = self.method.as_str();
         let duration_ms = self.started.elapsed().as_millis();
         self.span().in_scope(|| match problem {

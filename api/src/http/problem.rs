@@ -8,6 +8,7 @@ mod negotiation;
 use serde::Serialize;
 use shared::order::{Fault, MAX_ORDER_BYTES, OrderError, OrderUid};
 use shared::server::Unreadable;
+use shared::traces::TraceId;
 use warp::http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
@@ -175,7 +176,7 @@ pub enum ApiError {
     Internal,
 }
 
-/// A problem document of RFC 9457. `code`, `request_id` and `errors` are our own members.
+/// A problem document of RFC 9457. `code`, `request_id`, `trace_id` and `errors` are our own members.
 #[derive(Serialize)]
 struct Problem<'a> {
     r#type: String,
@@ -184,6 +185,8 @@ struct Problem<'a> {
     detail: String,
     code: &'static str,
     request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
     errors: &'a [Fault],
 }
 
@@ -250,8 +253,8 @@ impl ApiError {
         }
     }
 
-    /// Returns the answer that tells the client.
-    pub fn response(&self, request_id: &str) -> Response {
+    /// Returns the answer that tells the client. `trace_id` is known if the request is traced.
+    pub fn response(&self, request_id: &str, trace_id: Option<TraceId>) -> Response {
         let (status, code, title) = self.kind();
         let problem = Problem {
             r#type: ["urn:order-service:problem:", code].concat(),
@@ -260,6 +263,7 @@ impl ApiError {
             detail: self.to_string(),
             code,
             request_id,
+            trace_id: trace_id.map(|id| id.to_string()),
             errors: match self {
                 Self::InvalidOrder(faults) => faults,
                 _ => &[],

@@ -27,7 +27,8 @@ pub enum ExportOutcome {
 }
 
 impl ExportOutcome {
-    fn as_str(self) -> &'static str {
+    /// Its name in metrics and traces.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
             Self::ClientLeft => "client_left",

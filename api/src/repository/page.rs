@@ -9,7 +9,7 @@ use shared::db::HistoryId;
 
 use super::filter::{OrderFilter, matching, prepare_for};
 use super::listed::{ListedOrder, View, read_listed};
-use super::{Answered, Position, Repository, StoreError};
+use super::{Answered, Position, Repository, SELECT, StoreError};
 
 /// How many orders the first statement of a page asks for at most, and how many times as many each further one.
 ///
@@ -47,7 +47,7 @@ impl Repository {
             take,
         };
         let has_more = if page.wanted <= FIRST_ORDERS && !filter.is_of_person() {
-            let read = session.run(1, async |connection| page.read(connection).await);
+            let read = session.run(SELECT, 1, async |connection| page.read(connection).await);
             read.await??
         } else {
             let read = async |connection: &mut AsyncPgConnection| {
@@ -59,7 +59,7 @@ impl Repository {
                     })
                     .await
             };
-            session.run(MAX_STATEMENTS, read).await??
+            session.run(SELECT, MAX_STATEMENTS, read).await??
         };
         Ok(Answered {
             content: has_more,

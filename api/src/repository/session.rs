@@ -14,6 +14,7 @@ use diesel::sql_types::Bool;
 use diesel_async::pooled_connection::PoolableConnection;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use shared::db::{HistoryId, SessionManager};
+use shared::traces::{self, Span, SpanKind};
 use tokio::time::timeout;
 use tracing::{error, warn};
 
@@ -45,21 +46,44 @@ impl Session {
         self.history
     }
 
-    /// Runs `work`, of which at most `slow_statements` may each run for the whole statement time-out.
+    /// Runs `work`, of which at most `slow_statements` may each run for the whole statement time-out. `name` names it in traces:
+    /// the SQL command and the table.
     ///
     /// Logs a failure. Closes the connection if no answer has come in time, because it may still come, and if the session can
     /// do no good any more.
     pub(super) async fn run<T>(
         &mut self,
+        name: &'static str,
         slow_statements: u32,
         work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
-        self.run_needing(&Rights::NONE, slow_statements, work).await
+        self.run_needing(&Rights::NONE, name, slow_statements, work)
+            .await
     }
 
     /// Does the same with work that needs rights which the role may lack.
     pub(super) async fn run_needing<T>(
         &mut self,
+        rights: &Rights,
+        name: &'static str,
+        slow_statements: u32,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        let span = traces::current().map(|span| span.child(name, SpanKind::Client));
+        let outcome = self.run_within(span.as_ref(), rights, slow_statements, work);
+        let outcome = outcome.await;
+        if let Some(span) = span {
+            span.set("db.system.name", "postgresql");
+            if let Err(error) = &outcome {
+                span.fail(error.to_string());
+            }
+        }
+        outcome
+    }
+
+    async fn run_within<T>(
+        &mut self,
+        span: Option<&Span>,
         rights: &Rights,
         slow_statements: u32,
         work: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
@@ -70,7 +94,9 @@ impl Session {
             .as_deref_mut()
             .ok_or(StoreError::Unavailable)?;
         let started = Instant::now();
-        match timeout(limit, work(connection)).await {
+        // Boxed, because it is large: several layers would keep it in themselves.
+        let working = traces::within(span, Box::pin(work(connection)));
+        match timeout(limit, working).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.meaning(error, started.elapsed(), rights).await),
             Err(_) => {

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 
 use super::filter::{OrderFilter, matching, prepare_for};
 use super::listed::{ListedOrder, View, read_listed};
-use super::{Position, Repository, Session, StoreError};
+use super::{Position, Repository, SELECT, Session, StoreError};
 
 /// The largest number of orders on a page. With more, the share of a statement's fixed cost no longer falls.
 const MAX_PAGE_ORDERS: i64 = 256;
@@ -47,7 +47,7 @@ impl Repository {
         };
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         let filter = &snapshot.filter;
-        let began = snapshot.session.run(1, async |connection| {
+        let began = snapshot.session.run("BEGIN", 1, async |connection| {
             connection.batch_execute(begin).await?;
             prepare_for(filter, connection).await
         });
@@ -88,7 +88,7 @@ impl Snapshot {
             }
             Ok(Ok((last, count, has_enough)))
         };
-        let (last, count, has_enough) = self.session.run(1, read).await??;
+        let (last, count, has_enough) = self.session.run(SELECT, 1, read).await??;
         if let Some(last) = &last {
             self.after = Some(last.position());
         }

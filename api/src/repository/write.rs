@@ -17,6 +17,7 @@ use shared::db::removed::{self, How, Kind};
 use shared::db::schema::orders;
 use shared::events::Operation;
 use shared::order::{Order, OrderError};
+use shared::traces;
 
 use super::rights::Rights;
 use super::{Repository, Revision, StoreError, unreadable};
@@ -203,16 +204,19 @@ impl Repository {
         for _ in 0..2 {
             let mut session = self.session(&self.pool).await?;
             let history = session.history();
-            let written = session.run_needing(&C::RIGHTS, WAITING_STATEMENTS, async |connection| {
+            let write = async |connection: &mut AsyncPgConnection| {
                 let attempt = async |connection: &mut AsyncPgConnection| {
-                    change.make(connection, history).await
+                    let written = change.make(connection, history).await?;
+                    Ok::<_, Rollback>((written, traces::part("COMMIT")))
                 };
                 match connection.transaction(attempt).await {
-                    Ok(written) => Ok(Ok(written)),
+                    // The span of the COMMIT ends here.
+                    Ok((written, _commit)) => Ok(Ok(written)),
                     Err(Rollback::Refused(refusal)) => Ok(Err(refusal)),
                     Err(Rollback::Failed(error)) => Err(error),
                 }
-            });
+            };
+            let written = session.run_needing(&C::RIGHTS, C::NAME, WAITING_STATEMENTS, write);
             match written.await {
                 Err(StoreError::ReadOnly) => self.distrust_connections(),
                 written => return written?,
@@ -226,6 +230,8 @@ impl Repository {
 trait Change: Sync {
     /// The rights that it needs.
     const RIGHTS: Rights;
+    /// Its name in traces.
+    const NAME: &'static str;
     /// What the client learns of it.
     type Outcome: Send;
 
@@ -252,6 +258,7 @@ struct Put<'a> {
 
 impl Change for Put<'_> {
     const RIGHTS: Rights = Rights::STORE;
+    const NAME: &'static str = "UPSERT orders";
     type Outcome = Written;
 
     async fn make(
@@ -290,6 +297,7 @@ struct Rewrite<'a> {
 
 impl Change for Rewrite<'_> {
     const RIGHTS: Rights = Rights::STORE;
+    const NAME: &'static str = "UPDATE orders";
     type Outcome = Edited;
 
     async fn make(
@@ -326,6 +334,7 @@ struct Delete<'a> {
 
 impl Change for Delete<'_> {
     const RIGHTS: Rights = Rights::DELETE;
+    const NAME: &'static str = "DELETE orders";
     type Outcome = Written;
 
     async fn make(
@@ -338,10 +347,10 @@ impl Change for Delete<'_> {
         let revision = Revision { version, history };
         check(self.precondition, Some(revision))?;
         let delete = diesel::delete(orders::table.find(self.uid));
-        delete.execute(connection).await?;
+        traces::leaf_async("delete the row", delete.execute(connection)).await?;
         let uids = vec![self.uid.to_owned()];
         let record = removed::record(Kind::Order, How::Deleted, uids);
-        record.execute(connection).await?;
+        traces::leaf_async("note it in the ledger", record.execute(connection)).await?;
         notify(connection, Operation::Delete, self.uid).await?;
         let effect = Effect::Deleted;
         Ok(Written { revision, effect })
@@ -365,7 +374,7 @@ impl Repository {
             notify(connection, Operation::Upsert, uid).await
         };
         let mut session = self.session(&self.pool).await?;
-        let redrawn = session.run(WAITING_STATEMENTS, async |connection| {
+        let redrawn = session.run("UPDATE orders", WAITING_STATEMENTS, async |connection| {
             connection.transaction(transaction).await
         });
         redrawn.await

@@ -50,5 +50,6 @@ mod summaries;
 mod support;
 mod token_reload;
 mod totals;
+mod traces;
 mod transcripts;
 mod writing;

@@ -9,6 +9,7 @@ use shared::db::orders::UpsertOrders;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::Order;
+use shared::traces::leaf_async;
 
 /// Says once more that this transaction emits its own events: a pooler may have given it a session without our settings. Then
 /// a trigger would draw another version than the one that the client is told.
@@ -22,8 +23,9 @@ pub(super) async fn lock_order(
     let query = orders::table
         .find(uid)
         .select((orders::version, sql::<Text>(EMITS)));
-    let locked = query.for_update().first::<(i64, String)>(connection).await;
-    Ok(locked.optional()?.map(|(version, _)| version))
+    let locked = query.for_update().first::<(i64, String)>(connection);
+    let locked = leaf_async("lock the row", async { locked.await.optional() });
+    Ok(locked.await?.map(|(version, _)| version))
 }
 
 /// Does the same, and returns the whole order.
@@ -34,7 +36,8 @@ pub(super) async fn lock_whole_order(
     let query = orders::table.find(uid);
     let query = query.select((OrderRow::as_select(), sql::<Text>(EMITS)));
     let locked = query.for_update().first::<(OrderRow, String)>(connection);
-    Ok(locked.await.optional()?.map(|(row, _)| row))
+    let locked = leaf_async("lock the row", async { locked.await.optional() });
+    Ok(locked.await?.map(|(row, _)| row))
 }
 
 /// Tells the caches, when the transaction commits.
@@ -44,13 +47,14 @@ pub(super) async fn notify(
     uid: &str,
 ) -> QueryResult<()> {
     let notify = events::notify(operation, [uid]);
-    notify.execute(connection).await.map(|_| ())
+    let notified = leaf_async("notify the caches", notify.execute(connection));
+    notified.await.map(|_| ())
 }
 
 /// Replaces an order that is locked. Returns its new version.
 pub(super) async fn replace(connection: &mut AsyncPgConnection, order: &Order) -> QueryResult<i64> {
     let upsert = UpsertOrders::new(&[NewOrder::new(order, None)]);
-    upsert.get_result(connection).await
+    leaf_async("replace the row", upsert.get_result(connection)).await
 }
 
 /// Inserts an order. Returns its version, or `None` if there is such an order already.
@@ -66,5 +70,6 @@ pub(super) async fn insert(
         .on_conflict(orders::order_uid)
         .do_nothing()
         .returning(orders::version);
-    insert.get_result(connection).await.optional()
+    let inserted = insert.get_result(connection);
+    leaf_async("insert the row", async { inserted.await.optional() }).await
 }
