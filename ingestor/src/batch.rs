@@ -1,11 +1,12 @@
 //! Records into batches: what one transaction stores of one partition. No I/O.
 
 use std::cell::OnceCell;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rdkafka::message::{Message, OwnedMessage};
 use shared::db::models::Source;
 use shared::order::Order;
+use shared::traces::{MAX_LINKS, SpanContext};
 
 use crate::dead_letters::DeadLetter;
 use crate::guard::Guard;
@@ -19,6 +20,8 @@ const RECORD_OVERHEAD_BYTES: usize = 2048;
 /// record covers the first few items.
 const ITEM_OVERHEAD_BYTES: usize = 256;
 const ITEMS_IN_OVERHEAD: usize = 4;
+/// The memory of a [`TracedMessage`], with the state that its sender may have added.
+const TRACED_BYTES: usize = 1024;
 
 /// A valid order.
 #[derive(Debug)]
@@ -34,6 +37,17 @@ impl IncomingOrder {
     pub fn offset(&self) -> Offset {
         Offset(self.message.offset())
     }
+}
+
+/// A message whose sender is traced.
+#[derive(Clone, Debug)]
+pub struct TracedMessage {
+    /// Its offset.
+    pub offset: Offset,
+    /// The span of its sender.
+    pub sender: SpanContext,
+    /// When it was read.
+    pub read_at: SystemTime,
 }
 
 /// An order and its message.
@@ -94,6 +108,8 @@ pub struct Batch {
     pub orders: Vec<IncomingOrder>,
     /// Refused messages by offset.
     pub dead_letters: Vec<DeadLetter>,
+    /// Those of its messages whose senders are traced, by offset; at most as many as a span may have links.
+    pub traced: Vec<TracedMessage>,
     /// The number of valid orders that are left out, because they would bring back what was deleted or erased.
     pub left_out: usize,
     /// An estimate of the memory that it takes.
@@ -115,6 +131,7 @@ impl Batch {
             max_timestamp_ms: None,
             orders: Vec::new(),
             dead_letters: Vec::new(),
+            traced: Vec::new(),
             left_out: 0,
             size_bytes: 0,
             opened_at: Instant::now(),
@@ -154,6 +171,14 @@ impl Batch {
         self.pass(letter.position);
         self.size_bytes += letter.size_bytes() + RECORD_OVERHEAD_BYTES;
         self.dead_letters.push(letter);
+    }
+
+    /// Notes that the sender of a message is traced.
+    pub fn push_traced(&mut self, message: TracedMessage) {
+        if self.traced.len() < MAX_LINKS {
+            self.size_bytes += TRACED_BYTES;
+            self.traced.push(message);
+        }
     }
 
     fn pass(&mut self, record: Position) {

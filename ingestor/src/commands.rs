@@ -60,6 +60,7 @@ fn check_config(settings: &Settings) -> anyhow::Result<()> {
     // These find a setting that librdkafka does not know, and a CA's file that is not PEM.
     Clients::new(&settings.kafka, settings.memory)?;
     db::tls_connector(&settings.database)?;
+    shared::traces::check_files(&settings.traces)?;
     print!("{}", shared::config::to_lines(&settings.shown()));
     Ok(())
 }

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use shared::commands::Shell;
 use shared::config::{
     DatabaseArgs, DatabaseSettings, LogSettings, OrderSettings, ShownSettings, ShutdownSettings,
-    listen_host, name_of,
+    TraceArgs, TraceSettings, listen_host, name_of,
 };
 use shared::order::Decoder;
 
@@ -23,7 +23,7 @@ use kafka::KafkaArgs;
 pub use kafka::KafkaSettings;
 pub use offsets::{How, OffsetsCommand, Start, Which};
 
-/// The name of our sessions in `pg_stat_activity` and of our clients in Kafka's logs.
+/// The name of our sessions in `pg_stat_activity`, of our clients in Kafka's logs, and of the program in traces.
 pub const APPLICATION_NAME: &str = "orders-ingestor";
 
 /// Stores the orders of a Kafka topic in PostgreSQL, each exactly once
@@ -101,6 +101,8 @@ struct SettingsArgs {
     #[command(flatten)]
     log: LogSettings,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     shutdown: ShutdownSettings,
 }
 
@@ -175,6 +177,8 @@ pub struct Settings {
     pub ops_address: (String, u16),
     /// How to log.
     pub log: LogSettings,
+    /// Where traces are sent, and of what.
+    pub traces: TraceSettings,
     /// How to stop.
     pub shutdown: ShutdownSettings,
 }
@@ -236,6 +240,7 @@ impl Cli {
             orders,
             ingest,
             log,
+            traces,
             shutdown,
         } = self.settings;
         Ok(Settings {
@@ -256,6 +261,7 @@ impl Cli {
             },
             ops_address: ingest.ops.resolve()?,
             log,
+            traces: traces.resolve(APPLICATION_NAME)?,
             shutdown,
         })
     }
@@ -288,6 +294,7 @@ impl Settings {
             ("INGESTOR_PORT", port.to_string()),
         ]);
         shown.extend(self.log.shown());
+        shown.extend(self.traces.shown());
         shown.extend(self.shutdown.shown());
         shown
     }

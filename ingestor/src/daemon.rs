@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use shared::config::DatabaseSettings;
 use shared::db;
-use shared::shutdown::finish_in_time;
+use shared::shutdown::{Countdown, finish_in_time};
+use shared::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,12 @@ pub async fn run(
     let shutdown = shutdown.child_token();
     let _end = shutdown.clone().drop_guard();
 
-    let outcome = run_until_shutdown(config, &board, &metrics, shutdown).await;
+    let traces = Traces::start(&config.settings.traces, &metrics.traces)?;
+    let countdown = Countdown::new(shutdown.clone(), config.settings.shutdown.timeout());
+    let outcome = run_until_shutdown(config, &board, &metrics, traces.clone(), shutdown).await;
+    if let Some(traces) = traces {
+        traces.finish(countdown.left()).await;
+    }
     finished.cancel();
     server.await.context("the operators' port panicked")?;
     outcome
@@ -63,6 +69,7 @@ async fn run_until_shutdown(
     RunConfig { settings, migrate }: RunConfig,
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
+    traces: Option<Traces>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     // Made before anything waits: a setting that Kafka's client rejects must end the process at once.
@@ -80,7 +87,7 @@ async fn run_until_shutdown(
     migrated?;
     board.set_database_seen();
 
-    let poller = start_threads(&settings, clients, board, metrics, &shutdown)?;
+    let poller = start_threads(&settings, clients, board, metrics, traces, &shutdown)?;
     let polling = spawn_blocking(|| poller.run());
     let mut polling = pin!(finish_in_time(polling, &shutdown, timeout));
     let mut stopping_at = None;
@@ -133,6 +140,7 @@ fn start_threads(
     clients: Clients,
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
+    traces: Option<Traces>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Poller> {
     let context = WriterContext {
@@ -142,6 +150,7 @@ fn start_threads(
         probe: Arc::clone(&clients.probe),
         board: Arc::clone(board),
         metrics: Arc::clone(metrics),
+        traces,
     };
     DatabaseWatch::new(
         settings.database.clone(),

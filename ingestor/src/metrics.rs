@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use shared::server::ConnectionMetrics;
+use shared::traces::metrics::TraceMetrics;
 use strum::{IntoStaticStr, VariantArray};
 
 use crate::batch::Batch;
@@ -27,6 +28,8 @@ macro_rules! metrics {
             lag_shown: Mutex<Vec<PartitionLabels>>,
             /// The connections of the operators' port.
             pub connections: ConnectionMetrics,
+            /// The spans of traces.
+            pub traces: TraceMetrics,
             $(#[doc = $help] $visibility $name: $type,)*
         }
 
@@ -38,7 +41,8 @@ macro_rules! metrics {
                     registry.register(stringify!($name), $help, $name.clone());
                 )*
                 let connections = ConnectionMetrics::register(&mut registry, "ops");
-                Self { registry, lag_shown: Mutex::default(), connections, $($name,)* }
+                let traces = TraceMetrics::register(&mut registry);
+                Self { registry, lag_shown: Mutex::default(), connections, traces, $($name,)* }
             }
         }
     };

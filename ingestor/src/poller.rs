@@ -11,7 +11,7 @@ mod trouble;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use rdkafka::Offset as KafkaOffset;
@@ -20,16 +20,18 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use shared::order::Decoder;
 use shared::throttle::Throttle;
+use shared::traces::{TRACEPARENT, TRACESTATE, Traces};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
+use crate::batch::{Batch, TracedMessage};
 use crate::board::{Board, Cause};
 use crate::config::{BatchSettings, Settings};
 use crate::dead_letters::DeadLetter;
 use crate::failpoints::{self, Phase};
 use crate::kafka::{GroupConsumer, RebalanceEvent, partition_list};
 use crate::metrics::Metrics;
-use crate::record::{self, Offset, Partition, Reading};
+use crate::record::{self, Offset, Partition, Reading, headers};
 use crate::writer::{Report, Task, WriterContext, Writers};
 use memory::{MemoryBudget, Pressure};
 use partition::AssignedPartition;
@@ -59,6 +61,7 @@ pub struct Poller {
     reports_rx: Receiver<Report>,
     suspicions_rx: Receiver<Reading>,
     metrics: Arc<Metrics>,
+    traces: Option<Traces>,
     shutdown: CancellationToken,
     last_mirror_at: Instant,
     trouble_reports: Throttle,
@@ -93,6 +96,7 @@ impl Poller {
             reports_rx,
             suspicions_rx,
             metrics: Arc::clone(&context.metrics),
+            traces: context.traces.clone(),
             shutdown,
             last_mirror_at: Instant::now(),
             trouble_reports: Throttle::for_reports(),
@@ -154,6 +158,7 @@ impl Poller {
             match event {
                 Ok(message) => Self::take(
                     self.decoder,
+                    self.traces.as_ref(),
                     &mut self.partitions,
                     &mut self.budget,
                     &message,
@@ -267,6 +272,7 @@ impl Poller {
     /// Puts a record into its partition's batch.
     fn take(
         decoder: Decoder,
+        traces: Option<&Traces>,
         partitions: &mut BTreeMap<Partition, AssignedPartition>,
         budget: &mut MemoryBudget,
         message: &BorrowedMessage<'_>,
@@ -282,6 +288,9 @@ impl Poller {
             return;
         }
         let size_before = open.size_bytes;
+        if let Some(traces) = traces {
+            note_sender(traces, open, message);
+        }
         match record::decode(decoder, message.payload()) {
             Ok(order) => open.push_order(order, message.detach()),
             Err(refusal) => open.push_dead_letter(DeadLetter::new(message, refusal)),
@@ -388,6 +397,18 @@ impl Poller {
             }
         }
         Ok(Farewell(self))
+    }
+}
+
+/// Notes in a batch that the sender of a message is traced, if it is.
+fn note_sender(traces: &Traces, batch: &mut Batch, message: &BorrowedMessage<'_>) {
+    let traceparent = headers::find(message, TRACEPARENT);
+    if let Some(sender) = traces.sender(traceparent, || headers::find(message, TRACESTATE)) {
+        batch.push_traced(TracedMessage {
+            offset: Offset(message.offset()),
+            sender,
+            read_at: SystemTime::now(),
+        });
     }
 }
 

@@ -14,6 +14,7 @@ mod queue;
 mod removed;
 mod retrying;
 mod storing;
+mod trace;
 mod transaction;
 mod trouble;
 
@@ -26,10 +27,12 @@ use anyhow::{Context, bail};
 use shared::backoff::Backoff;
 use shared::config::DatabaseSettings;
 use shared::throttle::Throttle;
+use shared::traces::Traces;
 
 pub use isolation::is_refusal;
 use job::{Answer, ClaimJob, Job, StoreJob};
 use queue::{Queue, Queued};
+use trace::BatchTrace;
 pub use transaction::{Replay, Replayed, Stored, store_replayed};
 pub use trouble::Trouble;
 
@@ -112,6 +115,8 @@ pub struct WriterContext {
     pub board: Arc<Board>,
     /// Counts what the writers do.
     pub metrics: Arc<Metrics>,
+    /// Begins spans, if there are traces.
+    pub traces: Option<Traces>,
 }
 
 /// The writer threads, from the poll thread's side. Partitions are pinned to writers, so that their batches stay in order.
@@ -285,7 +290,14 @@ impl Writer {
                 self.remove_stale();
                 self.queue.push(Job::Claim(ClaimJob::new(reading)));
             }
-            Message::Task(Task::Store(batch)) => self.queue.push(Job::Store(StoreJob::new(batch))),
+            Message::Task(Task::Store(batch)) => {
+                let WriterContext {
+                    traces, consumer, ..
+                } = &self.context;
+                let traces = traces.as_ref();
+                let trace = traces.and_then(|traces| BatchTrace::begin(traces, consumer, &batch));
+                self.queue.push(Job::Store(StoreJob::new(batch, trace)));
+            }
             Message::Task(Task::Forget(_)) => {
                 self.remove_stale();
                 if self.queue.is_empty() && !self.context.board.has_claims(self.is_ours()) {
@@ -323,6 +335,9 @@ impl Writer {
     fn drop_batches(&self, jobs: Vec<Job>) {
         for job in jobs {
             if let Job::Store(job) = job {
+                if let Some(trace) = &job.trace {
+                    trace.dropped("the batch is not stored by this process");
+                }
                 self.report(Report::Dropped(job.batch.size_bytes));
             }
         }

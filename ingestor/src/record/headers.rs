@@ -61,6 +61,15 @@ pub fn to_json(message: &impl Message) -> Value {
     Value::Array(kept)
 }
 
+/// Returns the value of the first header with a name; `None` if there is none among those that are kept.
+pub fn find<'a>(message: &'a impl Message, name: &str) -> Option<&'a [u8]> {
+    let headers = message.headers()?;
+    (0..headers.count().min(MAX_HEADERS))
+        .filter_map(|index| read(headers, index))
+        .find(|header| header.key == name)?
+        .value
+}
+
 /// Estimates the memory that a message's headers take in a copy of the message.
 pub fn copied_bytes(message: &impl Message) -> usize {
     message.headers().map_or(0, |headers| {

@@ -2,6 +2,7 @@
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
+use shared::traces;
 
 use super::isolation;
 use super::transaction::{self, Outcome, Stored};
@@ -50,11 +51,16 @@ pub fn store(
         Err(error) if offsets::is_fence(&error) => Ok(Step::Lost),
         Err(error) if isolation::is_refusal(&error) => {
             // An order that is to be left out must not become a dead letter.
-            let old = transaction::find_old(connection, consumer, &claim.guard, batch)?;
+            let guard = &claim.guard;
+            let old = traces::leaf("look for removed orders", || {
+                transaction::find_old(connection, consumer, guard, batch)
+            })?;
             if !old.is_empty() {
                 return Ok(Step::BringsBack(old));
             }
-            let refused = isolation::find_refused(connection, batch, &claim.guard)?;
+            let refused = traces::leaf("find what is rejected", || {
+                isolation::find_refused(connection, batch, guard)
+            })?;
             if refused.is_empty() {
                 // The orders were rejected and then were not: none of them is to blame.
                 return Err(error);
@@ -80,7 +86,7 @@ pub fn settle(
         // Nobody knows any more which orders were held back or kept.
         Reread::Ours(offset) if offset == batch.new_next_offset => Step::Stored(Stored {
             written: batch.folded(&claim.guard).len(),
-            held_back: 0,
+            held_back: Vec::new(),
         }),
         Reread::Ours(offset) if offset == batch.old_next_offset => Step::NotStored,
         Reread::Locked => Step::NoRow,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::throttle::Throttle;
 
+use super::trace::BatchTrace;
 use super::trouble::Trouble;
 use crate::batch::Batch;
 use crate::offsets::Sighting;
@@ -122,13 +123,16 @@ pub(super) struct StoreJob {
     pub(super) batch: Batch,
     /// Whether the partition's row must tell first whether the batch is stored.
     pub(super) must_settle: bool,
+    /// Its span, if it is traced.
+    pub(super) trace: Option<BatchTrace>,
 }
 
 impl StoreJob {
-    pub(super) fn new(batch: Batch) -> Self {
+    pub(super) fn new(batch: Batch, trace: Option<BatchTrace>) -> Self {
         Self {
             batch,
             must_settle: false,
+            trace,
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use shared::traces::Span;
 use tracing::{info, warn};
 
 use super::attempt::{self, Step};
 use super::job::{Due, Hold, StoreJob};
+use super::trace::{self, BatchTrace};
 use super::transaction::Stored;
 use super::trouble::Trouble;
 use super::{Report, Writer, WriterContext};
@@ -24,19 +26,22 @@ impl Writer {
         const DOING: &str = "store a batch";
         let started_at = Instant::now();
         let reading = job.batch.reading;
+        let _log = job.trace.as_ref().map(BatchTrace::enter_log);
         let Some(claim) = self.context.board.claim_of(reading) else {
+            if let Some(trace) = &job.trace {
+                trace.dropped("the partition is not ours any more");
+            }
             self.report(Report::Dropped(job.batch.size_bytes));
             return None;
         };
-        let step = if job.must_settle {
-            self.settle(&job.batch, &claim)
-        } else {
-            self.try_store(&job.batch, &claim, hold.has_failed)
-        };
+        let step = self.attempt_to_store(job, &claim, hold.has_failed);
         match step {
             Ok(Step::Stored(_)) if failpoints::is_planted(Plant::ReapplyBatch) => Some(Due::now()),
             Ok(Step::Stored(stored)) => {
                 self.stored(&job.batch, &claim, &stored, hold);
+                if let Some(trace) = &job.trace {
+                    trace.stored(&self.context.consumer, &job.batch, &stored);
+                }
                 None
             }
             Ok(Step::NotStored) => {
@@ -58,6 +63,9 @@ impl Writer {
                 Some(Due::now())
             }
             Ok(Step::Lost) => {
+                if let Some(trace) = &job.trace {
+                    trace.dropped("fenced");
+                }
                 self.lose(reading);
                 self.report(Report::Dropped(job.batch.size_bytes));
                 None
@@ -78,9 +86,34 @@ impl Writer {
             Err(trouble) => {
                 // The answer to a COMMIT may be what was lost.
                 job.must_settle = true;
+                if let Some(trace) = &job.trace {
+                    trace.retried(&trouble);
+                }
                 Some(self.in_trouble(reading, &trouble, DOING, hold, started_at))
             }
         }
+    }
+
+    /// Makes an attempt, with a span of its own if the batch is traced.
+    fn attempt_to_store(
+        &mut self,
+        job: &StoreJob,
+        claim: &Claim,
+        is_retry: bool,
+    ) -> Result<Step, Trouble> {
+        let trace = job.trace.as_ref();
+        let span = trace.map(|trace| trace.attempt(job.must_settle));
+        let entered = span.as_ref().map(Span::enter);
+        let step = if job.must_settle {
+            self.settle(&job.batch, claim)
+        } else {
+            self.try_store(&job.batch, claim, is_retry)
+        };
+        drop(entered);
+        if let Some(span) = span {
+            trace::end_attempt(&span, &step);
+        }
+        step
     }
 
     fn try_store(&mut self, batch: &Batch, claim: &Claim, is_retry: bool) -> Result<Step, Trouble> {
@@ -131,11 +164,12 @@ impl Writer {
         }
         let bad_run = batch.bad_run(claim.consecutive_bad);
         let WriterContext { board, metrics, .. } = &self.context;
-        metrics.batch_stored(batch, stored.written, stored.held_back);
-        if stored.held_back > 0 {
+        let held_back = stored.held_back.len();
+        metrics.batch_stored(batch, stored.written, held_back);
+        if held_back > 0 {
             warn!(
                 kafka.partition = reading.partition.0,
-                held_back = stored.held_back,
+                held_back,
                 "messages that may have been read before were held back, because newer orders may be stored: see \
                  `ingestor dead-letters list --state superseded`"
             );

@@ -10,6 +10,7 @@ use shared::db::orders::UpsertOrders;
 use shared::db::schema::orders;
 use shared::events::{self, Operation};
 use shared::order::{Order, OrderUid};
+use shared::traces;
 
 use super::removed::{self, Old, Reader};
 use crate::batch::{Batch, SourcedOrder};
@@ -30,8 +31,8 @@ const NO_HURRY: &str = "SET LOCAL lock_timeout = '10s'";
 pub struct Stored {
     /// How many orders were written.
     pub written: usize,
-    /// How many the guard held back. They have become dead letters.
-    pub held_back: usize,
+    /// The messages that the guard held back. They have become dead letters.
+    pub held_back: Vec<Offset>,
 }
 
 /// What became of a batch.
@@ -70,7 +71,9 @@ pub(super) fn store(
 ) -> QueryResult<Outcome> {
     let stored = connection.transaction(|connection| {
         failpoints::open_fence(connection, consumer, claim.epoch, batch)?;
-        offsets::advance(connection, consumer, claim, batch, halts)?;
+        traces::leaf("fence", || {
+            offsets::advance(connection, consumer, claim, batch, halts)
+        })?;
         if is_retry {
             connection.batch_execute(HURRY)?;
         }
@@ -81,32 +84,43 @@ pub(super) fn store(
         })?;
         let held_letters = written.held_letters(batch);
         let letters = failpoints::unless_swallowed(&batch.dead_letters);
-        let newest = look_at_ledger(connection, &written, letters)?;
-        refuse_old(connection, Reader { consumer, guard }, newest, &written)?;
+        let newest = traces::leaf("look at the ledger", || {
+            let newest = look_at_ledger(connection, &written, letters)?;
+            refuse_old(connection, Reader { consumer, guard }, newest, &written)?;
+            Ok::<_, Rollback>(newest)
+        })?;
         let (partition, incarnation) = (guard.partition, guard.incarnation);
         for letters in [letters, &held_letters] {
-            let erased = removed::find_erased_letters(connection, newest, letters)?;
-            dead_letters::insert(
-                connection,
-                consumer,
-                partition,
-                incarnation,
-                letters,
-                &erased,
-            )?;
+            if letters.is_empty() {
+                continue;
+            }
+            traces::leaf("insert dead letters", || {
+                let erased = removed::find_erased_letters(connection, newest, letters)?;
+                dead_letters::insert(
+                    connection,
+                    consumer,
+                    partition,
+                    incarnation,
+                    letters,
+                    &erased,
+                )
+            })?;
         }
-        notify(connection, &written)?;
+        traces::leaf("notify the caches", || notify(connection, &written))?;
         if is_retry {
             connection.batch_execute(NO_HURRY)?;
         }
         failpoints::reached(Phase::BeforeCommit);
-        Ok(Stored {
+        let letters = held_letters.iter();
+        let stored = Stored {
             written: written.len(),
-            held_back: held_letters.len(),
-        })
+            held_back: letters.map(|letter| letter.position.offset).collect(),
+        };
+        Ok((stored, traces::part("COMMIT")))
     });
     match stored {
-        Ok(stored) => Ok(Outcome::Stored(stored)),
+        // The span of the COMMIT ends here.
+        Ok((stored, _commit)) => Ok(Outcome::Stored(stored)),
         Err(Rollback::BringsBack(old)) => Ok(Outcome::BringsBack(
             old.iter().map(|old| old.offset).collect(),
         )),
@@ -303,7 +317,9 @@ pub(super) fn store_orders<'a>(
     if latest.is_empty() {
         return Ok(Written::default());
     }
-    let existing = lock_existing(connection, &latest)?;
+    let existing = traces::leaf("lock existing orders", || {
+        lock_existing(connection, &latest)
+    })?;
     let mut held_back = Vec::new();
     let mut written = latest;
     written.retain(|order| {
@@ -323,12 +339,16 @@ pub(super) fn store_orders<'a>(
     let to_copy: Vec<NewOrder<'_>> = inserted.iter().map(row).collect();
     let to_replace: Vec<NewOrder<'_>> = replaced.iter().map(row).collect();
     if !to_copy.is_empty() {
-        diesel::copy_from(orders::table)
-            .from_insertable(&to_copy)
-            .execute(connection)?;
+        traces::leaf("copy new orders", || {
+            diesel::copy_from(orders::table)
+                .from_insertable(&to_copy)
+                .execute(connection)
+        })?;
     }
     if !to_replace.is_empty() {
-        UpsertOrders::new(&to_replace).execute(connection)?;
+        traces::leaf("replace orders", || {
+            UpsertOrders::new(&to_replace).execute(connection)
+        })?;
     }
     retain_different(connection, &mut held_back)?;
     Ok(Written {

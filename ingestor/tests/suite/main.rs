@@ -38,4 +38,5 @@ mod rebalances;
 mod removed_orders;
 mod sick_database;
 mod support;
+mod traces;
 mod write_paths;
