@@ -12,7 +12,7 @@
 //! | [`stack`] | PostgreSQL and Kafka together, and the environment that names them | [`cargo`], [`packages`] |
 //! | [`tools`] | psql and the console tools of Kafka, for the servers of a stack | [`stack`] |
 //! | [`testing`] | `test`: all tests, with their own servers | [`cargo`], [`packages`], [`stack`] |
-//! | [`faults`] | `faults`: the tests that take minutes | [`packages`], [`testing`] |
+//! | [`faults`] | `faults`: the tests that take minutes | [`testing`] |
 //! | [`fuzz`] | `fuzz`: hostile inputs for the code that reads foreign bytes | [`arguments`], [`cargo`], [`packages`] |
 //! | [`check`] | `check` and `check-deploy`: formatting, lints, documentation, gates | [`cargo`], [`packages`] |
 //! | [`benchmarks`] | `bench`: the benchmarks of `load`, with their own servers | [`cargo`], [`packages`], [`stack`] |
