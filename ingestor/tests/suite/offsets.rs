@@ -10,6 +10,7 @@ use ingestor::record::{Consumer, Incarnation, Offset, Partition, Position, Readi
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
+use shared::db::rights::Role;
 use shared::testing::wait_until;
 
 use crate::support::{PATIENCE, Scene};
@@ -245,8 +246,8 @@ fn a_session_of_ours_that_holds_a_partitions_row_is_ended_and_no_other() {
     let daemon = scene.start_daemon();
     scene.wait_until_settled(10);
     assert!(daemon.stop().success());
-    // One session is frozen inside a batch; a bystander has a transaction of its own.
-    let mut frozen = scene.database.connect();
+    // One session is frozen inside a batch; a bystander has a transaction of its own. A role may end its own sessions.
+    let mut frozen = scene.database.connect_as(Role::Ingestor);
     frozen
         .batch_execute(
             "SET application_name = 'orders-ingestor'; BEGIN; UPDATE consumer_offsets SET updated_at = now()",

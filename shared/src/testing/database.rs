@@ -161,6 +161,11 @@ impl TestDatabase {
         connect(&self.settings)
     }
 
+    /// A connection like one of a program.
+    pub fn connect_as(&self, role: Role) -> PgConnection {
+        connect(&self.settings_as(role))
+    }
+
     /// A connection like one of `psql`: its writes are those of a foreign writer.
     pub fn connect_foreign(&self) -> PgConnection {
         let settings = &self.settings;
