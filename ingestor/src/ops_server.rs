@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
-use shared::server::{self, Limits, RequestBody, Stop, Unreadable};
+use shared::server::{self, Exposition, Limits, RequestBody, Stop, Unreadable};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -15,8 +15,6 @@ use tracing::error;
 use crate::board::{Board, Health};
 use crate::metrics::Metrics;
 
-/// The media type of what `prometheus-client` writes.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -52,17 +50,20 @@ struct Operators {
 
 impl Operators {
     fn answer(&self, request: &Request<RequestBody>) -> Response<String> {
-        let answer = match request.uri().path() {
-            "/livez" => Self::livez,
-            "/readyz" | "/health" => Self::health,
-            "/metrics" => Self::metrics,
-            _ => {
-                let paths = "there are /livez, /readyz, /health and /metrics\n";
-                return response(StatusCode::NOT_FOUND, TEXT, paths.to_owned());
-            }
-        };
+        let answer: fn(&Self, &Request<RequestBody>) -> Response<String> =
+            match request.uri().path() {
+                "/livez" => |_, _| Self::livez(),
+                "/readyz" | "/health" => |operators, _| operators.health(),
+                "/metrics" => {
+                    |operators, request| operators.metrics(Exposition::asked_for(request.headers()))
+                }
+                _ => {
+                    let paths = "there are /livez, /readyz, /health and /metrics\n";
+                    return response(StatusCode::NOT_FOUND, TEXT, paths.to_owned());
+                }
+            };
         if matches!(*request.method(), Method::GET | Method::HEAD) {
-            return answer(self);
+            return answer(self, request);
         }
         let methods = "GET, HEAD";
         let refused = format!("allowed are {methods}\n");
@@ -73,7 +74,7 @@ impl Operators {
         refused
     }
 
-    fn livez(&self) -> Response<String> {
+    fn livez() -> Response<String> {
         json_response(StatusCode::OK, &json!({"status": "ok"}))
     }
 
@@ -90,9 +91,9 @@ impl Operators {
         json_response(code, &body)
     }
 
-    fn metrics(&self) -> Response<String> {
+    fn metrics(&self, format: Exposition) -> Response<String> {
         match self.metrics.render() {
-            Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
+            Ok(text) => response(StatusCode::OK, format.content_type(), format.write(text)),
             Err(failure) => {
                 error!("cannot render the metrics: {failure}");
                 let text = "cannot render the metrics\n".to_owned();

@@ -11,6 +11,7 @@
 mod bodies;
 mod connection;
 mod deadlines;
+mod exposition;
 mod metrics;
 mod peers;
 mod pieces;
@@ -38,6 +39,7 @@ use crate::throttle::Throttle;
 pub use bodies::RequestBody;
 use connection::Answers;
 pub use deadlines::Deadlines;
+pub use exposition::Exposition;
 pub use metrics::ConnectionMetrics;
 use peers::Peers;
 pub use peers::subscriber;

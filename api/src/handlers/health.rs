@@ -1,6 +1,7 @@
 //! Health of the process, and its metrics.
 
 use serde_json::{Value, json};
+use shared::server::Exposition;
 use warp::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use warp::http::{HeaderValue, StatusCode};
 use warp::reply::Response;
@@ -125,10 +126,10 @@ pub async fn health(Call { app, .. }: Call) -> Result<Response, ApiError> {
 }
 
 /// `/metrics`: the metrics for Prometheus.
-pub async fn metrics(Call { app, .. }: Call) -> Result<Response, ApiError> {
-    let mut response = Response::new(app.metrics.encode().into());
-    let content_type =
-        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+pub async fn metrics(Call { app, head, .. }: Call) -> Result<Response, ApiError> {
+    let format = Exposition::asked_for(&head.headers);
+    let mut response = Response::new(format.write(app.metrics.encode()).into());
+    let content_type = HeaderValue::from_static(format.content_type());
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     Ok(response)
 }
