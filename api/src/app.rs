@@ -94,7 +94,7 @@ impl App {
             config.cache.lease,
             repository.clone(),
         ));
-        let metrics = Arc::new(Metrics::new(&cache));
+        let metrics = Arc::new(Metrics::new(&cache, &repository));
         let tokens = TokenFile::open(
             config.api_token.clone(),
             config.api_tokens_file.clone(),

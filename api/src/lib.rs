@@ -15,7 +15,7 @@
 //! | [`repository`] | the queries, and what their failures mean | |
 //! | [`feed`] | the live feed: which orders have changed | [`shares`] |
 //! | [`cache`] | orders in memory, and the protocols that keep them correct | [`repository`], [`feed`] |
-//! | [`metrics`] | what operators count | [`cache`] |
+//! | [`metrics`] | what operators count | [`repository`], [`cache`] |
 //! | [`export`] | all matching orders as one stream | [`shares`], [`repository`], [`metrics`] |
 //! | [`doctor`] | checks of what the api needs: machine, settings, database | [`config`] |
 //! | [`commands`] | what the program does instead of serving | [`config`], [`doctor`] |

@@ -1,8 +1,9 @@
 //! What operators count: requests, connections, tokens, the memory of answers, exports, traces, and clients of the live feed. The
-//! cache counts its own events, and is asked for them. No label contains a uid.
+//! cache and the pool of database connections count by themselves, and are asked. No label contains a uid.
 
 pub mod answers;
 mod cache;
+mod database;
 pub mod exports;
 pub mod feed;
 pub mod tokens;
@@ -16,6 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use shared::server::ConnectionMetrics;
 use shared::traces::metrics::TraceMetrics;
@@ -23,8 +25,10 @@ use tracing::error;
 use warp::http::{Method, StatusCode};
 
 use crate::cache::OrderCache;
+use crate::repository::Repository;
 use answers::AnswerMetrics;
 use cache::CacheCollector;
+use database::DatabaseCollector;
 use exports::ExportMetrics;
 use feed::FeedMetrics;
 use tokens::TokenMetrics;
@@ -94,8 +98,10 @@ impl<G: Borrow<Gauge>> Drop for Present<G> {
 
 impl Metrics {
     /// Registers every metric.
-    pub fn new(cache: &Arc<OrderCache>) -> Self {
+    pub fn new(cache: &Arc<OrderCache>, repository: &Repository) -> Self {
         let registry = &mut Registry::with_prefix("orders_api");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program", version);
         let requests = register(registry, "http_requests", "Requests answered");
         let durations = Family::new_with_constructor(new_histogram as fn() -> Histogram);
         let help = "Time to answer";
@@ -105,6 +111,7 @@ impl Metrics {
         let connections = ConnectionMetrics::register(registry, "http");
         let ops_connections = ConnectionMetrics::register(registry, "ops");
         registry.register_collector(Box::new(CacheCollector(Arc::clone(cache))));
+        registry.register_collector(Box::new(DatabaseCollector(repository.clone())));
         Self {
             answers: AnswerMetrics::register(registry),
             exports: ExportMetrics::register(registry),

@@ -115,6 +115,19 @@ impl<T> Answered<T> {
     }
 }
 
+/// How much the pool of connections is used.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    /// Connections in use.
+    pub busy: usize,
+    /// Open connections that are free.
+    pub idle: usize,
+    /// The most connections.
+    pub max: usize,
+    /// Reads and writes that wait for a connection.
+    pub waiting: usize,
+}
+
 /// Orders by uid. An order that cannot be read is an error of its own.
 pub type OrdersByUid = HashMap<CompactString, Result<VersionedOrder, StoreError>>;
 
@@ -145,6 +158,18 @@ impl Repository {
             statement_timeout,
             trust: Arc::new(Trust::new()),
             outage_log: Arc::default(),
+        }
+    }
+
+    /// Returns how much the pool is used, besides exports.
+    pub fn pool_use(&self) -> PoolUse {
+        let status = self.pool.status();
+        let idle = status.available.min(status.size);
+        PoolUse {
+            busy: status.size - idle,
+            idle,
+            max: status.max_size,
+            waiting: status.waiting,
         }
     }
 

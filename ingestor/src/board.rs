@@ -192,6 +192,8 @@ pub struct Counts {
     pub claiming: usize,
     /// Those that are read.
     pub running: usize,
+    /// Those for which an operator has to decide.
+    pub stopped: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
@@ -322,6 +324,7 @@ impl Board {
                 State::Running => counts.running += 1,
                 State::Paused { .. } => {}
             }
+            counts.stopped += usize::from(entry.state.stopped().is_some());
         }
         counts
     }
@@ -679,11 +682,14 @@ mod tests {
         };
         assert_eq!(stop("halted"), None);
         assert_eq!(stop("an incident"), Some("halted".to_owned()));
+        assert_eq!(board.counts().stopped, 1);
         let reading = board.begin_claim(P1);
         assert_eq!(state(&board, P1), "an incident");
+        assert_eq!(board.counts().stopped, 1, "nobody has decided yet");
         board.claimed(reading, &claim(0));
         board.start(reading);
         assert_eq!(state(&board, P1), "running");
+        assert_eq!(board.counts().stopped, 0);
         board.pause(reading, Cause::Lost, Duration::ZERO);
         board.begin_claim(P1);
         assert_eq!(state(&board, P1), "claiming");

@@ -56,6 +56,9 @@ metrics! {
     dead_letters: Family<ReasonLabels, Counter> = Family::default(), "Messages refused for ever";
     pub dead_letters_relayed: Counter = Counter::default(), "Dead letters published to the DLQ topic";
     pub dead_letters_relay_refused: Counter = Counter::default(), "Dead letters that the DLQ topic has refused for ever";
+    pub dead_letters_relay_stuck: Gauge = Gauge::default(), "1 while dead letters cannot be published to the DLQ topic";
+    pub dead_letters_retention_failures: Counter = Counter::default(),
+        "Failed attempts to remove the bytes of old dead letters";
     dead_letters_expired: Family<StateLabels, Counter> = Family::default(),
         "Dead letters whose bytes were removed because of their age, by their state";
     batch_records: Histogram = Histogram::new(exponential_buckets(1.0, 4.0, 8)), "Records of a batch";
@@ -67,11 +70,13 @@ metrics! {
         "Records not stored yet that cannot be read before an open transaction ends";
     lag_seconds: Family<PartitionLabels, Fraction> = Family::default(),
         "Longest time that the oldest record not stored yet may have waited";
+    pub lag_probe_failures: Counter = Counter::default(), "Times that the brokers did not tell the end of a partition's log";
     pub offset_incidents: Counter = Counter::default(), "Partitions stopped until an operator decides";
     pub fences: Counter = Counter::default(),
         "Batches rejected because another process has claimed the partition, or its offset was changed";
     pub assigned_partitions: Gauge = Gauge::default(), "Partitions assigned by the group";
     pub paused_partitions: Gauge = Gauge::default(), "Assigned partitions that are not read now";
+    pub stopped_partitions: Gauge = Gauge::default(), "Assigned partitions that are not read before an operator has decided";
     pub notify_queue_usage_ratio: Fraction = Fraction::default(), "How full PostgreSQL's queue of notifications is";
 }
 
@@ -257,6 +262,7 @@ mod tests {
             "orders_ingestor_lag_seconds{topic=\"orders\",partition=\"2\"} 1.5",
             "orders_ingestor_fences_total 0",
             "orders_ingestor_paused_partitions 0",
+            "orders_ingestor_stopped_partitions 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -132,6 +132,7 @@ impl Poller {
         self.metrics.assigned_partitions.set(gauge(counts.assigned));
         let not_running = counts.assigned - counts.running;
         self.metrics.paused_partitions.set(gauge(not_running));
+        self.metrics.stopped_partitions.set(gauge(counts.stopped));
         self.pass_ends()?;
         self.hand_over_due()?;
         self.mirror_offsets();

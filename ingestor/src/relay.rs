@@ -111,6 +111,7 @@ impl Relay {
             self.reports.reset();
         }
         self.board.set_relay_trouble(None);
+        self.metrics.dead_letters_relay_stuck.set(0);
         if is_progress {
             Duration::ZERO
         } else {
@@ -158,6 +159,7 @@ impl Relay {
     /// Reports trouble, and returns the time until the next try.
     fn retry_after(&mut self, trouble: String, detail: &str) -> Duration {
         self.board.set_relay_trouble(Some(trouble));
+        self.metrics.dead_letters_relay_stuck.set(1);
         if self.reports.is_due() {
             warn!(
                 kafka.topic = self.publisher.topic(),

@@ -52,6 +52,7 @@ impl Retention {
             Ok(_) => REST,
             Err(error) => {
                 self.connection.close();
+                self.metrics.dead_letters_retention_failures.inc();
                 if self.reports.is_due() {
                     warn!("cannot remove the bytes of old dead letters, retrying: {error:#}");
                 }

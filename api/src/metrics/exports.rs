@@ -27,6 +27,16 @@ pub enum ExportOutcome {
 }
 
 impl ExportOutcome {
+    const ALL: [Self; 7] = [
+        Self::Completed,
+        Self::ClientLeft,
+        Self::Stalled,
+        Self::TooLong,
+        Self::Failed,
+        Self::Withdrawn,
+        Self::Shutdown,
+    ];
+
     /// Its name in metrics and traces.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -50,9 +60,14 @@ pub struct ExportMetrics {
 }
 
 impl ExportMetrics {
+    /// Every outcome is counted from the start, because an alert cannot see the step from no value to the first one.
     pub(super) fn register(registry: &mut Registry) -> Self {
+        let ended: Family<Label, Counter> = register(registry, "exports", "Exports ended");
+        for outcome in ExportOutcome::ALL {
+            drop(ended.get_or_create(&[("outcome", outcome.as_str())]));
+        }
         Self {
-            ended: register(registry, "exports", "Exports ended"),
+            ended,
             orders: register(registry, "exported_orders", "Orders read for exports"),
             running: register(registry, "exports_in_progress", "Exports under way"),
         }

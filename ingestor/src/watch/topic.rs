@@ -68,6 +68,7 @@ impl TopicWatch {
             let log = match self.probe.log_range(partition) {
                 Ok(log) => Some(log),
                 Err(error) => {
+                    self.metrics.lag_probe_failures.inc();
                     debug!(
                         kafka.partition = partition.0,
                         "the brokers did not tell the end of the log: {error}"

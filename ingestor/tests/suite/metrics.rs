@@ -66,7 +66,14 @@ fn the_lag_of_a_halted_partition_grows_although_nothing_moves() {
     });
     let assigned = sample(&daemon, "orders_ingestor_assigned_partitions").unwrap();
     let paused = sample(&daemon, "orders_ingestor_paused_partitions").unwrap();
-    assert!((assigned - 1.0).abs() < f64::EPSILON && (paused - 1.0).abs() < f64::EPSILON);
+    let stopped = sample(&daemon, "orders_ingestor_stopped_partitions").unwrap();
+    for (name, count) in [
+        ("assigned", assigned),
+        ("paused", paused),
+        ("stopped", stopped),
+    ] {
+        assert!((count - 1.0).abs() < f64::EPSILON, "{name}: {count}");
+    }
 }
 
 #[test]
