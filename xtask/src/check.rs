@@ -73,6 +73,7 @@ fn has_failpoints(tree: &str) -> bool {
 
 /// `cargo xtask check-deploy`: static checks of the compose file and the Dockerfile, which cannot be run here.
 pub(crate) fn run_deploy() -> Result<()> {
+    packages::ensure(&[Purpose::Deploy])?;
     progress::step("deploy/check.sh");
     Launch::new("deploy/check.sh", "bash")
         .arg("deploy/check.sh")

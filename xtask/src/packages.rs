@@ -6,13 +6,14 @@ use anyhow::{Result, bail};
 use servers::kafka::{Jars, java_is_new_enough};
 use servers::postgres::{chosen_binaries, find_binaries, find_pgbouncer};
 use servers::process::{Launch, find_program};
+use servers::prometheus::{find_prometheus, find_promtool};
 use servers::proxy::{find_apache, find_caddy, find_haproxy, find_nginx};
 use servers::{interrupt, progress};
 
 /// Installs the packages in its arguments.
 ///
 /// Debian's package of PostgreSQL creates and starts a cluster, unless a setting of postgresql-common forbids that. The
-/// setting exists only while apt-get runs. The packages of nginx, Caddy and HAProxy start services, on port 80 of all addresses,
+/// setting exists only while apt-get runs. The packages of nginx, Caddy, HAProxy and Prometheus start services on all addresses,
 /// unless a policy forbids that, and at each start of the system, unless the service is disabled. A machine that has a policy keeps it.
 const INSTALL: &str = r#"
 set -e
@@ -25,7 +26,7 @@ apt-get -q update
 mkdir -p "${setting%/*}"
 echo 'create_main_cluster = false' > "$setting"
 if [ -n "$policy" ]; then
-  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*|haproxy*) exit 101 ;; esac\n' > "$policy"
+  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*|haproxy*|prometheus*) exit 101 ;; esac\n' > "$policy"
   chmod 755 "$policy"
 fi
 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
@@ -33,7 +34,7 @@ for package; do
   case "$package" in
     nginx) update-rc.d nginx disable || true ;;
     haproxy) update-rc.d haproxy disable || true ;;
-    caddy) systemctl disable caddy 2>/dev/null || true ;;
+    caddy|prometheus) systemctl disable "$package" 2>/dev/null || true ;;
   esac
 done
 "#;
@@ -51,6 +52,8 @@ pub(crate) enum Purpose {
     BenchRead,
     /// The tests that run schemathesis, curl, proxies, a pooler and a browser.
     ApiTests,
+    /// The checks of the files in `deploy`.
+    Deploy,
 }
 
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
@@ -178,6 +181,18 @@ const NEEDS: &[Need] = &[
         "Chromium (a test opens the page as a stranger's site)",
         "chromium",
         || find_program("chromium").is_some(),
+    ),
+    Need(
+        Purpose::ApiTests,
+        "Prometheus (a test lets it scrape the programs and judge them)",
+        "prometheus",
+        || find_prometheus().is_some(),
+    ),
+    Need(
+        Purpose::Deploy,
+        "promtool (tests the alerting rules)",
+        "prometheus",
+        || find_promtool().is_some(),
     ),
 ];
 

@@ -15,6 +15,7 @@
 //! | [`temporary`] | temporary folders that do not outlive their owner for long | [`proc`] |
 //! | [`kafka`] | a private Apache Kafka | [`project`], [`progress`], [`ports`], [`proc`], [`signals`], [`interrupt`], [`process`], [`temporary`] |
 //! | [`postgres`] | a private PostgreSQL, its standby, and a pooler in front of it | [`project`], [`progress`], [`ports`], [`signals`], [`interrupt`], [`process`], [`temporary`] |
+//! | [`prometheus`] | a private Prometheus, which scrapes and judges what it is told to | [`ports`], [`interrupt`], [`process`], [`temporary`] |
 //! | [`proxy`] | a private Apache httpd or nginx in front of another server | [`ports`], [`interrupt`], [`process`], [`temporary`] |
 
 pub mod interrupt;
@@ -25,6 +26,7 @@ pub mod proc;
 pub mod process;
 pub mod progress;
 pub mod project;
+pub mod prometheus;
 pub mod proxy;
 pub mod signals;
 pub mod temporary;
