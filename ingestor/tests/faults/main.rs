@@ -10,6 +10,7 @@ mod memory;
 mod random_kills;
 mod rebalance_storm;
 mod recreated_topic;
+mod watching;
 mod zombies;
 
 /// What the suite's tests use, too. It is an inline module, so that the files below it are found.
