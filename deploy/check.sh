@@ -148,7 +148,7 @@ check "Helm chart (yamllint)" "$bin/yamllint" --strict \
   -d '{extends: default, rules: {document-start: disable, line-length: {max: 130}, comments: {min-spaces-from-content: 1}}}' \
   deploy/helm/Chart.yaml deploy/helm/values.yaml deploy/helm/ci
 check "Helm chart (helm, schemas of Kubernetes, rules of this project)" "$bin/python" deploy/check_chart.py "$helm"
-check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh
+check "shell scripts (shellcheck)" "$bin/shellcheck" deploy/check.sh deploy/image-root.sh
 if command -v systemd-analyze >/dev/null; then
   check "systemd units (systemd-analyze)" verify_units
 else

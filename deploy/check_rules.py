@@ -141,8 +141,9 @@ def variables_of(source):
 
 
 def faults_of_dockerfile():
-    """Checks that each program has a stage, and that the stage does not run as root."""
-    users, parents, stage = {}, {}, None
+    """Checks that each program has a stage, that the stage does not run as root, and that it names the present version."""
+    version = re.search(r'^version = "(.*)"', Path("Cargo.toml").read_text(), re.MULTILINE).group(1)
+    users, parents, versions, stage = {}, {}, {}, None
     for line in Path("Dockerfile").read_text().splitlines():
         if match := re.match(r"FROM\s+(\S+)\s+AS\s+(\S+)", line):
             parent, stage = match.groups()
@@ -150,11 +151,15 @@ def faults_of_dockerfile():
             users[stage] = users.get(parent)
         elif match := re.match(r"USER\s+(\S+)", line):
             users[stage] = match.group(1)
+        elif match := re.match(r"ARG\s+VERSION=(\S+)", line):
+            versions[stage] = match.group(1)
     for name in PROGRAMS:
         if name not in parents:
             yield f"Dockerfile: there is no stage {name}"
         elif not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", users[name] or ""):
             yield f"Dockerfile: {name} runs as {users[name] or 'root'}, not as a numeric user other than 0"
+        elif versions.get(name) != version:
+            yield f"Dockerfile: {name} has ARG VERSION={versions.get(name)}, the workspace has {version}"
 
 
 if __name__ == "__main__":
