@@ -1,6 +1,6 @@
 # Each target runs a command of `cargo xtask`. `cargo xtask help` lists all commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz check stack
+.PHONY: help demo test faults fuzz check images stack
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ fuzz: ## Feed hostile inputs to the parsers, for about a minute (one parser only
 
 check: ## Check formatting, lints, documentation and the rules of this repository: the quick part of .ci/run
 	@cargo xtask check
+
+images: ## Build the images with a private Docker engine and run them as docker-compose.yaml says (needs root; 20 minutes)
+	@cargo xtask images
 
 stack: ## Run PostgreSQL and Kafka alone, for tests from an editor: source .stack/dev.env
 	@cargo xtask stack

@@ -134,6 +134,11 @@ mkdir -p "$tools"
 install_python_tools
 compose_go=$tools/compose-go-${COMPOSE_GO##*@}
 install_go_tool "$COMPOSE_GO" "$compose_go"
+# `deploy/check.sh compose-go` only installs this parser, for `cargo xtask images`, and prints its path.
+if [[ ${1:-} == compose-go ]]; then
+  echo "$compose_go"
+  exit
+fi
 helm=$tools/helm-${HELM##*@}
 install_go_tool "$HELM" "$helm"
 install_dashboard_validator

@@ -1,8 +1,9 @@
-//! Runs cargo for the workspace.
+//! Runs cargo and git for the workspace.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use anyhow::Result;
 use servers::process::Launch;
 use servers::project;
 
@@ -19,6 +20,24 @@ pub(crate) fn cargo(name: &str) -> Launch {
         }
     }
     launch
+}
+
+/// Runs the rustc of the workspace, and returns what it prints.
+pub(crate) fn rustc(arguments: &[&str]) -> Result<String> {
+    let program = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+    Launch::new("rustc", program)
+        .args(arguments)
+        .directory(project::root())
+        .output_of("")
+}
+
+/// Runs git in the root of the workspace, and returns what it prints.
+pub(crate) fn git(arguments: &[&str]) -> Result<String> {
+    let output = Launch::new("git", "git")
+        .args(arguments)
+        .directory(project::root())
+        .output_of("")?;
+    Ok(output.trim().to_owned())
 }
 
 /// Returns the folder for what cargo builds.

@@ -6,7 +6,7 @@
 //! | module | what it is for | uses |
 //! |---|---|---|
 //! | [`arguments`] | options of the commands | |
-//! | [`cargo`] | runs cargo for the workspace | |
+//! | [`cargo`] | runs cargo and git for the workspace | |
 //! | [`packages`] | what a bare machine lacks, installed by apt-get | |
 //! | [`postgres`] | `postgres`: fetches the programs of another version of PostgreSQL | |
 //! | [`stack`] | PostgreSQL and Kafka together, and the environment that names them | [`cargo`], [`packages`] |
@@ -17,6 +17,7 @@
 //! | [`check`] | `check` and `check-deploy`: formatting, lints, documentation, gates | [`cargo`], [`packages`] |
 //! | [`benchmarks`] | `bench`: the benchmarks of `load`, with their own servers | [`cargo`], [`packages`], [`stack`] |
 //! | [`upgrade`] | `upgrade`: the programs of a former release and the present ones side by side | [`cargo`], [`stack`] |
+//! | [`images`] | `images`: builds the images with a private Docker engine, and runs them | [`arguments`], [`cargo`], [`packages`], [`tools`] |
 //! | [`demo`] | `demo`: the whole service on this machine | [`arguments`], [`cargo`], [`stack`] |
 
 mod arguments;
@@ -26,6 +27,7 @@ mod check;
 mod demo;
 mod faults;
 mod fuzz;
+mod images;
 mod packages;
 mod postgres;
 mod stack;
@@ -48,7 +50,9 @@ usage: cargo xtask <command>
   fuzz [target]... [--seconds N] feed hostile inputs to the code that reads foreign bytes, 12 s for each target
   upgrade [REVISION|FOLDER]      replace a former release by the present one under load; FOLDER has its programs
   check                          check formatting, lints, documentation and gates
-  check-deploy                   check the compose file and the image, without running them
+  check-deploy                   check the compose file, the image and the Helm chart, without running them
+  images [--programs FOLDER]     build the images with a private Docker engine and run them as the compose file says;
+                                 FOLDER has programs that are built already; --if-possible: no engine is no failure
   stack                          run only PostgreSQL and Kafka, until Ctrl-C; .stack/dev.env has their addresses
   postgres VERSION               fetch another version of PostgreSQL and print the folder of its programs
   bench ingest|read|freshness    measure throughput and delays, and compare them with COPY, nginx and LISTEN
@@ -94,6 +98,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("fuzz", _) => fuzz::run(arguments)?,
         ("upgrade", _) => upgrade::run(arguments)?,
         ("check", []) => check::run()?,
+        ("images", _) => images::run(arguments)?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,
         ("postgres", [version]) => postgres::run(version)?,

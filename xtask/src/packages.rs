@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 use servers::kafka::{Jars, java_is_new_enough};
 use servers::postgres::{chosen_binaries, find_binaries, find_pgbouncer};
-use servers::process::{Launch, find_program};
+use servers::process::{Launch, find_program, find_system_program};
 use servers::prometheus::{find_prometheus, find_promtool};
 use servers::proxy::{find_apache, find_caddy, find_haproxy, find_nginx};
 use servers::{interrupt, progress};
@@ -14,7 +14,8 @@ use servers::{interrupt, progress};
 ///
 /// Debian's package of PostgreSQL creates and starts a cluster, unless a setting of postgresql-common forbids that. The
 /// setting exists only while apt-get runs. The packages of nginx, Caddy, HAProxy and Prometheus start services on all addresses,
-/// unless a policy forbids that, and at each start of the system, unless the service is disabled. A machine that has a policy keeps it.
+/// and that of Docker starts an engine, unless a policy forbids that, and at each start of the system, unless the service is
+/// disabled. A machine that has a policy keeps it.
 const INSTALL: &str = r#"
 set -e
 setting=/etc/postgresql-common/createcluster.d/order-service-xtask.conf
@@ -26,7 +27,7 @@ apt-get -q update
 mkdir -p "${setting%/*}"
 echo 'create_main_cluster = false' > "$setting"
 if [ -n "$policy" ]; then
-  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*|haproxy*|prometheus*) exit 101 ;; esac\n' > "$policy"
+  printf '#!/bin/sh\ncase "$1" in nginx*|caddy*|haproxy*|prometheus*|docker*|containerd*) exit 101 ;; esac\n' > "$policy"
   chmod 755 "$policy"
 fi
 DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
@@ -35,6 +36,7 @@ for package; do
     nginx) update-rc.d nginx disable || true ;;
     haproxy) update-rc.d haproxy disable || true ;;
     caddy|prometheus) systemctl disable "$package" 2>/dev/null || true ;;
+    docker.io) systemctl disable docker docker.socket containerd 2>/dev/null || update-rc.d docker disable || true ;;
   esac
 done
 "#;
@@ -54,6 +56,8 @@ pub(crate) enum Purpose {
     ApiTests,
     /// The checks of the files in `deploy`.
     Deploy,
+    /// Building and running the images.
+    Images,
 }
 
 /// Something that must be installed: its purpose, what it is, the package of Debian and Ubuntu, and whether it is there.
@@ -193,6 +197,24 @@ const NEEDS: &[Need] = &[
         "promtool (tests the alerting rules)",
         "prometheus",
         || find_promtool().is_some(),
+    ),
+    Need(
+        Purpose::Images,
+        "a Docker engine (builds and runs the images)",
+        "docker.io",
+        || find_system_program("dockerd").is_some(),
+    ),
+    Need(
+        Purpose::Images,
+        "Docker Compose (runs docker-compose.yaml)",
+        "docker-compose",
+        || is_on_path("docker-compose"),
+    ),
+    Need(
+        Purpose::Images,
+        "mmdebstrap (makes Debian's base image, where none can be pulled)",
+        "mmdebstrap",
+        || is_on_path("mmdebstrap"),
     ),
 ];
 

@@ -11,7 +11,7 @@ use servers::postgres::{find_binaries, find_client};
 use crate::stack::{env_file, parse_exports, variable};
 
 /// The console tools, by the names of their scripts in Kafka's own distribution.
-const TOOLS: [(&str, &str); 5] = [
+pub(crate) const KAFKA_TOOLS: [(&str, &str); 5] = [
     ("kafka-topics", "org.apache.kafka.tools.TopicCommand"),
     (
         "kafka-consumer-groups",
@@ -30,7 +30,7 @@ const TOOLS: [(&str, &str); 5] = [
 
 /// Returns the Java class of a console tool.
 pub(crate) fn kafka_tool_class(name: &str) -> Option<&'static str> {
-    TOOLS
+    KAFKA_TOOLS
         .iter()
         .find(|(tool, _)| *tool == name)
         .map(|(_, class)| *class)

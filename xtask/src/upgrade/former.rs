@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use servers::process::Launch;
 use servers::{progress, project};
 
-use crate::cargo::cargo;
+use crate::cargo::{cargo, git};
 
 /// Returns the newest tag, or the commit before the present one if there is no tag.
 pub(super) fn default_revision() -> Result<String> {
@@ -81,12 +81,4 @@ fn check_out(revision: &str, source: &Path) -> Result<()> {
         .arg(source)
         .run()?;
     fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
-}
-
-fn git(arguments: &[&str]) -> Result<String> {
-    let output = Launch::new("git", "git")
-        .args(arguments)
-        .directory(project::root())
-        .output_of("")?;
-    Ok(output.trim().to_owned())
 }

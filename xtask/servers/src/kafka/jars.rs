@@ -72,6 +72,11 @@ impl Jars {
         Self::cached().context("Maven has fetched no jars")
     }
 
+    /// Returns the folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Prepares a run of one of Kafka's Java classes.
     pub fn java(&self, class: &str) -> Launch {
         Launch::new(class.rsplit('.').next().unwrap_or(class), "java")
