@@ -18,6 +18,7 @@
 //! | [`benchmarks`] | `bench`: the benchmarks of `load`, with their own servers | [`cargo`], [`packages`], [`stack`] |
 //! | [`upgrade`] | `upgrade`: the programs of a former release and the present ones side by side | [`cargo`], [`stack`] |
 //! | [`images`] | `images`: builds the images with a private Docker engine, and runs them | [`arguments`], [`cargo`], [`packages`], [`tools`] |
+//! | [`dist`] | `dist`: the archives that are installed without Docker, and a trial of them | [`arguments`], [`cargo`], [`packages`], [`stack`], [`upgrade`] |
 //! | [`demo`] | `demo`: the whole service on this machine | [`arguments`], [`cargo`], [`stack`] |
 
 mod arguments;
@@ -25,6 +26,7 @@ mod benchmarks;
 mod cargo;
 mod check;
 mod demo;
+mod dist;
 mod faults;
 mod fuzz;
 mod images;
@@ -49,6 +51,8 @@ usage: cargo xtask <command>
   faults [filter]...             run the tests that take minutes: kills, frozen processes, cut connections
   fuzz [target]... [--seconds N] feed hostile inputs to the code that reads foreign bytes, 12 s for each target
   upgrade [REVISION|FOLDER]      replace a former release by the present one under load; FOLDER has its programs
+  dist [--programs FOLDER]       make the archive for an installation without Docker; --try: install and upgrade it here,
+                                 over --former ARCHIVE or over itself
   check                          check formatting, lints, documentation and gates
   check-deploy                   check the compose file, the image and the Helm chart, without running them
   images [--programs FOLDER]     build the images with a private Docker engine and run them as the compose file says;
@@ -98,6 +102,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ("fuzz", _) => fuzz::run(arguments)?,
         ("upgrade", _) => upgrade::run(arguments)?,
         ("check", []) => check::run()?,
+        ("dist", _) => dist::run(arguments)?,
         ("images", _) => images::run(arguments)?,
         ("check-deploy", []) => check::run_deploy()?,
         ("stack", []) => stack::run()?,

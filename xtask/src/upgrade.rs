@@ -18,9 +18,12 @@ use servers::{progress, project};
 
 use crate::cargo::{cargo, target_folder};
 use crate::stack::{self, Broker, Stack};
-use load::{Load, Settled};
+use load::Load;
+pub(crate) use load::Settled;
 use release::Release;
 
+/// The log of the load generator, in the folder of the servers.
+const LOG: &str = "upgrade/load.log";
 /// Orders that are stored before the upgrade.
 const FILLED: u64 = 20_000;
 /// Orders that are produced during the upgrade, and how many each second.
@@ -38,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MIGRATION_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Each write of an order, so that one that is written twice is seen.
-const COUNT_WRITES: &str = "
+pub(crate) const COUNT_WRITES: &str = "
     CREATE TABLE upgrade_writes (order_uid text NOT NULL);
     CREATE FUNCTION upgrade_count_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO upgrade_writes VALUES (NEW.order_uid);
@@ -82,8 +85,8 @@ fn upgrade(servers: &Stack, mut former: Release) -> Result<()> {
     let settled = Settled::new(servers)?;
     former.start(&["run"])?;
     settled.psql(COUNT_WRITES)?;
-    load_program(servers, &["sample"]).run()?;
-    produce(servers, FILLED, 0).run()?;
+    load_program(servers, LOG, &["sample"]).run()?;
+    produce(servers, LOG, FILLED, 0).run()?;
     // The sample order is a record, too.
     settled.wait_for(FILLED + 1, PATIENCE)?;
     progress::step(&format!("the former release has stored {FILLED} orders"));
@@ -108,7 +111,7 @@ fn upgrade(servers: &Stack, mut former: Release) -> Result<()> {
             stop <= LONGEST_STOP,
             "a partition stood still for {stop:.1?}, and may for {LONGEST_STOP:?}"
         );
-        check_orders(&settled)?;
+        check_orders(&settled, FILLED + STREAMED)?;
         progress::step(&format!(
             "upgraded: each of {} orders was written once, {sent} requests were answered, a partition stood still for {stop:.1?} \
              at most",
@@ -126,7 +129,7 @@ fn roll(
     former: &mut Release,
     present: &mut Release,
 ) -> Result<()> {
-    let mut stream = produce(servers, STREAMED, STREAM_RATE).spawn()?;
+    let mut stream = produce(servers, LOG, STREAMED, STREAM_RATE).spawn()?;
     settled.wait_for_more(SIDE_BY_SIDE, PATIENCE)?;
     load.is_streaming.store(true, Ordering::Relaxed);
 
@@ -154,9 +157,8 @@ fn roll(
     settled.wait_for(FILLED + STREAMED + 1, PATIENCE)
 }
 
-/// The sample order is left out: the requests replace it.
-fn check_orders(settled: &Settled<'_>) -> Result<()> {
-    let expected = FILLED + STREAMED;
+/// Checks that so many orders were written, each once. The sample order is left out: the requests replace it.
+pub(crate) fn check_orders(settled: &Settled<'_>, expected: u64) -> Result<()> {
     for (what, query) in [
         ("orders", "SELECT count(*) FROM orders"),
         ("writes of orders", "SELECT count(*) FROM upgrade_writes"),
@@ -177,15 +179,17 @@ fn check_orders(settled: &Settled<'_>) -> Result<()> {
     Ok(())
 }
 
-fn produce(servers: &Stack, count: u64, rate: u64) -> Launch {
+/// Prepares a producer of new orders.
+pub(crate) fn produce(servers: &Stack, log: &str, count: u64, rate: u64) -> Launch {
     let (count, rate) = (count.to_string(), rate.to_string());
     let only_new = ["produce", "--update-percent", "0"];
-    load_program(servers, &only_new).args(["--count", &count, "--rate", &rate])
+    load_program(servers, log, &only_new).args(["--count", &count, "--rate", &rate])
 }
 
-fn load_program(servers: &Stack, arguments: &[&str]) -> Launch {
+/// Prepares a run of the load generator. Its log is in the folder of the servers.
+pub(crate) fn load_program(servers: &Stack, log: &str, arguments: &[&str]) -> Launch {
     Launch::new("load", target_folder(false).join("load"))
         .args(arguments)
         .envs(&servers.env())
-        .log_to(project::stack_folder().join("upgrade/load.log"))
+        .log_to(project::stack_folder().join(log))
 }

@@ -22,12 +22,12 @@ const REQUEST_TIMEOUT_SECONDS: u64 = 10;
 
 /// How many records the ingestors have settled.
 #[derive(Debug)]
-pub(super) struct Settled<'a> {
+pub(crate) struct Settled<'a> {
     postgres: &'a PrivatePostgres,
 }
 
 impl<'a> Settled<'a> {
-    pub(super) fn new(servers: &'a Stack) -> Result<Self> {
+    pub(crate) fn new(servers: &'a Stack) -> Result<Self> {
         let postgres = servers
             .postgres()
             .context("there is no private PostgreSQL")?;
@@ -35,12 +35,12 @@ impl<'a> Settled<'a> {
     }
 
     /// Runs statements, and returns what they print.
-    pub(super) fn psql(&self, statements: &str) -> Result<String> {
+    pub(crate) fn psql(&self, statements: &str) -> Result<String> {
         self.postgres.psql(statements)
     }
 
     /// Returns the number that a query selects.
-    pub(super) fn number(&self, query: &str) -> Result<u64> {
+    pub(crate) fn number(&self, query: &str) -> Result<u64> {
         let answer = self.psql(query)?;
         let answer = answer.trim();
         answer
@@ -60,7 +60,7 @@ impl<'a> Settled<'a> {
     }
 
     /// Waits until so many records are settled in all.
-    pub(super) fn wait_for(&self, expected: u64, patience: Duration) -> Result<()> {
+    pub(crate) fn wait_for(&self, expected: u64, patience: Duration) -> Result<()> {
         wait_for(
             &format!("{expected} records are not settled"),
             patience,
@@ -76,7 +76,7 @@ impl<'a> Settled<'a> {
     }
 
     /// Waits until so many records more are settled.
-    pub(super) fn wait_for_more(&self, more: u64, patience: Duration) -> Result<()> {
+    pub(crate) fn wait_for_more(&self, more: u64, patience: Duration) -> Result<()> {
         let expected = self.records()? + more;
         wait_for(
             &format!("no {more} records more are settled"),
