@@ -18,6 +18,7 @@ use servers::postgres::{Options, PrivatePostgres};
 use servers::process::Launch;
 use servers::prometheus::find_promtool;
 use shared::config::DatabaseSettings;
+use shared::db::rights::Role;
 use shared::testing::{TcpProxy, TestDatabase, parse_arguments, settings_of, wait_until};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -141,7 +142,7 @@ impl Stage {
             .enable_all()
             .build()
             .unwrap();
-        let database = scene.database.settings();
+        let database = scene.database.settings_as(Role::Api);
         let proxy = runtime.block_on(TcpProxy::start(&database.host, database.port));
         let through_proxy = DatabaseSettings {
             host: "127.0.0.1".to_owned(),
@@ -345,14 +346,14 @@ impl Stage {
         self.judge
             .say("a right to the table of the orders is revoked");
         let change = |statement: &str| self.scene.database.execute(statement);
-        change("REVOKE SELECT ON orders FROM CURRENT_USER");
+        change("REVOKE SELECT ON orders FROM orders_api");
         // What is cached would still be answered.
         let cache = format!("http://127.0.0.1:{}/api/v1/cache", self.api.port);
         let dropped = minreq::delete(cache).send().unwrap();
         assert_eq!(dropped.status_code, 204);
         let alerts = ["OrdersLoadsFail", "OrdersRequestBudgetBurnsFast"];
         self.judge.wait_until_fired(&alerts);
-        change("GRANT SELECT ON orders TO CURRENT_USER");
+        change("GRANT SELECT ON orders TO orders_api");
         self.judge.wait_until_over(&alerts);
     }
 
