@@ -55,7 +55,7 @@ fn open_files(_: &Settings) -> Option<Fault> {
     machine::open_files(FILES, "Kafka, PostgreSQL and the operators' port", "")
 }
 
-/// INGEST_MEMORY_MB is a target, and what the topic's messages unpack to comes on top.
+/// `INGEST_MEMORY_MB` is a target, and what the topic's messages unpack to comes on top.
 fn memory(settings: &Settings) -> Option<Fault> {
     let target = settings.memory.total_bytes as u64;
     machine::memory(target.saturating_mul(2), "INGEST_MEMORY_MB")

@@ -186,7 +186,8 @@ async fn stopping_cuts_exports_and_does_not_wait_for_them() {
 async fn exports_are_limited_and_leave_connections_to_other_reads() {
     let api = TestApi::start_with(TestDatabase::create(), |config| {
         config.pool.size = 1;
-        config.pool.wait = Duration::from_millis(200);
+        // Enough for a new connection to a busy server.
+        config.pool.wait = Duration::from_secs(1);
     })
     .await;
     store_copies(&api.database, MANY, MANY_ITEMS);

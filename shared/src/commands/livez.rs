@@ -85,7 +85,7 @@ mod tests {
             let length = stream.read(&mut request).await.unwrap();
             stream.write_all(answer).await.unwrap();
             // Ends when the client closes the connection.
-            stream.read(&mut [0]).await.ok();
+            stream.read_u8().await.ok();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
         (port, serving)

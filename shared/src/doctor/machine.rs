@@ -201,7 +201,7 @@ mod tests {
                 "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             ] {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                stream.read(&mut [0; 1024]).await.unwrap();
+                assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
             listener

@@ -254,7 +254,8 @@ mod tests {
     #[test]
     fn each_fault_is_found_alone() {
         assert_eq!(found(&healthy()), []);
-        let cases: [(fn(&mut Facts), &str, Severity); 19] = [
+        type Break = fn(&mut Facts);
+        let cases: [(Break, &str, Severity); 19] = [
             (
                 |facts| facts.version_number = 130_022,
                 "postgres.version",
