@@ -1,7 +1,7 @@
--- POST /api/v1/orders/search finds orders by the digits of a phone and by an e-mail in lower case. A B-tree for each cost the
--- ingestor a fifth of its speed: two entries at random places for every order. This index has one Bloom filter of phones and one
--- of e-mails for every 32 pages of the table, about 300 orders. It costs an order next to nothing, and a million orders have 6 MB of
--- it. A search looks at all filters and reads the few ranges that may have the order.
+-- POST /api/v1/orders/search finds orders by the digits of a phone and by an e-mail in lower case. A B-tree for each put two entries
+-- at random places for every order. This index has one Bloom filter of phones and one of e-mails for every 32 pages of the table,
+-- about 300 orders, and a million orders have 6 MB of it. A search looks at all filters and reads the few ranges that may have the
+-- order.
 --
 -- A range has no more than 400 different values. One range in a thousand is read in vain. With COLLATE "C", lower changes A to Z
 -- only, and neither expression depends on the C library, whose upgrade could break the index. The inner translate leaves what is no
