@@ -142,7 +142,7 @@ impl Metrics {
         duration: Duration,
     ) {
         let labels = RequestLabels {
-            method: method_label(method),
+            method: known_method(method).unwrap_or("other"),
             route,
             status: status.as_u16(),
         };
@@ -184,9 +184,9 @@ fn new_histogram() -> Histogram {
     Histogram::new(DURATION_BUCKETS)
 }
 
-/// Clients may invent methods. The number of labels must stay small.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
+/// The name of a method that routes know. Clients may invent others, and the number of names must stay small.
+pub(crate) fn known_method(method: &Method) -> Option<&'static str> {
+    Some(match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
         Method::PUT => "PUT",
@@ -194,6 +194,6 @@ fn method_label(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
+        _ => return None,
+    })
 }

@@ -8,6 +8,7 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use warp::reply::Response;
 
 use super::problem::CACHE_STATUS;
+use crate::metrics::known_method;
 
 const TRACEPARENT_HEADER: HeaderName = HeaderName::from_static(TRACEPARENT);
 
@@ -48,9 +49,10 @@ fn begin_sampled(traces: &Traces, origin: Origin) -> Span {
 
 /// Ends the span of a request.
 pub fn end(span: &Span, answered: &Answered<'_>) {
-    let method = known_method(answered.method);
+    let known = known_method(answered.method);
+    let method = known.unwrap_or(OTHER);
     let status = answered.response.status();
-    let verb = if method == OTHER { "HTTP" } else { method };
+    let verb = known.unwrap_or("HTTP");
     match answered.path {
         Some(path) => {
             span.rename([verb, path].join(" "));
@@ -71,17 +73,4 @@ pub fn end(span: &Span, answered: &Answered<'_>) {
         span.fail("");
     }
     span.end();
-}
-
-fn known_method(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::PUT => "PUT",
-        Method::POST => "POST",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => OTHER,
-    }
 }
