@@ -18,10 +18,8 @@ import yaml
 CHART = Path("deploy/helm")
 # The oldest version that Chart.yaml allows and the newest that the package knows.
 KUBERNETES_VERSIONS = ("1.27", kubernetes_validate.latest_version())
-# What chart and Secrets give in another form: passwords and tokens come as files.
-NOT_IN_THE_CHART = {"DB_PASSWORD", "API_TOKEN", "API_TOKEN_FILE"}
-# What the chart can not set yet: a collector that wants credentials or has a private CA.
-MISSING = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "OTEL_EXPORTER_OTLP_CERTIFICATE"}
+# What chart and Secrets give in another form: passwords, tokens and a collector's credentials come as files.
+NOT_IN_THE_CHART = {"DB_PASSWORD", "API_TOKEN", "API_TOKEN_FILE", "OTEL_EXPORTER_OTLP_HEADERS"}
 # As long as helm allows.
 LONG_RELEASE = "r" * 53
 # MiB that a container needs besides the memory that the setting names.
@@ -76,7 +74,7 @@ def faults_of_variables():
         yield f"deploy/helm: {variable} is not in .env.example"
     for variable in sorted(chosen & fixed - {"ALLOWED_HOSTS"}):
         yield f"deploy/helm: {variable} is both a setting of values.schema.json and set by a template"
-    for variable in sorted(listed - chosen - fixed - NOT_IN_THE_CHART - MISSING):
+    for variable in sorted(listed - chosen - fixed - NOT_IN_THE_CHART):
         yield f"deploy/helm: {variable} of .env.example can not be set: add it to the settings in values.schema.json"
 
 
@@ -280,6 +278,9 @@ PLANTED = {
         {"name": "DB_PASSWORD", "value": "secret"}
     ),
     "a file that no variable names": lambda objects: remove_variable(objects, "ingestor", "KAFKA_CONFIG_FILE"),
+    "a collector's credentials in a variable": lambda objects: container_of(objects, "api")["env"].append(
+        {"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "authorization=secret"}
+    ),
     "a budget of nothing": lambda objects: of_kind(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].update(
         {"app.kubernetes.io/component": "none"}
     ),

@@ -72,6 +72,44 @@ DB_SSLROOTCERT: /etc/ssl/certs/ca-certificates.crt
 {{- end }}
 {{- end }}
 
+{{/* Where a file of CAs comes from, as a list of sources of a volume. Takes a list: the ca of the values, the file's name. */}}
+{{- define "orders.caSource" -}}
+{{- $item := dict "key" (index . 0).key "path" (index . 1) }}
+{{- with index . 0 }}
+{{- if .secretName }}
+{{- toYaml (list (dict "secret" (dict "name" .secretName "items" (list $item)))) }}
+{{- else if .configMapName }}
+{{- toYaml (list (dict "configMap" (dict "name" .configMapName "items" (list $item)))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The variables for traces that name files, as YAML. Takes the root. */}}
+{{- define "orders.traceVariables" -}}
+{{- $secrets := include "orders.secretsFolder" . }}
+{{- with .Values.traces }}
+{{- if .headersSecret.name }}
+OTEL_EXPORTER_OTLP_HEADERS_FILE: {{ $secrets }}/trace-headers
+{{- end }}
+{{- if or .ca.secretName .ca.configMapName }}
+OTEL_EXPORTER_OTLP_CERTIFICATE: {{ $secrets }}/trace-ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where these files come from, as a list of sources of a volume. Takes the root. */}}
+{{- define "orders.traceSources" -}}
+{{- with .Values.traces }}
+{{- with .headersSecret }}
+{{- if .name }}
+{{- $item := dict "key" .key "path" "trace-headers" }}
+{{- toYaml (list (dict "secret" (dict "name" .name "items" (list $item)))) }}
+{{- end }}
+{{- end }}
+{{- include "orders.caSource" (list .ca "trace-ca.crt") | nindent 0 }}
+{{- end }}
+{{- end }}
+
 {{/* The one volume with what Secrets hold. Takes a list: the root, the component's values, more sources as YAML. */}}
 {{- define "orders.secretsVolume" -}}
 {{- $root := index . 0 }}
@@ -85,19 +123,7 @@ DB_SSLROOTCERT: /etc/ssl/certs/ca-certificates.crt
           name: {{ $database.secretName }}
           items:
             - {key: {{ $database.passwordKey | quote }}, path: database-password}
-      {{- with $root.Values.database.ca }}
-      {{- if .secretName }}
-      - secret:
-          name: {{ .secretName }}
-          items:
-            - {key: {{ .key | quote }}, path: database-ca.crt}
-      {{- else if .configMapName }}
-      - configMap:
-          name: {{ .configMapName }}
-          items:
-            - {key: {{ .key | quote }}, path: database-ca.crt}
-      {{- end }}
-      {{- end }}
+      {{- include "orders.caSource" (list $root.Values.database.ca "database-ca.crt") | nindent 6 }}
       {{- with index . 2 }}
       {{- . | nindent 6 }}
       {{- end }}
@@ -225,6 +251,9 @@ has this memory, and whatever the values add. Takes a list: MiB, the component's
 {{- end }}
 {{- if and .Values.database.ca.secretName .Values.database.ca.configMapName }}
 {{- $faults = append $faults "database.ca: set secretName or configMapName, not both" }}
+{{- end }}
+{{- if and .Values.traces.ca.secretName .Values.traces.ca.configMapName }}
+{{- $faults = append $faults "traces.ca: set secretName or configMapName, not both" }}
 {{- end }}
 {{- if and (eq (int64 $api.settings.CACHE_CAPACITY_MB) 0) (not (dig "limits" "memory" "" $api.resources)) }}
 {{- $faults = append $faults "api.settings.CACHE_CAPACITY_MB is 0, so the cache has no bound in bytes: set api.resources.limits.memory" }}
