@@ -60,7 +60,7 @@ impl Options {
 }
 
 fn run_in(folder: &Path, options: Options) -> Result<()> {
-    let mut servers = Stack::start_during(folder, true, || build(options.is_release))?;
+    let (mut servers, ()) = Stack::start_during(folder, true, || build(options.is_release))?;
     let outcome = run_services(options, &mut servers);
     let stopped = servers.stop();
     progress::step("Kafka and PostgreSQL are stopped");

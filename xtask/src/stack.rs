@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 pub(crate) use folder::StackFolder;
 use mock::MockBroker;
@@ -73,19 +73,19 @@ impl Stack {
         })
     }
 
-    /// Starts the servers while `build` runs.
-    pub(crate) fn start_during(
+    /// Starts the servers while `build` runs, and returns them with what `build` returns.
+    pub(crate) fn start_during<T>(
         folder: &Path,
         is_durable: bool,
-        build: impl FnOnce() -> Result<()>,
-    ) -> Result<Self> {
+        build: impl FnOnce() -> Result<T>,
+    ) -> Result<(Self, T)> {
         thread::scope(|scope| {
             let servers = scope.spawn(|| Self::start(folder, is_durable, &[]));
-            let built = build().map(|()| progress::step("built"));
+            let built = build().inspect(|_| progress::step("built"));
             let servers = servers
                 .join()
                 .map_err(|_| anyhow!("the start of the servers panicked"))?;
-            built.and(servers)
+            built.and_then(|built| Ok((servers?, built)))
         })
     }
 
@@ -295,6 +295,25 @@ pub(crate) fn run_in_folder(name: &str, run: impl FnOnce(&Path) -> Result<()>) -
     let outcome = run(folder.path());
     folder.remove_at_end_unless_failed(&outcome);
     outcome
+}
+
+/// Runs a trial of programs with a private PostgreSQL and a private Kafka that has the topic, as [`run_in_folder`] does. They start
+/// while `build` runs. The trial gets their folder, them, and what `build` returns.
+pub(crate) fn run_trial<T>(
+    name: &str,
+    build: impl FnOnce() -> Result<T>,
+    run: impl FnOnce(&Path, &Stack, T) -> Result<()>,
+) -> Result<()> {
+    run_in_folder(name, |folder| {
+        let (mut servers, built) = Stack::start_during(folder, false, build)?;
+        ensure!(
+            matches!(servers.broker, Broker::Private(_)) && servers.postgres.is_some(),
+            "this needs a private Kafka and a private PostgreSQL: unset KAFKA_BROKERS and DB_*"
+        );
+        servers.create_topic()?;
+        let outcome = run(folder, &servers, built);
+        outcome.and(servers.stop())
+    })
 }
 
 /// Returns the file with the variables of a running `demo` or `dev` stack.

@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitStatus> {
     stack::install_packages()?;
     packages::ensure(&[Purpose::ApiTests])?;
     let (build_arguments, test_arguments) = cargo_arguments(arguments);
-    let servers = Stack::start_during(folder.path(), false, || {
+    let (servers, ()) = Stack::start_during(folder.path(), false, || {
         progress::step("building the tests (the first time this takes some minutes)");
         cargo("cargo test --no-run").args(&build_arguments).run()
     })?;

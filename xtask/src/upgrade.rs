@@ -17,7 +17,7 @@ use servers::signals::Signal;
 use servers::{progress, project};
 
 use crate::cargo::{cargo, target_folder};
-use crate::stack::{self, Broker, Stack};
+use crate::stack::{self, Stack};
 use load::Load;
 pub(crate) use load::Settled;
 use release::Release;
@@ -57,26 +57,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         [former] => former.clone(),
         _ => bail!("upgrade takes a revision, or a folder with the programs of a release"),
     };
-    stack::run_in_folder("upgrade", |folder| {
-        let mut programs = None;
-        let mut servers = Stack::start_during(folder, false, || {
-            progress::step("building ingestor, api and load");
-            cargo("cargo build")
-                .args(["build", "-p", "ingestor", "-p", "api", "-p", "load"])
-                .run()?;
-            programs = Some(former::programs(&former)?);
-            Ok(())
-        })?;
-        ensure!(
-            matches!(servers.broker(), Broker::Private(_)) && servers.postgres().is_some(),
-            "the upgrade needs a private Kafka and a private PostgreSQL: unset KAFKA_BROKERS and DB_*"
-        );
-        servers.create_topic()?;
-        let outcome = match programs {
-            Some(programs) => upgrade(&servers, Release::new("former", programs, &servers)?),
-            None => Ok(()),
-        };
-        outcome.and(servers.stop())
+    let build = || {
+        progress::step("building ingestor, api and load");
+        cargo("cargo build")
+            .args(["build", "-p", "ingestor", "-p", "api", "-p", "load"])
+            .run()?;
+        former::programs(&former)
+    };
+    stack::run_trial("upgrade", build, |_, servers, programs| {
+        upgrade(servers, Release::new("former", programs, servers)?)
     })
 }
 

@@ -13,7 +13,7 @@ use servers::{ports, progress};
 use super::PROGRAMS;
 use super::install::Installation;
 use crate::cargo::cargo;
-use crate::stack::{self, Broker, Stack};
+use crate::stack::{self, Stack};
 use crate::upgrade::{self, Settled};
 
 /// The log of the load generator, in the folder of the servers.
@@ -40,17 +40,12 @@ pub(super) fn run(former: &Path, present: &Path) -> Result<()> {
             "*** the former archive is the present one: no release is there yet to upgrade",
         );
     }
-    stack::run_in_folder("dist", |folder| {
-        let mut servers = Stack::start_during(folder, false, || {
-            cargo("cargo build").args(["build", "-p", "load"]).run()
-        })?;
-        ensure!(
-            matches!(servers.broker(), Broker::Private(_)) && servers.postgres().is_some(),
-            "the trial needs a private Kafka and a private PostgreSQL: unset KAFKA_BROKERS and DB_*"
-        );
-        servers.create_topic()?;
-        let outcome = replace(folder, &servers, former, present);
-        outcome.and(servers.stop())
+    let build = || {
+        progress::step("building load");
+        cargo("cargo build").args(["build", "-p", "load"]).run()
+    };
+    stack::run_trial("dist", build, |folder, servers, ()| {
+        replace(folder, servers, former, present)
     })
 }
 
