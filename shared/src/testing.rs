@@ -18,6 +18,7 @@ pub use notifications::Notifications;
 pub use orders::{InvalidKind, OrderGenerator, model_json};
 pub use proxy::TcpProxy;
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -38,13 +39,23 @@ pub fn parse_arguments<T: Parser>(arguments: &[&str]) -> anyhow::Result<T> {
 /// # Panics
 /// Panics with the description if the condition does not hold in time.
 pub fn wait_until(description: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(timeout, || condition().then_some(()).ok_or(description));
+}
+
+/// Waits until there is a value. The error of `probe` says what is missing.
+///
+/// # Panics
+/// Panics with the last error if there is no value in time.
+pub fn wait_for<T, E: Display>(timeout: Duration, mut probe: impl FnMut() -> Result<T, E>) -> T {
     let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < timeout,
-            "not within {timeout:?}: {description}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
+    loop {
+        match probe() {
+            Ok(value) => return value,
+            Err(error) if start.elapsed() >= timeout => {
+                panic!("not within {timeout:?}: {error}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
     }
 }
 

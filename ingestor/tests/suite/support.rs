@@ -24,10 +24,9 @@ use rdkafka::message::OwnedMessage;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
-use shared::config::DatabaseSettings;
 use shared::db::rights::Role;
 use shared::order::Order;
-use shared::testing::{OrderGenerator, TestDatabase, wait_until};
+use shared::testing::{OrderGenerator, TestDatabase, variables_of, wait_until};
 
 pub use api_process::Api;
 pub use daemon::{Daemon, command};
@@ -113,32 +112,19 @@ impl Scene {
 
     /// The program's environment for a command that another role of the database runs.
     pub fn environment_as(&self, role: Role) -> Vec<(String, String)> {
-        let DatabaseSettings {
-            host,
-            port,
-            user,
-            password,
-            name,
-            ..
-        } = self.database.settings_as(role);
-        let variables = [
-            ("DB_HOST", host),
-            ("DB_PORT", port.to_string()),
-            ("DB_USER", user),
-            ("DB_PASSWORD", password.expose().to_owned()),
-            ("DB_NAME", name),
-            ("KAFKA_BROKERS", self.brokers.clone()),
-            ("KAFKA_TOPIC", self.topic.clone()),
-            ("KAFKA_GROUP_ID", self.group.clone()),
+        let mut variables = variables_of(&self.database.settings_as(role));
+        let more = [
+            ("KAFKA_BROKERS", self.brokers.as_str()),
+            ("KAFKA_TOPIC", &self.topic),
+            ("KAFKA_GROUP_ID", &self.group),
             // The group notices in seconds that a member is gone.
             (
                 "KAFKA_CONFIG",
-                "session.timeout.ms=6000,heartbeat.interval.ms=1000".to_owned(),
+                "session.timeout.ms=6000,heartbeat.interval.ms=1000",
             ),
         ];
+        variables.extend(more.map(|(name, value)| (name.to_owned(), value.to_owned())));
         variables
-            .map(|(name, value)| (name.to_owned(), value))
-            .to_vec()
     }
 
     pub fn start_daemon(&self) -> Daemon {

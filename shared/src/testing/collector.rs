@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -169,18 +169,11 @@ impl TestCollector {
         description: &str,
         is_wanted: impl Fn(&ReceivedSpan) -> bool,
     ) -> ReceivedSpan {
-        let start = Instant::now();
-        loop {
+        super::wait_for(Duration::from_secs(30), || {
             let spans = self.spans();
-            if let Some(found) = spans.iter().find(|span| is_wanted(span)) {
-                return found.clone();
-            }
-            assert!(
-                start.elapsed() < Duration::from_secs(30),
-                "no span in time: {description}\n{spans:#?}"
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
+            let found = spans.iter().find(|span| is_wanted(span)).cloned();
+            found.ok_or_else(|| format!("{description}\n{spans:#?}"))
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use servers::prometheus::PrivatePrometheus;
-use shared::testing::wait_until;
+use shared::testing::{wait_for, wait_until};
 
 /// How long an alert may take to fire or to end. The longest takes about a minute and a half.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -88,21 +88,19 @@ impl Judge {
     /// Waits until these alerts have fired.
     pub fn wait_until_fired(&mut self, names: &[&str]) {
         let mut missing: BTreeSet<&str> = names.iter().copied().collect();
-        let started_at = Instant::now();
-        while !missing.is_empty() {
-            for name in self.firing() {
+        wait_for(PATIENCE, || {
+            let firing = self.firing();
+            for name in &firing {
                 if missing.remove(name.as_str()) {
                     self.say(&format!("{name} fires"));
-                    self.fired.insert(name);
+                    self.fired.insert(name.clone());
                 }
             }
-            assert!(
-                started_at.elapsed() < PATIENCE,
-                "{missing:?} do not fire, but {:?} do",
-                self.firing()
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            Err(format!("{missing:?} fire; {firing:?} do"))
+        });
     }
 
     /// Waits until none of these alerts fires.
@@ -117,13 +115,10 @@ impl Judge {
 
     /// Waits until no alert fires.
     pub fn wait_until_quiet(&self) {
-        let started_at = Instant::now();
-        while let firing = self.firing()
-            && !firing.is_empty()
-        {
-            assert!(started_at.elapsed() < PATIENCE, "{firing:?} fire");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_for(PATIENCE, || match self.firing() {
+            firing if firing.is_empty() => Ok(()),
+            firing => Err(format!("{firing:?} are over")),
+        });
         self.say("no alert fires");
     }
 
