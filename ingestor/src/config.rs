@@ -110,7 +110,7 @@ struct SettingsArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Ingestion")]
 struct IngestArgs {
-    /// The most records of a batch, 1..=10000
+    /// Records that fill a batch, 1..=10000; up to 63 more that are read with them may be in it
     #[arg(long, env, default_value_t = 1000, global = true,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch_max_records: u32,
