@@ -20,10 +20,14 @@ pub(crate) mod read;
 mod services;
 mod times;
 mod topic;
+mod traces;
 
 use anyhow::anyhow;
 use clap::Args;
 use servers::proc;
+
+/// Makes the triggers of a session's changes emit the events. Our own connections promise to emit them themselves.
+const AS_FOREIGN_WRITER: &str = "SET orders.emits = 'off'";
 
 /// The Kafka to use, and the processes of private servers. `cargo xtask bench` passes them.
 #[derive(Args, Debug)]

@@ -48,6 +48,8 @@ pub(crate) struct Message {
     /// The order's uid. Messages of one order keep their order only within a partition.
     pub key: String,
     pub payload: Vec<u8>,
+    /// The header by which the sender's trace goes on.
+    pub traceparent: Option<String>,
 }
 
 impl Message {
@@ -56,6 +58,7 @@ impl Message {
             kind,
             key: order.order_uid.to_string(),
             payload: serde_json::to_vec(order)?,
+            traceparent: None,
         })
     }
 }
@@ -90,6 +93,7 @@ impl Messages {
                 kind: Kind::Invalid,
                 key: order.order_uid.to_string(),
                 payload,
+                traceparent: None,
             });
         }
         if !self.sent_uids.is_empty() && self.happens(self.mix.update_percent) {

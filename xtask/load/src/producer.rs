@@ -9,7 +9,7 @@ use clap::Args;
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use shared::order::Order;
 use shared::testing::model_json;
@@ -76,11 +76,25 @@ pub(crate) fn send_sample(target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends orders as they are, as fast as Kafka takes them.
-pub(crate) fn send_orders(target: &Target, orders: &[Order]) -> anyhow::Result<()> {
+/// Sends orders as they are, as fast as Kafka takes them. If a share is traced, all of them say whether they are.
+pub(crate) fn send_orders(
+    target: &Target,
+    orders: &[Order],
+    traced_share: Option<f64>,
+) -> anyhow::Result<()> {
     let producer = Producer::connect(target)?;
+    let mut random = fastrand::Rng::with_seed(2);
     for order in orders {
-        producer.send(&Message::new(Kind::New, order)?)?;
+        let traceparent = traced_share.map(|share| {
+            let is_traced = u8::from(random.f64() < share);
+            let (trace, span) = (random.u128(1..), random.u64(1..));
+            format!("00-{trace:032x}-{span:016x}-{is_traced:02x}")
+        });
+        let message = Message::new(Kind::New, order)?;
+        producer.send(&Message {
+            traceparent,
+            ..message
+        })?;
     }
     producer.finish()
 }
@@ -184,6 +198,12 @@ impl Producer {
         let mut record = BaseRecord::to(&self.topic)
             .key(&message.key)
             .payload(&message.payload);
+        if let Some(traceparent) = &message.traceparent {
+            record = record.headers(OwnedHeaders::new().insert(Header {
+                key: "traceparent",
+                value: Some(traceparent),
+            }));
+        }
         loop {
             match self.client.send(record) {
                 Ok(()) => return Ok(()),

@@ -17,7 +17,7 @@
 //!
 //! **Other rivals** can replace COPY: the same drain without the triggers for foreign writers, which shows what they cost;
 //! or another build of the program, on the schema that it creates itself. **A change** of the surroundings can be measured
-//! too: a setting of PostgreSQL, or sessions that listen. The rival is then the same drain without the change.
+//! too: a setting of PostgreSQL, sessions that listen, or traces. The rival is then the same drain without the change.
 //!
 //! Each measurement has its own database. Dropping the previous database has forced a checkpoint, so both sides start with
 //! clean buffers. **Beside many orders** all measurements share one database, because it takes minutes to fill it. What a
@@ -40,6 +40,7 @@ use shared::testing::{TestDatabase, integer};
 
 use super::copy::Chunk;
 use super::services::{CLAIMED, ingestor, wait_for};
+use super::traces::{Traces, parse_share};
 use super::{ServerOptions, beside, joined, print_load_average};
 use backlog::{Backlog, Contents};
 use listeners::Listeners;
@@ -88,6 +89,10 @@ pub(crate) struct Options {
     /// Replace COPY by the plain drain, and drain while this many other sessions listen to the events
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["former", "beside", "without_guard"])]
     listeners: Option<usize>,
+    /// Replace COPY by the plain drain, and drain with traces of this share of the messages and batches, 0..=1
+    #[arg(long, value_name = "SHARE", value_parser = parse_share,
+          conflicts_with_all = ["former", "beside", "without_guard"])]
+    traced: Option<f64>,
     /// How many orders are in the table before the measurements
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     beside: usize,
@@ -105,14 +110,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         options.count, options.connections
     );
     let place = Place::prepare(options)?;
+    let traces = options.traced.map(Traces::start);
+    let traces = traces.as_ref();
     print_load_average();
     for &repeated in &options.repeated {
         for &partitions in &options.partitions {
-            measure_case(options, &place, &mut servers, partitions, repeated)?;
+            measure_case(options, &place, &mut servers, traces, partitions, repeated)?;
         }
     }
     print_load_average();
-    Ok(())
+    traces.map_or(Ok(()), Traces::ensure_received)
 }
 
 /// Where a measurement stores its orders: in this database beside other orders, or in a fresh one.
@@ -150,6 +157,7 @@ fn measure_case(
     options: &Options,
     place: &Place,
     servers: &mut Servers,
+    traces: Option<&Traces>,
     partitions: i32,
     repeated: u8,
 ) -> anyhow::Result<()> {
@@ -158,6 +166,7 @@ fn measure_case(
         partitions,
         usize::try_from(options.count)?,
         usize::from(repeated),
+        options.traced,
     )?;
     let plural = if partitions == 1 { "" } else { "s" };
     let title = match repeated {
@@ -167,7 +176,7 @@ fn measure_case(
     let mut table = Table::begin(&title, options.rival_name());
     for round in 1..=options.rounds {
         let ours = |servers: &mut Servers| {
-            place.measure(|database| changed_drain(options, &backlog, database, servers))
+            place.measure(|database| changed_drain(options, &backlog, database, servers, traces))
         };
         // The order changes with every round, so that neither side always finds what the other has left.
         if round % 2 == 1 {
@@ -194,7 +203,7 @@ impl Options {
 
     /// Returns whether the surroundings of the drain are changed.
     fn is_changed(&self) -> bool {
-        self.setting.is_some() || self.listeners.is_some()
+        self.setting.is_some() || self.listeners.is_some() || self.traced.is_some()
     }
 }
 
@@ -204,6 +213,7 @@ fn changed_drain(
     backlog: &Backlog,
     database: &TestDatabase,
     servers: &mut Servers,
+    traces: Option<&Traces>,
 ) -> anyhow::Result<Measurement> {
     let settings = database.settings();
     if let Some(setting) = &options.setting {
@@ -216,7 +226,15 @@ fn changed_drain(
     let listeners = options.listeners;
     let listeners = listeners.map(|count| Listeners::start(settings, count));
     let listeners = listeners.transpose()?;
-    let measured = drain(options, &options.ingestor, backlog, database, servers)?;
+    let variables = traces.map(Traces::variables).unwrap_or_default();
+    let measured = drain(
+        options,
+        &options.ingestor,
+        &variables,
+        backlog,
+        database,
+        servers,
+    )?;
     listeners.map_or(Ok(()), Listeners::end)?;
     Ok(measured)
 }
@@ -231,6 +249,7 @@ fn rival(
         return drain(
             options,
             former,
+            &[],
             backlog,
             &TestDatabase::create_empty(),
             servers,
@@ -239,11 +258,11 @@ fn rival(
     if options.without_guard {
         let database = TestDatabase::create();
         database.execute("DROP FUNCTION emit_foreign_writes CASCADE");
-        return drain(options, &options.ingestor, backlog, &database, servers);
+        return drain(options, &options.ingestor, &[], backlog, &database, servers);
     }
     if options.is_changed() {
         let database = TestDatabase::create();
-        return drain(options, &options.ingestor, backlog, &database, servers);
+        return drain(options, &options.ingestor, &[], backlog, &database, servers);
     }
     place.measure(|database| copy(options, &backlog.rows, database, servers))
 }
@@ -304,6 +323,7 @@ fn copy(
 fn drain(
     options: &Options,
     program: &str,
+    variables: &[(String, String)],
     backlog: &Backlog,
     database: &TestDatabase,
     servers: &mut Servers,
@@ -312,7 +332,9 @@ fn drain(
     let mut watch = database.connect();
     let own_session = session_pid(&mut watch)?;
     let brokers = &options.servers.brokers;
-    let mut service = ingestor(program, &settings, brokers, &backlog.topic.name).spawn()?;
+    let mut service = ingestor(program, &settings, brokers, &backlog.topic.name)
+        .envs(variables)
+        .spawn()?;
     wait_for(&mut service, "the ingestor claims no partition", || {
         // The program may still have to create its schema.
         Ok(integer(&mut watch, HAS_SCHEMA)? > 0 && integer(&mut watch, CLAIMED)? > 0)

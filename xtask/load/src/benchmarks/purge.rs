@@ -24,7 +24,7 @@ use super::copy::Chunk;
 use super::services::{PATIENCE, Programs, service};
 use super::times::Times;
 use super::topic::Topic;
-use super::{ServerOptions, beside, joined, print_load_average};
+use super::{AS_FOREIGN_WRITER, ServerOptions, beside, joined, print_load_average};
 use crate::orders::{Messages, Mix};
 use crate::producer::{Pace, Producer, Target};
 
@@ -35,8 +35,7 @@ const COUNT_OLD: &str = "SELECT count(*) AS value FROM orders
 const PARTITIONS: i32 = 4;
 /// What happens before this time is not measured: a new producer first asks for the topic's metadata.
 const WARM_UP: Duration = Duration::from_secs(2);
-/// The triggers then announce what the session changes, as for a person at psql.
-const AS_FOREIGN_WRITER: &str = "SET orders.emits = 'off'";
+/// The session then promises again to announce its changes itself.
 const AS_OURS: &str = "SET orders.emits = 'on'";
 
 /// What to measure.

@@ -9,6 +9,7 @@
 //!   an entry beside its JSON, and the rate of the warm-up.
 //! - Lists, only with `--beside`: the first page and one far from it, of all orders and with filters.
 //! - Searches, only with `--beside`: by phone, e-mail and prefix, and the first page of the list.
+//! - Traces, only with `--traced`: hits of an api that traces this share of its requests, compared with one that traces none.
 //! - Misses: random orders, with a cache of one order, over 8 connections and over 64. pgbench runs the statement that reads
 //!   one order, over as many connections. The api reads orders together that are requested at the same time.
 //!
@@ -33,6 +34,7 @@ use shared::testing::TestDatabase;
 
 use super::beside;
 use super::services::wait_for;
+use super::traces::{Traces, parse_share};
 use api::{Api, FIRST_UID, store_orders};
 use comparison::Comparison;
 use http::{get, load, load_by_script, post};
@@ -59,6 +61,9 @@ pub(crate) struct Options {
     /// How many older orders are in the table before the measurements
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     beside: usize,
+    /// Also measure an api that traces this share of its requests, 0..=1
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    traced: Option<f64>,
 }
 
 /// Runs the measurements and prints their tables.
@@ -70,6 +75,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     store_orders(&database, 0..SMALL)?;
     let small = options.start_api(&database, SMALL, SMALL)?;
     options.measure_hits(&small)?;
+    if let Some(share) = options.traced {
+        options.measure_traces(&database, &small, share)?;
+    }
     let cacheless = options.start_api(&database, 1, 0)?;
     options.measure_misses(&database, &cacheless)?;
     if options.beside > 0 {
@@ -90,7 +98,7 @@ impl Options {
         capacity: usize,
         warmup: usize,
     ) -> anyhow::Result<Api> {
-        Api::start(&self.api, &database.settings(), capacity, warmup)
+        Api::start(&self.api, &database.settings(), capacity, warmup, &[])
     }
 
     fn measure_hits(&self, api: &Api) -> anyhow::Result<()> {
@@ -139,6 +147,32 @@ impl Options {
             "median of the api: {:.2} of nginx, {:.2} of bare hyper\n",
             table.median(|[nginx, _, api]| api.per_second / nginx.per_second),
             table.median(|[_, hyper, api]| api.per_second / hyper.per_second)
+        );
+        Ok(())
+    }
+
+    fn measure_traces(
+        &self,
+        database: &TestDatabase,
+        plain: &Api,
+        share: f64,
+    ) -> anyhow::Result<()> {
+        let traces = Traces::start(share);
+        let variables = traces.variables();
+        let traced = Api::start(&self.api, &database.settings(), SMALL, SMALL, &variables)?;
+        let path = format!("/order/{FIRST_UID}");
+        println!("the same, and {} % of the requests traced:", share * 100.0);
+        let table = Comparison::run(
+            self.rounds,
+            [
+                ("api", &|| load(plain.port, &path, CONNECTIONS)),
+                ("traced", &|| load(traced.port, &path, CONNECTIONS)),
+            ],
+        )?;
+        traces.ensure_received()?;
+        println!(
+            "median with traces: {:.2} of the api without\n",
+            table.median(|[plain, traced]| traced.per_second / plain.per_second)
         );
         Ok(())
     }

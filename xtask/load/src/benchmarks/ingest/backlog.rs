@@ -23,12 +23,14 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Creates a topic and sends `count` orders to it, of which `repeated_percent` are later states of earlier ones.
+    /// Creates a topic and sends `count` orders to it, of which `repeated_percent` are later states of earlier ones. The senders
+    /// trace a share of them.
     pub(super) fn send(
         brokers: &str,
         partitions: i32,
         count: usize,
         repeated_percent: usize,
+        traced_share: Option<f64>,
     ) -> anyhow::Result<Self> {
         let topic = Topic::create(brokers, partitions)?;
         let target = Target {
@@ -37,7 +39,7 @@ impl Backlog {
             kafka_config: String::new(),
         };
         let mut orders = make_orders(count, repeated_percent);
-        producer::send_orders(&target, &orders)?;
+        producer::send_orders(&target, &orders, traced_share)?;
         let latest: HashMap<&str, &Order> = orders
             .iter()
             .map(|order| (order.order_uid.as_str(), order))

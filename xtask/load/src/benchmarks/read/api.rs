@@ -43,18 +43,20 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Starts it, and waits until it has cached `warmup` orders.
+    /// Starts it, with more variables, and waits until it has cached `warmup` orders.
     pub(super) fn start(
         program: &str,
         database: &DatabaseSettings,
         capacity: usize,
         warmup: usize,
+        variables: &[(String, String)],
     ) -> anyhow::Result<Self> {
         let port = free_port()?;
         let mut service = services::api(program, database, port)
             .env("CACHE_CAPACITY", capacity.to_string())
             .env("CACHE_CAPACITY_MB", "0")
             .env("CACHE_WARMUP", warmup.to_string())
+            .envs(variables)
             .spawn()?;
         let problem = "the api is not live, or has not cached its orders";
         wait_for(&mut service, problem, || {
