@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::config::{KafkaSettings, MemorySettings};
 use crate::record::{Offset, Partition};
-pub use consumer::{GroupConsumer, RebalanceEvent};
+pub use consumer::{GroupConsumer, RebalanceEvent, group_consumer};
 pub(crate) use probe::client_config;
 pub use probe::{LogRange, Member, Probe, Watermarks};
 
@@ -31,7 +31,7 @@ impl Clients {
     /// Returns one line that names the setting if librdkafka rejects it.
     pub fn new(settings: &KafkaSettings, memory: MemorySettings) -> anyhow::Result<Self> {
         Ok(Self {
-            group: consumer::create(settings, memory)?,
+            group: group_consumer(settings, memory)?,
             probe: Arc::new(Probe::new(settings)?),
         })
     }

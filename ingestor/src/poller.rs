@@ -6,6 +6,7 @@
 mod memory;
 mod partition;
 mod reading;
+mod renewal;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use tracing::{debug, error, info};
 
 use crate::batch::{Batch, TracedMessage};
 use crate::board::{Board, Cause};
-use crate::config::{BatchSettings, Settings};
+use crate::config::{BatchSettings, KafkaSettings, MemorySettings, Settings};
 use crate::dead_letters::DeadLetter;
 use crate::failpoints::{self, Phase};
 use crate::kafka::{GroupConsumer, RebalanceEvent, partition_list};
@@ -54,6 +55,8 @@ pub struct Poller {
     topic: String,
     decoder: Decoder,
     settings: BatchSettings,
+    kafka: KafkaSettings,
+    memory: MemorySettings,
     partitions: BTreeMap<Partition, AssignedPartition>,
     board: Arc<Board>,
     budget: MemoryBudget,
@@ -89,6 +92,8 @@ impl Poller {
             topic,
             decoder: settings.decoder,
             settings: settings.batch,
+            kafka: settings.kafka.clone(),
+            memory: settings.memory,
             partitions: BTreeMap::new(),
             board: Arc::clone(&context.board),
             budget: MemoryBudget::new(settings.memory),
@@ -153,6 +158,7 @@ impl Poller {
                 break;
             }
             let Some(event) = self.consumer.poll(timeout) else {
+                self.renew_if_silent()?;
                 break;
             };
             timeout = Duration::ZERO;
@@ -166,7 +172,7 @@ impl Poller {
                 ),
                 Err(KafkaError::PartitionEOF(number)) => {
                     if let Some(partition) = self.partitions.get_mut(&Partition(number)) {
-                        partition.is_at_end = true;
+                        partition.heard(true);
                     }
                 }
                 Err(error) => self.trouble(&error)?,
@@ -281,7 +287,7 @@ impl Poller {
         let Some(partition) = partitions.get_mut(&Partition(message.partition())) else {
             return;
         };
-        partition.is_at_end = false;
+        partition.heard(false);
         let Some(open) = &mut partition.batch else {
             return;
         };

@@ -23,7 +23,10 @@ use crate::record::Partition;
 pub type GroupConsumer = BaseConsumer<GroupContext>;
 
 /// Makes the consumer. Nothing is connected or joined yet.
-pub(super) fn create(
+///
+/// # Errors
+/// Returns one line that names the setting if librdkafka rejects it.
+pub fn group_consumer(
     settings: &KafkaSettings,
     memory: MemorySettings,
 ) -> anyhow::Result<GroupConsumer> {

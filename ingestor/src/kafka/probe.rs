@@ -1,5 +1,6 @@
 //! Asks the brokers about the topic, outside the group: which partitions, offsets and records it holds.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -22,13 +23,18 @@ use crate::witnesses::Witness;
 /// The most time that the brokers have to answer a question about a partition.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// No record came in time.
+const TIMED_OUT: KafkaError = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+
 /// Long enough to take all reports of a client. A poll without any time takes only one.
 const REPORTS_POLL: Duration = Duration::from_millis(10);
 
 /// Asks the brokers about the topic, from any thread.
 pub struct Probe {
     /// Sees what the group's consumer sees: the log up to the oldest open transaction.
-    committed: BaseConsumer<Quiet>,
+    committed: Mutex<Arc<BaseConsumer<Quiet>>>,
+    /// What `committed` is made of.
+    committed_config: ClientConfig,
     /// Held while `committed` reads records, for one question at a time.
     reading: Mutex<()>,
     /// Sees the log to its end.
@@ -110,15 +116,21 @@ impl Probe {
     /// # Errors
     /// Returns one line that names the setting if librdkafka rejects it.
     pub fn new(settings: &KafkaSettings) -> anyhow::Result<Self> {
-        let create = |config: ClientConfig| {
+        let create = |config: &ClientConfig| {
             (config.create_with_context(Quiet::default())).map_err(setting_refused)
         };
+        let committed_config = committed_config(settings);
         Ok(Self {
-            committed: create(committed_config(settings))?,
+            committed: Mutex::new(Arc::new(create(&committed_config)?)),
+            committed_config,
             reading: Mutex::default(),
-            uncommitted: create(uncommitted_config(settings))?,
+            uncommitted: create(&uncommitted_config(settings))?,
             topic: settings.topic.clone(),
         })
+    }
+
+    fn committed(&self) -> Arc<BaseConsumer<Quiet>> {
+        Arc::clone(&self.committed.lock())
     }
 
     /// The offsets that a consumer of committed records can read now.
@@ -127,7 +139,7 @@ impl Probe {
     /// Returns an error if no broker answers in time.
     pub fn watermarks(&self, partition: Partition) -> KafkaResult<Watermarks> {
         let (low, high) =
-            self.committed
+            self.committed()
                 .fetch_watermarks(&self.topic, partition.0, BROKER_TIMEOUT)?;
         Ok(Watermarks {
             low: Offset(low),
@@ -162,7 +174,7 @@ impl Probe {
         partitions: &[Partition],
     ) -> KafkaResult<Vec<(Partition, Offset)>> {
         let asked = partition_list(&self.topic, partitions.iter().map(|number| (*number, None)))?;
-        let answer = self.committed.committed_offsets(asked, BROKER_TIMEOUT)?;
+        let answer = self.committed().committed_offsets(asked, BROKER_TIMEOUT)?;
         let offset_of = |element: &TopicPartitionListElem<'_>| match element.offset() {
             KafkaOffset::Offset(offset) => Some((Partition(element.partition()), Offset(offset))),
             _ => None,
@@ -251,7 +263,8 @@ impl Probe {
         while self.uncommitted.poll(REPORTS_POLL).is_some() {}
         // Whoever reads records polls that client.
         if let Some(_reading) = self.reading.try_lock() {
-            while self.committed.poll(REPORTS_POLL).is_some() {}
+            let committed = self.committed();
+            while committed.poll(REPORTS_POLL).is_some() {}
         }
     }
 
@@ -275,35 +288,58 @@ impl Probe {
         offset: Offset,
     ) -> KafkaResult<Option<Witness>> {
         let _reading = self.reading.lock();
-        let assignment = partition_list(&self.topic, [(partition, Some(offset))])?;
-        self.committed.assign(&assignment)?;
-        let answer = self.poll_record(partition, offset);
-        // Whatever the answer is, nothing more is fetched.
-        self.committed.unassign().and(answer)
+        let answer = read_record(&self.committed(), &self.topic, partition, offset);
+        if answer != Err(TIMED_OUT) {
+            return answer;
+        }
+        // The brokers may be slow. But it can also be this client that waits forever: it ignores the leader of a topic that was
+        // recreated, because each restart of a broker has raised the leader epoch of the old topic (librdkafka 2.12,
+        // `rd_kafka_toppar_leader_update`). A new client does not know the old topic.
+        let renewed = Arc::new(
+            self.committed_config
+                .create_with_context(Quiet::default())?,
+        );
+        *self.committed.lock() = Arc::clone(&renewed);
+        read_record(&renewed, &self.topic, partition, offset)
     }
+}
 
-    fn poll_record(&self, partition: Partition, offset: Offset) -> KafkaResult<Option<Witness>> {
-        let deadline = Instant::now() + BROKER_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(KafkaError::MessageConsumption(
-                    RDKafkaErrorCode::OperationTimedOut,
-                ));
+fn read_record(
+    client: &BaseConsumer<Quiet>,
+    topic: &str,
+    partition: Partition,
+    offset: Offset,
+) -> KafkaResult<Option<Witness>> {
+    let assignment = partition_list(topic, [(partition, Some(offset))])?;
+    client.assign(&assignment)?;
+    let answer = poll_record(client, partition, offset);
+    // Whatever the answer is, nothing more is fetched.
+    client.unassign().and(answer)
+}
+
+fn poll_record(
+    client: &BaseConsumer<Quiet>,
+    partition: Partition,
+    offset: Offset,
+) -> KafkaResult<Option<Witness>> {
+    let deadline = Instant::now() + BROKER_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(TIMED_OUT);
+        }
+        match client.poll(left) {
+            Some(Ok(message))
+                if message.partition() == partition.0 && message.offset() >= offset.0 =>
+            {
+                return Ok(Some(Witness::of(&message)));
             }
-            match self.committed.poll(left) {
-                Some(Ok(message))
-                    if message.partition() == partition.0 && message.offset() >= offset.0 =>
-                {
-                    return Ok(Some(Witness::of(&message)));
-                }
-                Some(
-                    Err(KafkaError::PartitionEOF(_))
-                    | Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)),
-                ) => return Ok(None),
-                // After trouble with a broker the client continues by itself.
-                Some(_) | None => {}
-            }
+            Some(
+                Err(KafkaError::PartitionEOF(_))
+                | Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)),
+            ) => return Ok(None),
+            // After trouble with a broker the client continues by itself.
+            Some(_) | None => {}
         }
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct AssignedPartition {
     pub(super) is_at_end: bool,
     /// The next offset that the database holds; none until the partition is claimed.
     pub(super) stored_offset: Option<Offset>,
+    /// Since when the first of the records that are there has been waited for.
+    awaited_since: Option<Instant>,
 }
 
 impl AssignedPartition {
@@ -32,15 +34,29 @@ impl AssignedPartition {
             last_took: None,
             is_at_end: false,
             stored_offset: None,
+            awaited_since: None,
         }
     }
 
     /// Reads from an offset that was claimed.
-    pub(super) fn start(&mut self, reading: Reading, next_offset: Offset) {
+    pub(super) fn start(&mut self, reading: Reading, next_offset: Offset, has_records: bool) {
         self.batch = Some(Batch::open(reading, next_offset));
         self.handed_over = 0;
         self.is_at_end = false;
         self.stored_offset = Some(next_offset);
+        self.awaited_since = has_records.then(Instant::now);
+    }
+
+    /// Notes that the client has told something of the partition: a record, or that its end is reached.
+    pub(super) fn heard(&mut self, is_at_end: bool) {
+        self.is_at_end = is_at_end;
+        self.awaited_since = None;
+    }
+
+    /// Returns whether the partition is read and the client has told nothing of it for so long, though it has records.
+    pub(super) fn is_silent_for(&self, time: Duration) -> bool {
+        let since = self.awaited_since.filter(|_| self.batch.is_some());
+        since.is_some_and(|since| since.elapsed() >= time)
     }
 
     /// Returns whether the writer has a batch.
@@ -115,7 +131,7 @@ mod tests {
 
     fn partition_with_a_record() -> AssignedPartition {
         let mut partition = AssignedPartition::new();
-        partition.start(READING, Offset(0));
+        partition.start(READING, Offset(0), true);
         partition.batch.as_mut().unwrap().reach(Offset(1));
         partition
     }
@@ -131,6 +147,23 @@ mod tests {
         assert!((MAX_AGE / 4..=MAX_AGE / 2).contains(&left(&partition)));
         partition.last_took = Some(Duration::ZERO);
         assert_eq!(left(&partition), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_partition_is_silent_until_something_is_heard_of_it() {
+        let mut partition = partition_with_a_record();
+        assert!(!partition.is_silent_for(MAX_AGE));
+        assert!(partition.is_silent_for(Duration::ZERO));
+        partition.heard(true);
+        assert!(!partition.is_silent_for(Duration::ZERO));
+        partition.start(READING, Offset(0), false);
+        assert!(
+            !partition.is_silent_for(Duration::ZERO),
+            "it has no records"
+        );
+        partition.start(READING, Offset(0), true);
+        partition.drop_batch();
+        assert!(!partition.is_silent_for(Duration::ZERO), "it is not read");
     }
 
     #[test]

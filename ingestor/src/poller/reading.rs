@@ -21,15 +21,15 @@ impl Poller {
     /// Moves the consumer to the claimed offset and lets it fetch.
     pub(super) fn start_reading(&mut self, reading: Reading, claim: &Claim) -> anyhow::Result<()> {
         failpoints::reached(Phase::Start);
+        let has_records = claim.end_offset > claim.next_offset;
         if let Some(partition) = self.partitions.get_mut(&reading.partition) {
-            partition.start(reading, claim.next_offset);
+            partition.start(reading, claim.next_offset, has_records);
         }
         self.board.start(reading);
         // While everything is paused, this partition stays paused too. It is resumed with the others.
         if self.budget.is_paused() {
             return Ok(());
         }
-        let has_records = claim.end_offset > claim.next_offset;
         self.read_from(reading.partition, claim.next_offset, has_records)
     }
 

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
-use crate::support::Scene;
+use servers::kafka::PrivateKafka;
+use shared::testing::TestDatabase;
 
-/// Returns the offset at which the partition was stopped.
-fn recreate_while_running(away: Duration) -> i64 {
+use crate::support::{Daemon, Scene};
+
+fn read_ten_orders() -> (Scene, Daemon) {
     let mut scene = Scene::new(1);
     scene.produce_orders(10);
     let daemon = scene.start_daemon();
     scene.wait_until_settled(10);
+    (scene, daemon)
+}
+
+/// Returns the offset at which the partition was stopped.
+fn recreate_while_running((mut scene, daemon): (Scene, Daemon), away: Duration) -> i64 {
     scene.delete_topic();
     std::thread::sleep(away);
     scene.create_topic_again(1);
@@ -30,11 +37,33 @@ fn recreate_while_running(away: Duration) -> i64 {
 #[test]
 fn a_topic_recreated_at_once_is_noticed_although_reading_continues_in_its_middle() {
     // The record that was read is looked up every 30 seconds. Until then the client continues at its offset.
-    assert!((10..=30).contains(&recreate_while_running(Duration::ZERO)));
+    let stopped_at = recreate_while_running(read_ten_orders(), Duration::ZERO);
+    assert!((10..=30).contains(&stopped_at));
 }
 
 #[test]
 fn of_a_topic_that_comes_back_after_a_while_nothing_is_read() {
     // Long enough for the group to notice that the topic is gone and to revoke the partition.
-    assert_eq!(recreate_while_running(Duration::from_secs(45)), 10);
+    let away = Duration::from_secs(45);
+    let stopped_at = recreate_while_running(read_ten_orders(), away);
+    assert_eq!(stopped_at, 10);
+}
+
+/// A restart gives the partition a higher leader epoch. That of the new topic is lower again, and a client that knows the old topic
+/// takes it for outdated.
+#[test]
+fn a_topic_recreated_after_a_restart_of_kafka_is_noticed() {
+    let mut kafka = PrivateKafka::start(None).unwrap();
+    let mut scene = Scene::with_servers(1, TestDatabase::create(), kafka.bootstrap(), &[]);
+    let daemon = scene.start_daemon();
+    for settled in [5, 10] {
+        scene.produce_orders(5);
+        scene.wait_until_settled(settled);
+        if settled == 5 {
+            kafka.stop().unwrap();
+            kafka.restart().unwrap();
+        }
+    }
+    let stopped_at = recreate_while_running((scene, daemon), Duration::ZERO);
+    assert!((10..=30).contains(&stopped_at));
 }
