@@ -1,14 +1,15 @@
 //! `cargo xtask images`: builds the images of the Dockerfile with a private Docker engine, and runs them as docker-compose.yaml
 //! says.
 //!
-//! Nothing is pulled. Debian's base image is made from Debian's packages, and the images of Rust, PostgreSQL and Kafka have
-//! stand-ins, under their names and with their variables (`xtask/stand-ins`).
+//! Nothing is pulled. Debian's base image is made from Debian's packages, and the images of Rust, PostgreSQL, Kafka and Prometheus
+//! have stand-ins, under their names and with their variables (`xtask/stand-ins`).
 
 mod bases;
 mod build;
 mod engine;
 mod system;
 mod trial;
+mod watching;
 
 use std::path::PathBuf;
 

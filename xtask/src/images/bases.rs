@@ -60,7 +60,7 @@ pub(super) fn make_rust(engine: &Engine, image: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes the stand-ins for the images of PostgreSQL and Kafka that Compose's model names.
+/// Makes the stand-ins for the images of PostgreSQL, Prometheus and Kafka that Compose's model names.
 pub(super) fn make_servers(engine: &Engine, model: &Value) -> Result<()> {
     let image_of = |service: &str| {
         model["services"][service]["image"]
@@ -68,10 +68,12 @@ pub(super) fn make_servers(engine: &Engine, model: &Value) -> Result<()> {
             .with_context(|| format!("docker-compose.yaml has no image of the service {service}"))
     };
     let folder = project::root().join("xtask/stand-ins");
-    let image = image_of("postgres")?;
-    let postgres = folder.join("postgres");
-    engine.build(image, &postgres.join("Dockerfile"), &postgres, &[])?;
-    progress::step(&format!("{image} has a stand-in: Debian's PostgreSQL"));
+    for (service, package) in [("postgres", "PostgreSQL"), ("prometheus", "Prometheus")] {
+        let image = image_of(service)?;
+        let context = folder.join(service);
+        engine.build(image, &context.join("Dockerfile"), &context, &[])?;
+        progress::step(&format!("{image} has a stand-in: Debian's {package}"));
+    }
 
     let image = image_of("kafka")?;
     let kafka = folder.join("kafka");

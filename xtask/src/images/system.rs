@@ -12,8 +12,11 @@ use servers::{ports, progress, project};
 
 use super::engine::Engine;
 
-/// What is not started: it is a convenience for people, and its image has no stand-in.
-const LEFT_OUT: &str = "kafka-ui";
+/// What is not started: it is made for people, and its image has no stand-in.
+const LEFT_OUT: [&str; 2] = ["kafka-ui", "grafana"];
+/// The ports in the containers that are published.
+const API_PORT: u16 = 8081;
+const PROMETHEUS_PORT: u16 = 9090;
 /// The project's name, which docker-compose.yaml has, too.
 const PROJECT: &str = "orders";
 /// Containers wait for each other's health checks, some of which look every ten seconds.
@@ -33,6 +36,7 @@ pub(super) struct System<'a> {
     file: PathBuf,
     model: Value,
     api_port: u16,
+    prometheus_port: u16,
 }
 
 impl<'a> System<'a> {
@@ -52,8 +56,12 @@ impl<'a> System<'a> {
         let text = run_in_root(parser.trim(), &arguments)?;
         let mut model: Value =
             serde_json::from_str(&text).context("Compose's model is not understood")?;
-        let api_port = ports::free_port()?;
-        adapt(&mut model, api_port)?;
+        let (api_port, prometheus_port) = (ports::free_port()?, ports::free_port()?);
+        let published = [
+            ("api", API_PORT, api_port),
+            ("prometheus", PROMETHEUS_PORT, prometheus_port),
+        ];
+        adapt(&mut model, &published)?;
         let file = engine.folder().join("compose.json");
         let text = serde_json::to_string_pretty(&model).context("cannot write Compose's model")?;
         // Compose would take each dollar for the beginning of a variable.
@@ -64,6 +72,7 @@ impl<'a> System<'a> {
             file,
             model,
             api_port,
+            prometheus_port,
         })
     }
 
@@ -77,6 +86,11 @@ impl<'a> System<'a> {
         format!("http://127.0.0.1:{}{path}", self.api_port)
     }
 
+    /// Returns the URL of a path of Prometheus.
+    pub(super) fn prometheus_url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.prometheus_port)
+    }
+
     /// Starts all containers, and waits until all of them are healthy.
     pub(super) fn up(&self) -> Result<()> {
         self.compose()
@@ -84,8 +98,8 @@ impl<'a> System<'a> {
             .log_to(self.engine.logs().join("compose.log"))
             .run()?;
         for service in services(&self.model)?.keys() {
-            // What has no health check has an end.
-            let format = "{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}} {{.State.ExitCode}}{{end}}";
+            // What has ended has no health, even if its image has a health check.
+            let format = "{{if .State.Running}}{{.State.Health.Status}}{{else}}{{.State.Status}} {{.State.ExitCode}}{{end}}";
             let problem = format!("{service} is neither healthy nor finished");
             wait_for(&problem, START_TIMEOUT, || {
                 let state = self.inspect(service, format)?;
@@ -213,8 +227,9 @@ impl<'a> System<'a> {
     }
 }
 
-/// Leaves out what is not run here, sets our settings, and publishes only the api.
-fn adapt(model: &mut Value, api_port: u16) -> Result<()> {
+/// Leaves out what is not run here, sets our settings, and publishes only some ports: the service, its port, and the machine's.
+/// The services of all profiles are started.
+fn adapt(model: &mut Value, published: &[(&str, u16, u16)]) -> Result<()> {
     let top = model
         .as_object_mut()
         .context("Compose's model is no object")?;
@@ -224,17 +239,25 @@ fn adapt(model: &mut Value, api_port: u16) -> Result<()> {
         .get_mut("services")
         .and_then(Value::as_object_mut)
         .context("Compose's model has no services")?;
-    services.retain(|name, service| name != LEFT_OUT && service.get("profiles").is_none());
+    services.retain(|name, _| !LEFT_OUT.contains(&name.as_str()));
     for (name, service) in services {
         let service = service.as_object_mut().context("a service is no object")?;
         // Old versions do not take null for absent.
         service.retain(|_, value| !value.is_null());
         // The images are there.
         service.remove("build");
+        service.remove("profiles");
         service.remove("ports");
-        if name == "api" {
-            let port = format!("127.0.0.1:{api_port}:8081");
+        for (_, inside, outside) in published.iter().filter(|(of, ..)| of == name) {
+            let port = format!("127.0.0.1:{outside}:{inside}");
             service.insert("ports".to_owned(), Value::from(vec![port]));
+        }
+        // Old versions do not know it. Everything that is mounted is there.
+        let volumes = service.get_mut("volumes").and_then(Value::as_array_mut);
+        for volume in volumes.into_iter().flatten() {
+            if let Some(bind) = volume.get_mut("bind").and_then(Value::as_object_mut) {
+                bind.remove("create_host_path");
+            }
         }
         if let Some(others) = service.get_mut("depends_on").and_then(Value::as_object_mut) {
             for other in others.values_mut().filter_map(Value::as_object_mut) {
@@ -277,7 +300,8 @@ mod tests {
             "name": "orders",
             "services": {
                 "kafka-ui": {},
-                "watched": {"profiles": ["watching"]},
+                "grafana": {"profiles": ["watching"]},
+                "prometheus": {"profiles": ["watching"], "mem_limit": "512m"},
                 "api": {
                     "build": {},
                     "command": null,
@@ -285,19 +309,22 @@ mod tests {
                     "environment": {"LOG_FORMAT": "text", "DB_PORT": "5432"},
                     "networks": {"default": null},
                     "ports": [{"target": 8081}],
-                    "read_only": true
+                    "read_only": true,
+                    "volumes": [{"type": "bind", "source": "./a", "target": "/a", "bind": {"create_host_path": true}}]
                 }
             }
         });
-        adapt(&mut model, 17).unwrap();
+        adapt(&mut model, &[("api", 8081, 17)]).unwrap();
         let expected = serde_json::json!({
             "services": {
+                "prometheus": {"mem_limit": "512m"},
                 "api": {
                     "depends_on": {"postgres": {"condition": "service_healthy"}},
                     "environment": {"LOG_FORMAT": "json", "DB_PORT": "5432"},
                     "networks": {"default": null},
                     "ports": ["127.0.0.1:17:8081"],
-                    "read_only": true
+                    "read_only": true,
+                    "volumes": [{"type": "bind", "source": "./a", "target": "/a", "bind": {}}]
                 }
             }
         });

@@ -11,6 +11,7 @@ use servers::{progress, project};
 
 use super::build::PROGRAMS;
 use super::system::System;
+use super::watching;
 
 /// The uid of the sample order, `shared/data/model.json`.
 const SAMPLE_UID: &str = "b563feb7b2b84b6test";
@@ -40,6 +41,7 @@ pub(super) fn run(system: &System<'_>) -> Result<()> {
         check_confinement(system)?;
         send_sample(system)?;
         check_health(system)?;
+        watching::check(system)?;
         interrupt_ingestion(system)?;
         stop_api(system)?;
         check_ends(system)?;
