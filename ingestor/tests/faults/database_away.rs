@@ -77,13 +77,19 @@ fn a_lock_that_outlasts_the_lock_timeout_is_waited_for() {
         )
         .unwrap();
     orders.extend(scene.produce_orders(20_000));
-    let watch = Watch::start(&daemon);
     // The database refuses every partition, so it is the database's trouble.
     wait_until(
         "both partitions have given up a statement",
         PATIENCE,
         || daemon.log().contains("lock timeout") && daemon.get("/readyz").unwrap().0 == 503,
     );
+    // By now everything is read.
+    let watch = Watch::start(&daemon);
+    let retries = || daemon.metric("orders_ingestor_retries_total");
+    let retries_before = retries();
+    wait_until("both have given up another one", PATIENCE, || {
+        retries() >= retries_before + 2.0
+    });
     watch.assert_calm();
     holder.batch_execute("COMMIT").unwrap();
     scene.wait_until_settled(20_100);

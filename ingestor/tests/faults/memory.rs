@@ -12,8 +12,8 @@ use shared::testing::wait_until;
 
 use crate::support::{Daemon, Scene};
 
-/// The default of `INGEST_MEMORY_MB`.
-const BUDGET_MB: usize = 96;
+/// The default of `INGEST_MEMORY_MB`. A debug build has 25 MB of the program's files in memory, a release build 18 MB.
+const BUDGET_MB: usize = if cfg!(debug_assertions) { 96 + 7 } else { 96 };
 /// The time for a drain in a debug build while other tests run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
