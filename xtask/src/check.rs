@@ -37,8 +37,8 @@ pub(crate) fn run() -> Result<()> {
     progress::step("cargo clippy");
     for targets in [
         &["--workspace", "--all-targets", "--all-features"][..],
-        // As it is shipped, without failpoints.
-        &["-p", "ingestor", "--lib", "--bins"],
+        // As it is shipped, without failpoints. `cargo doc` needs the same dependencies.
+        &["--workspace", "--lib", "--bins"],
         // The tests of `cargo xtask faults`, which `--all-targets` leaves out.
         &["-p", "ingestor", "-p", "api", "--test", "faults"],
     ] {
