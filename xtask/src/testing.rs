@@ -4,8 +4,9 @@
 
 use std::process::ExitStatus;
 use std::time::Duration;
+use std::{env, thread};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use servers::progress;
 use servers::signals::Signal;
 
@@ -15,6 +16,8 @@ use crate::stack::{self, Stack, StackFolder};
 
 /// How long an interrupted test binary may take to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// Most of the time a test waits for Kafka and PostgreSQL.
+const TESTS_PER_CORE: usize = 2;
 
 /// Runs `cargo test` with more arguments and returns how it ended.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitStatus> {
@@ -29,12 +32,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitStatus> {
     let status = cargo("cargo test")
         .args(&test_arguments)
         .envs(&servers.env())
+        .env("RUST_TEST_THREADS", threads()?)
         .env("RUST_BACKTRACE", "1")
         .spawn()?
         .wait(Signal::INT, GRACE);
     // They are killed, because nothing is kept. This prints nothing: the tests print the last lines.
     drop(servers);
     status
+}
+
+/// Returns how many tests of a binary run at once.
+fn threads() -> Result<String> {
+    env::var("RUST_TEST_THREADS").or_else(|_| {
+        let cores = thread::available_parallelism().context("cannot count the cores")?;
+        Ok((cores.get() * TESTS_PER_CORE).to_string())
+    })
 }
 
 /// Returns the arguments of cargo for the build and for the tests.
