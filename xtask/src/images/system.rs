@@ -109,6 +109,10 @@ impl<'a> System<'a> {
             })?;
         }
         progress::step("Compose has started the containers, and all of them are healthy");
+        progress::say(&format!(
+            "*** NOT RUN: {}, whose images have no stand-ins",
+            LEFT_OUT.join(" and ")
+        ));
         Ok(())
     }
 
