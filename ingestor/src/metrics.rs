@@ -71,6 +71,8 @@ metrics! {
     lag_seconds: Family<PartitionLabels, Fraction> = Family::default(),
         "Longest time that the oldest record not stored yet may have waited";
     pub lag_probe_failures: Counter = Counter::default(), "Times that the brokers did not tell the end of a partition's log";
+    pub client_renewals: Counter = Counter::default(),
+        "Times that the group was joined again with a new client, because the former one got no records";
     pub offset_incidents: Counter = Counter::default(), "Partitions stopped until an operator decides";
     pub fences: Counter = Counter::default(),
         "Batches rejected because another process has claimed the partition, or its offset was changed";

@@ -36,6 +36,7 @@ use crate::record::{self, Offset, Partition, Reading, headers};
 use crate::writer::{Report, Task, WriterContext, Writers};
 use memory::{MemoryBudget, Pressure};
 use partition::AssignedPartition;
+use renewal::Patience;
 
 /// The most time of one poll while nothing is under way, and while a writer may answer.
 const IDLE_POLL: Duration = Duration::from_millis(50);
@@ -58,6 +59,7 @@ pub struct Poller {
     kafka: KafkaSettings,
     memory: MemorySettings,
     partitions: BTreeMap<Partition, AssignedPartition>,
+    patience: Patience,
     board: Arc<Board>,
     budget: MemoryBudget,
     writers: Writers,
@@ -95,6 +97,7 @@ impl Poller {
             kafka: settings.kafka.clone(),
             memory: settings.memory,
             partitions: BTreeMap::new(),
+            patience: Patience::default(),
             board: Arc::clone(&context.board),
             budget: MemoryBudget::new(settings.memory),
             writers,

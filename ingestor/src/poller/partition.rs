@@ -59,6 +59,16 @@ impl AssignedPartition {
         since.is_some_and(|since| since.elapsed() >= time)
     }
 
+    /// Begins to wait for the first record anew, after a time in which none could come.
+    pub(super) fn wait_anew(&mut self) {
+        self.awaited_since = self.awaited_since.map(|_| Instant::now());
+    }
+
+    /// Returns whether the partition is read, and no first record is waited for.
+    pub(super) fn is_heard(&self) -> bool {
+        self.batch.is_some() && self.awaited_since.is_none()
+    }
+
     /// Returns whether the writer has a batch.
     pub(super) fn has_handed_over(&self) -> bool {
         self.handed_over > 0
@@ -153,9 +163,15 @@ mod tests {
     fn a_partition_is_silent_until_something_is_heard_of_it() {
         let mut partition = partition_with_a_record();
         assert!(!partition.is_silent_for(MAX_AGE));
-        assert!(partition.is_silent_for(Duration::ZERO));
+        assert!(partition.is_silent_for(Duration::ZERO) && !partition.is_heard());
+        partition.awaited_since = partition.awaited_since.map(|since| since - MAX_AGE);
+        assert!(partition.is_silent_for(MAX_AGE));
+        partition.wait_anew();
+        assert!(!partition.is_silent_for(MAX_AGE));
         partition.heard(true);
-        assert!(!partition.is_silent_for(Duration::ZERO));
+        assert!(!partition.is_silent_for(Duration::ZERO) && partition.is_heard());
+        partition.wait_anew();
+        assert!(partition.is_heard());
         partition.start(READING, Offset(0), false);
         assert!(
             !partition.is_silent_for(Duration::ZERO),

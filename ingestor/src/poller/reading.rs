@@ -127,6 +127,9 @@ impl Poller {
             paused = is_paused,
             "reading follows the free memory for batches"
         );
+        for assigned in self.partitions.values_mut() {
+            assigned.wait_anew();
+        }
         for (partition, assigned) in &self.partitions {
             let Some(batch) = &assigned.batch else {
                 continue;

@@ -16,7 +16,7 @@ fn read_ten_orders() -> (Scene, Daemon) {
 }
 
 /// Returns the offset at which the partition was stopped.
-fn recreate_while_running((mut scene, daemon): (Scene, Daemon), away: Duration) -> i64 {
+fn recreate_while_running(scene: &mut Scene, daemon: &Daemon, away: Duration) -> i64 {
     scene.delete_topic();
     std::thread::sleep(away);
     scene.create_topic_again(1);
@@ -37,7 +37,8 @@ fn recreate_while_running((mut scene, daemon): (Scene, Daemon), away: Duration) 
 #[test]
 fn a_topic_recreated_at_once_is_noticed_although_reading_continues_in_its_middle() {
     // The record that was read is looked up every 30 seconds. Until then the client continues at its offset.
-    let stopped_at = recreate_while_running(read_ten_orders(), Duration::ZERO);
+    let (mut scene, daemon) = read_ten_orders();
+    let stopped_at = recreate_while_running(&mut scene, &daemon, Duration::ZERO);
     assert!((10..=30).contains(&stopped_at));
 }
 
@@ -45,7 +46,8 @@ fn a_topic_recreated_at_once_is_noticed_although_reading_continues_in_its_middle
 fn of_a_topic_that_comes_back_after_a_while_nothing_is_read() {
     // Long enough for the group to notice that the topic is gone and to revoke the partition.
     let away = Duration::from_secs(45);
-    let stopped_at = recreate_while_running(read_ten_orders(), away);
+    let (mut scene, daemon) = read_ten_orders();
+    let stopped_at = recreate_while_running(&mut scene, &daemon, away);
     assert_eq!(stopped_at, 10);
 }
 
@@ -64,6 +66,7 @@ fn a_topic_recreated_after_a_restart_of_kafka_is_noticed() {
             kafka.restart().unwrap();
         }
     }
-    let stopped_at = recreate_while_running((scene, daemon), Duration::ZERO);
+    let stopped_at = recreate_while_running(&mut scene, &daemon, Duration::ZERO);
     assert!((10..=30).contains(&stopped_at));
+    assert!(daemon.metric("orders_ingestor_client_renewals_total") >= 1.0);
 }

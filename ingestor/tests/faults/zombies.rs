@@ -181,7 +181,12 @@ fn frozen_while_it_owes_the_group_an_answer() {
 fn frozen_while_it_stops() {
     let (scene, load) = loaded_scene();
     let failpoints = "drain=return(stop);committed=sleep(50)";
-    let frozen = scene.start_daemon_with(&[SMALL_BATCHES, ("FAILPOINTS", failpoints)]);
+    // With less time it would end when it wakes, without another try.
+    let frozen = scene.start_daemon_with(&[
+        SMALL_BATCHES,
+        ("FAILPOINTS", failpoints),
+        ("SHUTDOWN_TIMEOUT_MS", "120000"),
+    ]);
     wait_until("some orders are stored", PATIENCE, || scene.settled() > 0);
     frozen.signal(Signal::TERM);
     frozen.wait_until_logged("failpoint drain");
