@@ -117,6 +117,8 @@ impl Scene {
             ("KAFKA_BROKERS", self.brokers.as_str()),
             ("KAFKA_TOPIC", &self.topic),
             ("KAFKA_GROUP_ID", &self.group),
+            // Any port that is free: other tests run at the same time.
+            ("INGESTOR_PORT", "0"),
             // The group notices in seconds that a member is gone.
             (
                 "KAFKA_CONFIG",
