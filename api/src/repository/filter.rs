@@ -202,6 +202,8 @@ mod tests {
             "SET parallel_setup_cost = 0",
             "SET parallel_tuple_cost = 0",
             "SET min_parallel_table_scan_size = 0",
+            "SET random_page_cost = 0",
+            "SET seq_page_cost = 0",
         ];
         let for_the_session = FIND_BY_INDEX.replace("LOCAL ", "");
         for statement in as_if_large.into_iter().chain(for_the_session.split("; ")) {
