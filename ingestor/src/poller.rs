@@ -53,7 +53,6 @@ const LOST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The poll thread.
 pub struct Poller {
     consumer: GroupConsumer,
-    topic: String,
     decoder: Decoder,
     settings: BatchSettings,
     kafka: KafkaSettings,
@@ -85,16 +84,17 @@ impl Poller {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let (writers, reports_rx) = Writers::start(context)?;
-        let topic = settings.kafka.topic.clone();
-        consumer.subscribe(&[&topic]).context("cannot subscribe")?;
+        let kafka = settings.kafka.clone();
+        consumer
+            .subscribe(&[&kafka.topic])
+            .context("cannot subscribe")?;
         context.board.set_running();
-        info!(kafka.topic = topic, kafka.group = settings.kafka.group_id, owner = %context.consumer.owner, "subscribed");
+        info!(kafka.topic = kafka.topic, kafka.group = kafka.group_id, owner = %context.consumer.owner, "subscribed");
         Ok(Self {
             consumer,
-            topic,
             decoder: settings.decoder,
             settings: settings.batch,
-            kafka: settings.kafka.clone(),
+            kafka,
             memory: settings.memory,
             partitions: BTreeMap::new(),
             patience: Patience::default(),
@@ -325,7 +325,7 @@ impl Poller {
             }
             assigned.is_at_end = false;
             let position = positions
-                .find_partition(&self.topic, partition.0)
+                .find_partition(&self.kafka.topic, partition.0)
                 .map(|element| element.offset());
             if let (Some(KafkaOffset::Offset(position)), Some(open)) =
                 (position, &mut assigned.batch)
@@ -377,7 +377,7 @@ impl Poller {
         if unmirrored.is_empty() {
             return;
         }
-        let committed = partition_list(&self.topic, unmirrored)
+        let committed = partition_list(&self.kafka.topic, unmirrored)
             .and_then(|list| self.consumer.commit(&list, mode));
         if let Err(error) = committed {
             debug!("Kafka did not accept the mirror of the offsets: {error}");

@@ -292,9 +292,8 @@ impl Probe {
         if answer != Err(TIMED_OUT) {
             return answer;
         }
-        // The brokers may be slow. But it can also be this client that waits forever: it ignores the leader of a topic that was
-        // recreated, because each restart of a broker has raised the leader epoch of the old topic (librdkafka 2.12,
-        // `rd_kafka_toppar_leader_update`). A new client does not know the old topic.
+        // The brokers may be slow. But it can also be this client that waits for ever, because the topic was recreated: see
+        // `poller::renewal`.
         let renewed = Arc::new(
             self.committed_config
                 .create_with_context(Quiet::default())?,

@@ -48,7 +48,7 @@ impl Poller {
         has_records: bool,
     ) -> anyhow::Result<()> {
         let is_moved = self.seek(partition, next_offset)?;
-        let list = partition_list(&self.topic, [(partition, None)])?;
+        let list = partition_list(&self.kafka.topic, [(partition, None)])?;
         self.consumer
             .resume(&list)
             .context("cannot resume a partition")?;
@@ -71,7 +71,7 @@ impl Poller {
 
     /// Moves a partition, and returns whether that was possible. After an error of the fetcher it is not.
     fn seek(&self, partition: Partition, offset: Offset) -> anyhow::Result<bool> {
-        let target = partition_list(&self.topic, [(partition, Some(offset))])?;
+        let target = partition_list(&self.kafka.topic, [(partition, Some(offset))])?;
         let sought = self
             .consumer
             .seek_partitions(target, SEEK_TIMEOUT)
@@ -84,7 +84,7 @@ impl Poller {
 
     /// Starts a partition whose fetcher has stopped.
     fn assign_again(&self, partition: Partition, offset: Offset) -> anyhow::Result<()> {
-        let target = partition_list(&self.topic, [(partition, Some(offset))])?;
+        let target = partition_list(&self.kafka.topic, [(partition, Some(offset))])?;
         self.consumer
             .incremental_unassign(&target)
             .context("cannot unassign a partition")?;
@@ -111,7 +111,7 @@ impl Poller {
     }
 
     pub(super) fn pause(&self, partition: Partition) -> anyhow::Result<()> {
-        let list = partition_list(&self.topic, [(partition, None)])?;
+        let list = partition_list(&self.kafka.topic, [(partition, None)])?;
         self.consumer
             .pause(&list)
             .context("cannot pause a partition")

@@ -74,7 +74,7 @@ impl Poller {
         }
         let renewed = kafka::group_consumer(&self.kafka, self.memory)?;
         renewed
-            .subscribe(&[&self.topic])
+            .subscribe(&[&self.kafka.topic])
             .context("cannot subscribe")?;
         let former = std::mem::replace(&mut self.consumer, renewed);
         // It leaves the group, and waits for the brokers meanwhile.

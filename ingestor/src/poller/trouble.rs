@@ -58,7 +58,7 @@ impl Poller {
                 | RDKafkaErrorCode::NotImplemented,
             ) => self.suspend_all(error)?,
             other if self.trouble_reports.is_due() => warn!(
-                kafka.topic = self.topic,
+                kafka.topic = self.kafka.topic,
                 "trouble with reading the topic, retrying: {other}"
             ),
             _ => {}
@@ -73,7 +73,7 @@ impl Poller {
     /// gap, or it would fetch it again without a pause. It does not tell which partition is concerned.
     fn suspend_all(&mut self, error: &KafkaError) -> anyhow::Result<()> {
         error!(
-            kafka.topic = self.topic,
+            kafka.topic = self.kafka.topic,
             "a batch cannot be read, so its log may be damaged; nothing after it is stored; reading again in {} s: {error}",
             UNREADABLE_RETRY_INTERVAL.as_secs()
         );
