@@ -76,20 +76,13 @@ fn check_runbook(system: &System<'_>) -> Result<()> {
         path == "docs/RUNBOOK.md" && project::root().join(path).is_file(),
         "{ALERT} leads to the file {path}"
     );
-    let served = minreq::get(system.prometheus_url("/user/RUNBOOK.txt"))
-        .with_timeout(10)
-        .send()
-        .context("Prometheus does not serve the runbook")?;
-    let has_section = served
-        .as_str()
-        .context("the served runbook")?
+    let has_section = get(system, "/user/RUNBOOK.txt")?
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
         .any(|heading| heading.to_lowercase() == section);
     ensure!(
-        served.status_code == 200 && has_section,
-        "{ALERT} leads to the section {section}, which the served runbook has not (status {})",
-        served.status_code
+        has_section,
+        "{ALERT} leads to the section {section}, which the runbook that Prometheus serves has not"
     );
     progress::step(&format!("the runbook has the section of {ALERT}"));
     Ok(())
@@ -121,10 +114,19 @@ fn rules(system: &System<'_>) -> Result<Vec<Value>> {
 }
 
 fn ask(system: &System<'_>, path: &str) -> Result<Value> {
+    serde_json::from_str(&get(system, path)?)
+        .with_context(|| format!("Prometheus answers {path} with what is no JSON"))
+}
+
+fn get(system: &System<'_>, path: &str) -> Result<String> {
     let answer = minreq::get(system.prometheus_url(path))
         .with_timeout(10)
         .send()
         .context("Prometheus does not answer")?;
-    let text = answer.as_str().unwrap_or("what is no text");
-    serde_json::from_str(text).with_context(|| format!("Prometheus answers {path} with {text}"))
+    let status = answer.status_code;
+    ensure!(status == 200, "Prometheus answers {path} with {status}");
+    let text = answer.as_str();
+    Ok(text
+        .with_context(|| format!("Prometheus answers {path} with what is no text"))?
+        .to_owned())
 }
